@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests: a seed that is drawn anew and printed, devices and dtypes."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed drawn at random, printed when the test fails; ``CAC_TEST_SEED=n`` repeats a run."""
+    given = os.environ.get("CAC_TEST_SEED")
+    value = int(given) if given else random.SystemRandom().randrange(2**31)
+    print(f"seed {value} (repeat: CAC_TEST_SEED={value} pytest '{request.node.nodeid}')")
+    return value
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        gpu = pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        )
+        metafunc.parametrize("device", ["cpu", gpu])
