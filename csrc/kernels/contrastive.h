@@ -1,0 +1,76 @@
+// What every backend's kernels are asked for, free of torch: raw pointers, sizes, strides.
+//
+// One problem holds the anchors of both directions of the directional contrastive loss (paper
+// Eq. 6-8). An active pixel is an anchor in exactly one of them, because the confidence comparison
+// is strict, so A pixels need one loss and one gradient row each, not two.
+#pragma once
+
+#include <cstdint>
+
+namespace cac {
+
+enum class DType : int32_t { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+enum class Objective : int32_t {
+  kLogSumExp,        // log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)
+  kContrastiveLoss,  // -log r(a, p) / (r(a, p) + sum_j [y_j != y_i] r(a, n_j))
+};
+
+// Values of ContrastiveProblem::direction.
+constexpr int8_t kInactive = 0;  // loss 0, gradient 0, costs nothing
+constexpr int8_t kTowards2 = 1;  // features[0] holds the anchor, features[1] the positive
+constexpr int8_t kTowards1 = 2;  // features[1] holds the anchor, features[0] the positive
+
+struct ContrastiveProblem {
+  Objective objective;
+  // Features of the same A pixels in the two views; channels are contiguous. With kLogSumExp only
+  // features[0] is read.
+  const void* features[2];  // [A, C]
+  int64_t row_strides[2];   // in elements
+  DType feature_dtype;
+  int64_t num_anchors;  // A
+  int64_t channels;     // C
+  const int8_t* direction;  // [A]
+
+  // Negatives: unit length, sorted by label, channels padded with zeros, contiguous. The negatives
+  // that share anchor i's label are the rows [same_class_begin[i], same_class_end[i]).
+  const void* negatives;  // [N, padded_channels]
+  DType negative_dtype;
+  int64_t num_negatives;    // N
+  int64_t padded_channels;  // Cp >= C
+  const int64_t* same_class_begin;  // [A]
+  const int64_t* same_class_end;    // [A]
+
+  double temperature;
+  bool normalize;  // false: features are trusted to have unit length
+
+  // eps > 0 repeats the authors' code: row maximum over the positive and the first negatives in
+  // the order they were given, whose rows after sorting are leading_rows.
+  double eps;
+  const int64_t* leading_rows;  // [num_leading_rows]
+  int64_t num_leading_rows;
+
+  // Outputs. Gradient of values[i] with respect to the anchor's features; null: not wanted.
+  void* values;     // [A], double for kFloat64 features, else float
+  void* gradients;  // [A, C] contiguous, feature_dtype
+};
+
+// Rows of `source`, in the given order, made unit length (if `normalize`), cast and zero-padded.
+struct PrepareRows {
+  const void* source;  // [N, C], channels contiguous
+  int64_t row_stride;  // in elements
+  DType source_dtype;
+  const int64_t* order;  // [N], row i of the result is row order[i] of the source
+  int64_t num_rows;
+  int64_t channels;
+  bool normalize;
+  void* destination;  // [N, padded_channels]
+  DType destination_dtype;
+  int64_t padded_channels;
+};
+
+// Below this temperature exp((cos - 1) / tau) could leave float32's range, so the kernels keep a
+// running maximum; above it the bound |cos| <= 1 makes the constant shift 1 / tau safe.
+constexpr double kBoundedShiftTemperature = 2.0 / 80.0;
+
+}  // namespace cac

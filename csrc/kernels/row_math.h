@@ -1,0 +1,57 @@
+// The scalar mathematics of one anchor, shared by the CPU and the CUDA kernels.
+//
+// The kernels leave per anchor  S = sum_n r(a, n)  in the form log S, and O = sum_n r(a, n) n.
+// Here that becomes the loss and the two weights of its gradient with respect to the unit anchor
+//
+//     dl/da = ( weight_negatives * O / S  -  weight_positive * p ) / tau .
+#pragma once
+
+#include <cmath>
+
+#include "kernels/contrastive.h"
+
+#if defined(__CUDACC__)
+#define CAC_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define CAC_HOST_DEVICE inline
+#endif
+
+namespace cac {
+
+// Length below which a vector counts as zero, as in torch.nn.functional.normalize.
+constexpr double kMinNorm = 1e-12;
+
+template <typename T>
+struct RowResult {
+  T value;
+  T weight_negatives;
+  T weight_positive;
+};
+
+// log_sum: log S in units of logits, -inf if no negative differs; positive: cos(a, p) / tau;
+// row_max: see ContrastiveProblem::eps, read only if eps > 0.
+template <typename T>
+CAC_HOST_DEVICE RowResult<T> row_result(Objective objective, T log_sum, T positive, T eps,
+                                        T row_max) {
+  if (objective == Objective::kLogSumExp) {
+    return {log_sum, T(1), T(0)};
+  }
+  if (eps == T(0)) {
+    // -log(r_p / (r_p + S)) = log(1 + S / r_p), and 1 - P_+ = S / (r_p + S): both free of the
+    // cancellation that 1 - r_p / Z suffers when the positive dominates.
+    const T margin = log_sum - positive;
+    const T small = std::exp(margin < T(0) ? margin : -margin);
+    const T value = (margin > T(0) ? margin : T(0)) + std::log1p(small);
+    const T weight = (margin < T(0) ? small : T(1)) / (T(1) + small);
+    return {value, weight, weight};
+  }
+  const T positive_exp = std::exp(positive - row_max);
+  const T negative_exp = std::exp(log_sum - row_max);
+  const T denominator = positive_exp + negative_exp + eps;
+  const T probability = positive_exp / denominator;
+  const T scale = probability / (probability + eps);
+  return {-std::log(probability + eps), scale * negative_exp / denominator,
+          scale * (negative_exp + eps) / denominator};
+}
+
+}  // namespace cac
