@@ -1,0 +1,31 @@
+"""The projector: features to the space in which the two views are made consistent."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """1x1 convolution, ReLU, 1x1 convolution, unit length (paper section 4.1). Not for inference.
+
+    ``[B, F, h, w] -> [B, C, h, w]``, each position of length 1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(in_channels, out_channels, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.layers(features), dim=1)
+
+
+class NoProjector(nn.Module):
+    """The features themselves at unit length: "no projector" of the paper's Table 3."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=1)
