@@ -1,0 +1,210 @@
+"""The loss as functions: directional, one direction, and its masked log-sum-exp.
+
+Shapes: A anchors (pixels of the overlap), N negatives, C channels. None of these functions ever
+holds an A x N matrix. Values are float32 (float64 for float64 features); for the accuracy of each
+type of features see `directional_contrastive_loss`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cac_ext._arguments import cast_for_autocast, reject_gradient
+from cac_ext.negatives import PreparedNegatives, prepare_negatives
+from cac_ext.reference import direction_masks, reduce_directions
+
+
+def _prepared(
+    negatives: Tensor | PreparedNegatives, negative_labels: Tensor | None, normalize: bool
+) -> PreparedNegatives:
+    if isinstance(negatives, PreparedNegatives):
+        if negative_labels is not None:
+            raise ValueError(
+                "negative_labels must be left out when negatives are PreparedNegatives, which "
+                "carry their labels"
+            )
+        return negatives
+    if negative_labels is None:
+        raise ValueError(
+            "negative_labels are missing: pass one integer label [N] for each of the negatives "
+            "[N, C], or negatives from cac_ext.prepare_negatives()"
+        )
+    return prepare_negatives(negatives, negative_labels, normalize=normalize)
+
+
+def _wants_gradient(*features: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in features)
+
+
+def masked_logsumexp(
+    anchors: Tensor,
+    negatives: Tensor | PreparedNegatives,
+    anchor_labels: Tensor,
+    negative_labels: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    normalize: bool = True,
+) -> Tensor:
+    """``log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)``: the negatives' part of Eq. 5.
+
+    Args:
+        anchors: [A, C] features; the gradient reaches these alone.
+        negatives: [N, C] features, or `PreparedNegatives`.
+        anchor_labels: [A] integer labels.
+        negative_labels: [N] integer labels; left out with `PreparedNegatives`.
+        temperature: tau > 0.
+        normalize: Compare directions (cosine); False trusts that every row has unit length.
+
+    Returns:
+        [A] float32 (float64 for float64), -inf where no negative has another label.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: see `directional_contrastive_loss`.
+    """
+    anchors = cast_for_autocast(anchors)[0]
+    prepared = _prepared(negatives, negative_labels, normalize)
+    value, _ = torch.ops.cac_ext.masked_logsumexp(
+        anchors,
+        prepared.features,
+        anchor_labels,
+        prepared.labels,
+        temperature,
+        normalize,
+        _wants_gradient(anchors),
+    )
+    return value
+
+
+def masked_contrastive_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor | PreparedNegatives,
+    anchor_labels: Tensor,
+    negative_labels: Tensor | None = None,
+    *,
+    active: Tensor | None = None,
+    temperature: float = 0.1,
+    normalize: bool = True,
+    eps: float = 0.0,
+) -> Tensor:
+    """``-log r(a, p) / (r(a, p) + sum_j [y_j != y] r(a, n_j))`` of each anchor (Eq. 1, 5).
+
+    Args:
+        anchors: [A, C] features; the gradient reaches these alone.
+        positives: [A, C] features of the same pixels in the other view.
+        negatives: [N, C] features, or `PreparedNegatives`.
+        anchor_labels: [A] integer labels.
+        negative_labels: [N] integer labels; left out with `PreparedNegatives`.
+        active: [A] bool; the others cost nothing, their loss and gradient are 0. None: all.
+        temperature: tau > 0.
+        normalize: Compare directions (cosine); False trusts that every row has unit length.
+        eps: As in `directional_contrastive_loss`.
+
+    Returns:
+        [A] float32 (float64 for float64).
+
+    Raises:
+        ValueError, TypeError, RuntimeError: see `directional_contrastive_loss`.
+    """
+    reject_gradient(positives, "positives")
+    anchors, positives = cast_for_autocast(anchors, positives)
+    prepared = _prepared(negatives, negative_labels, normalize)
+    loss, _ = torch.ops.cac_ext.masked_contrastive_loss(
+        anchors,
+        positives,
+        prepared.features,
+        anchor_labels,
+        prepared.labels,
+        prepared.leading_rows,
+        active,
+        temperature,
+        normalize,
+        eps,
+        _wants_gradient(anchors),
+    )
+    return loss
+
+
+def directional_contrastive_loss(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor | PreparedNegatives,
+    negative_labels: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    confidence_threshold: float = 0.75,
+    weights: Tensor | None = None,
+    reduction: str = "active_mean",
+    normalize: bool = True,
+    eps: float = 0.0,
+) -> Tensor:
+    """The directional contrastive loss of both directions (paper Eq. 1-8) in one fused pass.
+
+    A pixel of view 1 is an anchor towards view 2 where view 2 is the more confident one and its
+    confidence passes the threshold, and the other way round; both comparisons are strict. The
+    gradient reaches the anchors only: ``features1`` for direction 1 -> 2, ``features2`` for 2 -> 1.
+
+    Args:
+        features1, features2: [A, C] the same A pixels seen in view 1 and in view 2; float32,
+            bfloat16, float16 or float64.
+        confidences1, confidences2: [A] largest class probability.
+        pseudo_labels1, pseudo_labels2: [A] integer class.
+        negatives: [N, C] features, or `PreparedNegatives`.
+        negative_labels: [N] integer class; left out with `PreparedNegatives`.
+        temperature: tau > 0.
+        confidence_threshold: gamma; positives at or below it are filtered out.
+        weights: [A] factor of each pixel's loss. With ``reduction="sum"`` and 1 / (B N_b) for a
+            pixel of image b it gives the paper's normaliser.
+        reduction: "active_mean": masked sum / active count a direction, both added (the authors'
+            code). "mean": sum / A a direction, added. "sum". "none": [2, A], row 0 for 1 -> 2.
+        normalize: Compare directions (cosine); False trusts that every row has unit length.
+        eps: 0 is the paper's loss; 1e-8 repeats the authors' code, which adds it to the
+            denominator (in units of the row's maximum over the positive and the first 8000
+            negatives) and again inside the logarithm, so that no loss exceeds about 18.4.
+
+    Returns:
+        A scalar, or [2, A] for "none"; float32 (float64 for float64 features).
+
+    Accuracy:
+        float64 and float32 features are multiplied in their own type, unless
+        ``torch.set_float32_matmul_precision("medium")`` lets float32 be multiplied as bfloat16;
+        bfloat16 features are multiplied as bfloat16 where the processor can, float16 ones as
+        float32 on the CPU. Sums are float32 and wider. Under autocast its type is used.
+
+    Raises:
+        ValueError: A shape, device, label count, temperature or option that does not fit, or a
+            feature that is not finite, with its place (CPU only: a look would stall a GPU).
+        TypeError: A type that does not fit.
+        RuntimeError: A gradient is asked for that does not exist: of the negatives, or a second
+            derivative.
+    """
+    features1, features2 = cast_for_autocast(features1, features2)
+    prepared = _prepared(negatives, negative_labels, normalize)
+    if weights is not None and weights.shape != features1.shape[:1]:
+        raise ValueError(
+            f"weights must have shape [{features1.shape[0]}], one factor for each pixel, but got "
+            f"{list(weights.shape)}"
+        )
+    loss, _, _ = torch.ops.cac_ext.directional_contrastive_loss(
+        features1,
+        features2,
+        confidences1,
+        confidences2,
+        pseudo_labels1,
+        pseudo_labels2,
+        prepared.features,
+        prepared.labels,
+        prepared.leading_rows,
+        temperature,
+        confidence_threshold,
+        normalize,
+        eps,
+        _wants_gradient(features1, features2),
+    )
+    active = direction_masks(confidences1, confidences2, confidence_threshold)  # [2, A]
+    return reduce_directions(loss, active, weights, reduction)

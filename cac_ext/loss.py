@@ -1,0 +1,62 @@
+"""The directional contrastive loss as a module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cac_ext.functional import directional_contrastive_loss
+from cac_ext.negatives import PreparedNegatives
+
+
+class DirectionalContrastiveLoss(nn.Module):
+    """`cac_ext.directional_contrastive_loss` with its options fixed; arguments as there."""
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        confidence_threshold: float = 0.75,
+        reduction: str = "active_mean",
+        normalize: bool = True,
+        eps: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.confidence_threshold = confidence_threshold
+        self.reduction = reduction
+        self.normalize = normalize
+        self.eps = eps
+
+    def forward(
+        self,
+        features1: Tensor,  # [A, C]
+        features2: Tensor,  # [A, C]
+        confidences1: Tensor,  # [A]
+        confidences2: Tensor,  # [A]
+        pseudo_labels1: Tensor,  # [A]
+        pseudo_labels2: Tensor,  # [A]
+        negatives: Tensor | PreparedNegatives,  # [N, C]
+        negative_labels: Tensor | None = None,  # [N]
+        weights: Tensor | None = None,  # [A]
+    ) -> Tensor:
+        return directional_contrastive_loss(
+            features1,
+            features2,
+            confidences1,
+            confidences2,
+            pseudo_labels1,
+            pseudo_labels2,
+            negatives,
+            negative_labels,
+            temperature=self.temperature,
+            confidence_threshold=self.confidence_threshold,
+            weights=weights,
+            reduction=self.reduction,
+            normalize=self.normalize,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, confidence_threshold={self.confidence_threshold}, "
+            f"reduction={self.reduction!r}, normalize={self.normalize}, eps={self.eps}"
+        )

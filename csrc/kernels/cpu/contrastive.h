@@ -1,0 +1,15 @@
+// The fused contrastive kernel on the CPU: plan tiles of active anchors, run them against shares of
+// the negatives, combine in a fixed order.
+#pragma once
+
+#include "kernels/contrastive.h"
+#include "kernels/cpu/rows.h"
+
+namespace cac::cpu {
+
+// Solves the problem. Results do not depend on the number of threads. Beyond its inputs and
+// outputs it holds, for at most A active anchors, their packed features and a few partial sums
+// [Cp] each: memory independent of A x N.
+void contrastive(const ContrastiveProblem& problem, const ParallelFor& parallel_for);
+
+}  // namespace cac::cpu

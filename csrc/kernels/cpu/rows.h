@@ -1,0 +1,29 @@
+// Reading rows of any feature type, and making the prepared negatives from them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "kernels/contrastive.h"
+
+namespace cac::cpu {
+
+// Runs body(task) for every task in [0, tasks), in any order, on as many threads as there are.
+using ParallelFor = std::function<void(int64_t tasks, const std::function<void(int64_t)>& body)>;
+
+// One row of `channels` elements as double.
+void read_row(const void* data, DType type, int64_t first_element, int64_t channels, double* row);
+
+// `channels` doubles, rounded to `type`.
+void write_row(const double* row, int64_t channels, DType type, int64_t first_element, void* data);
+
+// Euclidean length.
+double row_norm(const double* row, int64_t channels);
+
+void prepare_rows(const PrepareRows& rows, const ParallelFor& parallel_for);
+
+// Index row * channels + channel of the first element that is not finite, or -1.
+int64_t find_non_finite(const void* data, DType type, int64_t rows, int64_t row_stride,
+                        int64_t channels, const ParallelFor& parallel_for);
+
+}  // namespace cac::cpu

@@ -1,0 +1,130 @@
+// Vectors of the compiler (GCC and Clang), exp2 on them, and the passes over a block of scores that
+// all element types share. Included once per instruction set: everything has internal linkage.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/tile_kernel.h"
+
+namespace cac::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;  // SSE2, NEON
+#endif
+
+template <typename T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  using Integer = int32_t;
+  static constexpr int kExponentShift = 23;
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = -126.0f;     // below: as good as zero, and not subnormal
+  // Minimax polynomial of 2^f on [-1/2, 1/2], relative error 1.9e-9.
+  static constexpr int kDegree = 6;
+  static constexpr float kExp2[] = {1.000000000554164796f,   0.6931472057371957513f,
+                                    0.240226468906455207f,   0.05550328777105324799f,
+                                    0.00961848895633118162f, 0.001339993117723973797f,
+                                    0.0001534581216131162976f};
+};
+
+template <>
+struct Simd<double> {
+  using Integer = int64_t;
+  static constexpr int kExponentShift = 52;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLowest = -1022.0;
+  // Relative error 3.1e-18.
+  static constexpr int kDegree = 11;
+  static constexpr double kExp2[] = {
+      0.9999999999999999971,    0.6931471805599453305,    0.240226506959101562,
+      0.0555041086648199216,    0.009618129107588335244,  0.001333355814678992172,
+      0.0001540353046251443206, 0.00001525273348998852565, 1.321543308967639918e-6,
+      1.017819802167193084e-7,  7.074105613508142796e-9,  4.435282706957277151e-10};
+};
+
+template <typename T>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kWidth = kVectorBytes / sizeof(T);
+};
+template <typename T>
+using Vector = typename VectorOf<T>::Type;
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+  Vector<T> value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+template <typename T>
+inline Vector<T> exp2(Vector<T> x) {
+  using Constants = Simd<T>;
+  using Integers = Vector<typename Constants::Integer>;
+  x = x > Constants::kLowest ? x : Constants::kLowest - Vector<T>{};
+  const Vector<T> rounded = x + Constants::kRound;  // low bits: the integer part
+  const Vector<T> fraction = x - (rounded - Constants::kRound);
+  Vector<T> power = Constants::kExp2[Constants::kDegree] - Vector<T>{};
+  for (int i = Constants::kDegree - 1; i >= 0; --i) power = power * fraction + Constants::kExp2[i];
+  return (Vector<T>)((Integers)power + ((Integers)rounded << Constants::kExponentShift));
+}
+
+// Which rows of the block [row, ...) are masked for which lanes.
+struct LaneMask {
+  bool any;  // false: none, and the rest is not read
+  int32_t row;
+  const int32_t* begin;  // [lanes]
+  const int32_t* end;    // [lanes]
+};
+
+// Raises the running maximum `shift` [lanes] to that of scores [rows][kLanes] and rescales what was
+// summed under the old one.
+template <typename T, int kLanes>
+inline void raise_lane_maximum(const T* scores, int rows, int64_t channels, const LaneMask& mask,
+                               T* shift, double* sum, T* weighted) {
+  using Integer = typename Simd<T>::Integer;
+  using Integers = Vector<Integer>;
+  constexpr int kWidth = VectorOf<T>::kWidth;
+  for (int first = 0; first < kLanes; first += kWidth) {
+    Integers begin = {}, end = {};
+    if (mask.any) {
+      for (int i = 0; i < kWidth; ++i) {
+        begin[i] = mask.begin[first + i] - mask.row;
+        end[i] = mask.end[first + i] - mask.row;
+      }
+    }
+    const Vector<T> old = load(shift + first);
+    Vector<T> maximum = old;
+    for (int row = 0; row < rows; ++row) {
+      const Integers index = Integer(row) - Integers{};
+      const Vector<T> score = load(scores + row * kLanes + first);
+      const Vector<T> counted = ((index >= begin) & (index < end)) ? old : score;
+      maximum = counted > maximum ? counted : maximum;
+    }
+    const Vector<T> scale = exp2<T>(old - maximum);
+    store(shift + first, maximum);
+    for (int i = 0; i < kWidth; ++i) {
+      if (maximum[i] == old[i]) continue;
+      const int lane = first + i;
+      sum[lane] *= scale[i];
+      if (weighted == nullptr) continue;
+      for (int64_t c = 0; c < channels; ++c) weighted[c * kLanes + lane] *= scale[i];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cac::cpu

@@ -1,0 +1,149 @@
+// Products and exponentials for float and double, on whatever vectors the file is compiled for.
+#pragma once
+
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/tile_loop.h"
+
+namespace cac::cpu {
+namespace {
+
+// Register block of the products: kVectors vectors of lanes by kRows rows, chosen so that the
+// accumulators, one row of B and a broadcast element fill the register file.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kBlockRows = 8;  // 24 + 3 + 1 of 32 registers
+#else
+constexpr int kBlockRows = 4;  // 12 + 3 + 1 of 16 registers
+#endif
+constexpr int kBlockVectors = 3;
+
+// C [kRows][lanes] (+)= A [kRows][depth] B [depth][lanes], one register block.
+template <typename T, int kRows, bool kAccumulate>
+inline void multiply_block(const T* a, int64_t row_stride, int64_t depth_stride, int64_t depth,
+                           const T* b, T* c) {
+  constexpr int kWidth = VectorOf<T>::kWidth;
+  constexpr int kLanes = kBlockVectors * kWidth;
+  Vector<T> block[kRows][kBlockVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector<T> lanes[kBlockVectors];
+    for (int v = 0; v < kBlockVectors; ++v) lanes[v] = load(b + k * kLanes + v * kWidth);
+    for (int r = 0; r < kRows; ++r) {
+      const Vector<T> element = a[r * row_stride + k * depth_stride] - Vector<T>{};
+      for (int v = 0; v < kBlockVectors; ++v) block[r][v] += element * lanes[v];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kBlockVectors; ++v) {
+      T* out = c + r * kLanes + v * kWidth;
+      store(out, kAccumulate ? load(out) + block[r][v] : block[r][v]);
+    }
+  }
+}
+
+template <typename T, bool kAccumulate, int kRows = kBlockRows>
+inline void multiply(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows,
+                     int64_t depth, const T* b, T* c) {
+  constexpr int kLanes = kBlockVectors * VectorOf<T>::kWidth;
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) {
+    multiply_block<T, kRows, kAccumulate>(a + row * row_stride, row_stride, depth_stride, depth, b,
+                                          c + row * kLanes);
+  }
+  if constexpr (kRows > 1) {
+    if (row < rows) {
+      multiply<T, kAccumulate, kRows / 2>(a + row * row_stride, row_stride, depth_stride,
+                                          rows - row, depth, b, c + row * kLanes);
+    }
+  }
+}
+
+template <typename T>
+class VectorIsa {
+ public:
+  using Element = T;
+  using Accumulator = T;
+  static constexpr int kWidth = VectorOf<T>::kWidth;
+  static constexpr int kLanes = kBlockVectors * kWidth;
+  static constexpr int kRowBlock = 96;
+
+  static size_t scratch_bytes(int64_t) { return sizeof(T) * kRowBlock * kLanes; }
+
+  VectorIsa(void* scratch, int64_t channels)
+      : channels_(channels), scores_(static_cast<T*>(scratch)) {}
+
+  void set_block(const T* negatives, int rows) {
+    negatives_ = negatives;
+    rows_ = rows;
+  }
+
+  // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
+  void scores(const T* anchors) {
+    multiply<T, false>(negatives_, channels_, 1, rows_, channels_, anchors, scores_);
+  }
+
+  void raise_maximum(const LaneMask& mask, T* shift, double* sum, T* weighted) {
+    raise_lane_maximum<T, kLanes>(scores_, rows_, channels_, mask, shift, sum, weighted);
+  }
+
+  void exponentiate(const LaneMask& mask, const T* shift, double* sum) {
+    mask.any ? exponentiate_rows<true>(mask, shift, sum)
+             : exponentiate_rows<false>(mask, shift, sum);
+  }
+
+  // weighted [C][lanes] += N^T [C][rows] P [rows][lanes]
+  void accumulate(T* weighted) {
+    multiply<T, true>(negatives_, 1, channels_, channels_, rows_, scores_, weighted);
+  }
+
+ private:
+  template <bool kMasked>
+  void exponentiate_rows(const LaneMask& mask, const T* shift, double* sum) {
+    using Integer = typename Simd<T>::Integer;
+    using Integers = Vector<Integer>;
+    for (int v = 0; v < kBlockVectors; ++v) {
+      const int lane = v * kWidth;
+      const Vector<T> lane_shift = load(shift + lane);
+      Integers begin = {}, end = {};
+      if (kMasked) {
+        for (int i = 0; i < kWidth; ++i) {
+          begin[i] = mask.begin[lane + i] - mask.row;
+          end[i] = mask.end[lane + i] - mask.row;
+        }
+      }
+      Vector<T> total = {};
+      for (int row = 0; row < rows_; ++row) {
+        T* score = scores_ + row * kLanes + lane;
+        Vector<T> probability = exp2<T>(load(score) - lane_shift);
+        if (kMasked) {
+          const Integers index = Integer(row) - Integers{};
+          probability = ((index >= begin) & (index < end)) ? Vector<T>{} : probability;
+        }
+        total += probability;
+        store(score, probability);
+      }
+      for (int i = 0; i < kWidth; ++i) sum[lane + i] += total[i];
+    }
+  }
+
+  int64_t channels_;
+  T* scores_;  // [kRowBlock][kLanes]; probabilities after exponentiate()
+  const T* negatives_ = nullptr;
+  int rows_ = 0;
+};
+
+template <typename T>
+constexpr TileKernel vector_kernel(const char* instruction_set, DType type) {
+  using Isa = VectorIsa<T>;
+  return {instruction_set, type,           type, Isa::kLanes,          1,
+          8,               Isa::kRowBlock, Isa::scratch_bytes, &run_tile_group<Isa>};
+}
+
+const TileKernel* find_vector_kernel(const char* instruction_set, DType element) {
+  static const TileKernel for_float = vector_kernel<float>(instruction_set, DType::kFloat32);
+  static const TileKernel for_double = vector_kernel<double>(instruction_set, DType::kFloat64);
+  if (element == DType::kFloat32) return &for_float;
+  if (element == DType::kFloat64) return &for_double;
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace cac::cpu

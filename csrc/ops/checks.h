@@ -1,0 +1,29 @@
+// Argument checks of all operators. Each names the argument, what came and what was needed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace cac {
+
+// [rows, channels] of a floating type; -1 stands for any size.
+void check_features(const at::Tensor& features, const char* name, int64_t rows, int64_t channels);
+
+// Integer [rows] on the device of `like`.
+void check_labels(const at::Tensor& labels, const char* name, int64_t rows, const at::Tensor& like);
+
+// Floating [rows] on the device of `like`.
+void check_confidences(const at::Tensor& confidences, const char* name, int64_t rows,
+                       const at::Tensor& like);
+
+// Same type and device.
+void check_alike(const at::Tensor& tensor, const char* name, const at::Tensor& like,
+                 const char* like_name);
+
+// What prepare_negatives() returned, for features of this type, device and number of channels.
+void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labels,
+                    const at::Tensor& leading_rows, const at::Tensor& features);
+
+void check_temperature(double temperature);
+void check_eps(double eps);
+
+}  // namespace cac

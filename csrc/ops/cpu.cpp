@@ -1,0 +1,76 @@
+// The CPU backend: torch's threads around the torch-free kernels.
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <atomic>
+
+#include "kernels/cpu/contrastive.h"
+#include "kernels/cpu/cpu_capability.h"
+#include "ops/backend.h"
+#include "ops/contrastive.h"
+
+namespace cac {
+namespace {
+
+// Threads draw tasks from a queue, because their costs differ by what the masks let them skip.
+void parallel_for(int64_t tasks, const std::function<void(int64_t)>& body) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+    for (int64_t task = next++; task < tasks; task = next++) body(task);
+  });
+}
+
+class CpuBackend final : public Backend {
+ public:
+  at::ScalarType compute_type(at::ScalarType features) const override {
+    if (features == at::kDouble) return at::kDouble;
+    const bool may_be_bf16 =
+        features == at::kBFloat16 ||
+        (features == at::kFloat && at::globalContext().float32MatmulPrecision() ==
+                                       at::Float32MatmulPrecision::MEDIUM);
+    const bool has_bf16 = cpu::find_tile_kernel(DType::kBFloat16) != nullptr;
+    return may_be_bf16 && has_bf16 ? at::kBFloat16 : at::kFloat;
+  }
+
+  int64_t channel_multiple(at::ScalarType compute_type) const override {
+    return cpu::find_tile_kernel(kernel_type(compute_type))->channel_multiple;
+  }
+
+  void check_finite(const at::Tensor& features, const char* name) const override {
+    const at::Tensor rows = features.stride(1) == 1 ? features : features.contiguous();
+    const int64_t where = cpu::find_non_finite(rows.const_data_ptr(),
+                                               kernel_type(rows.scalar_type()), rows.size(0),
+                                               rows.stride(0), rows.size(1), parallel_for);
+    if (where < 0) return;
+    const int64_t row = where / rows.size(1), channel = where % rows.size(1);
+    TORCH_CHECK_VALUE(false, name, " must be finite, but ", name, "[", row, ", ", channel, "] is ",
+                      rows[row][channel].item<double>());
+  }
+
+  void prepare_rows(const PrepareRows& rows) const override {
+    cpu::prepare_rows(rows, parallel_for);
+  }
+
+  void contrastive(const ContrastiveProblem& problem) const override {
+    TORCH_CHECK_TYPE(cpu::find_tile_kernel(problem.negative_dtype) != nullptr,
+                     "these negatives were prepared for instructions that are not in use "
+                     "(capability ",
+                     cpu::cpu_capability(), "); prepare them again");
+    cpu::contrastive(problem, parallel_for);
+  }
+};
+
+const CpuBackend backend;
+const bool registered = (register_backend(at::kCPU, &backend), true);
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cac_ext, CPU, m) {
+  m.impl("prepare_negatives", prepare_negatives);
+  m.impl("masked_logsumexp", masked_logsumexp);
+  m.impl("masked_contrastive_loss", masked_contrastive_loss);
+  m.impl("directional_contrastive_loss", directional_contrastive_loss);
+}
+
+}  // namespace cac

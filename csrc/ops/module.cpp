@@ -1,0 +1,25 @@
+// The importable module cac_ext._C: loading it registers the operators; its functions tell what was
+// built and what runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "kernels/cpu/cpu_capability.h"
+#include "ops/backend.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled operators of cac_ext; see torch.ops.cac_ext and cac_ext.ops.";
+  m.def("cpu_capabilities", &cac::cpu::cpu_capabilities,
+        "Instruction sets built and supported here, least to most capable.");
+  m.def("cpu_capability", &cac::cpu::cpu_capability, "The instruction set in use.");
+  m.def("limit_cpu_capability", &cac::cpu::limit_cpu_capability, pybind11::arg("name"),
+        "Use instruction sets up to this one only; for tests and benchmarks.");
+  m.def(
+      "prepared_layout",
+      [](const std::string& device, int dtype) {
+        const cac::Backend& backend = cac::backend_for(c10::Device(device).type());
+        const auto type = backend.compute_type(static_cast<at::ScalarType>(dtype));
+        return std::pair<int, int64_t>(static_cast<int>(type), backend.channel_multiple(type));
+      },
+      pybind11::arg("device"), pybind11::arg("dtype"),
+      "Type (as at::ScalarType) and channel multiple of prepared negatives.");
+}
