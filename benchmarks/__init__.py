@@ -1,0 +1,1 @@
+"""Benchmarks of the fused loss and of the training around it: ``python -m benchmarks``."""

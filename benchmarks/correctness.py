@@ -1,0 +1,83 @@
+"""No time is reported for an implementation that computes something else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Case, make_inputs
+from benchmarks.implementations import Implementation
+from cac_ext import reference
+
+#: More negatives than one chunk of the official algorithm, so that a later chunk is checked too.
+CHECK_CASE = Case("check", A=160, N=9_000, C=128, K=21, group="check")
+
+#: Largest relative error of the loss, and of the gradient in the Frobenius norm, by input type.
+TOLERANCES = {
+    torch.float64: (1e-9, 1e-8),
+    torch.float32: (1e-5, 1e-4),
+    torch.float16: (2e-3, 1e-2),
+    torch.bfloat16: (1e-2, 3e-2),
+}
+#: Under these settings float32 products are rounded to TF32 or bfloat16.
+REDUCED_FLOAT32 = {"high": (1e-3, 5e-3), "medium": (1e-2, 3e-2)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """Relative errors against the float64 reference on the same rounded inputs."""
+
+    implementation: str
+    dtype: str
+    loss_error: float
+    gradient_error: float
+    loss_tolerance: float
+    gradient_tolerance: float
+
+    @property
+    def passed(self) -> bool:  # written so that nan fails
+        return (
+            self.loss_error <= self.loss_tolerance
+            and self.gradient_error <= self.gradient_tolerance
+        )
+
+    def to_json(self) -> dict:
+        return {**asdict(self), "passed": self.passed}
+
+
+def check(
+    implementation: Implementation,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+    case: Case = CHECK_CASE,
+) -> Check:
+    """Compare loss and gradient with the oracle's."""
+    rounded = make_inputs(case, seed).to("cpu", dtype)
+    inputs = rounded.to(device, dtype).requiring_grad()
+    loss = implementation.loss(inputs)
+    loss.backward()
+    got = torch.stack([inputs.features1.grad, inputs.features2.grad]).double().cpu()
+
+    oracle = rounded.to("cpu", torch.float64).requiring_grad()
+    expected_loss = reference.directional_contrastive_loss(
+        **vars(oracle),
+        temperature=TEMPERATURE,
+        confidence_threshold=CONFIDENCE_THRESHOLD,
+        eps=implementation.eps,
+    )
+    expected_loss.backward()
+    expected = torch.stack([oracle.features1.grad, oracle.features2.grad])
+
+    tolerances = TOLERANCES[dtype]
+    if dtype == torch.float32:
+        tolerances = REDUCED_FLOAT32.get(torch.get_float32_matmul_precision(), tolerances)
+    return Check(
+        implementation=implementation.name,
+        dtype=str(dtype).removeprefix("torch."),
+        loss_error=abs(loss.item() / expected_loss.item() - 1),
+        gradient_error=((got - expected).norm() / expected.norm()).item(),
+        loss_tolerance=tolerances[0],
+        gradient_tolerance=tolerances[1],
+    )

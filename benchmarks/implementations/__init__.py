@@ -1,0 +1,17 @@
+"""Every implementation by its name; add one by writing its file and naming it here."""
+
+from __future__ import annotations
+
+from benchmarks.implementations.base import Implementation
+from benchmarks.implementations.flex_attention import FlexAttention
+from benchmarks.implementations.naive import Naive
+from benchmarks.implementations.official import Official, OfficialCompiled
+from benchmarks.implementations.ours import Ours
+from benchmarks.implementations.tiled import Tiled
+
+IMPLEMENTATIONS: dict[str, type[Implementation]] = {
+    implementation.name: implementation
+    for implementation in (Ours, Official, OfficialCompiled, Naive, Tiled, FlexAttention)
+}
+
+__all__ = ["IMPLEMENTATIONS", "Implementation"]

@@ -1,0 +1,40 @@
+"""The one interface behind which every implementation of the loss is measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Inputs
+from benchmarks.operations import Workload
+
+
+class Implementation(ABC):
+    """One way to compute the directional contrastive loss of both directions (``active_mean``)."""
+
+    #: Name on the command line and in every table.
+    name: str
+    #: One line for ``--help`` and the report.
+    description: str
+    #: ``eps`` of the semantics it follows; the oracle is asked for the same.
+    eps: float = 0.0
+    #: Input types measured on a CPU unless others are asked for; on a GPU it is always both.
+    cpu_dtypes: tuple[str, ...] = ("float32",)
+    #: Whether the first call at a new size compiles, so that it must never be timed.
+    compiles: bool = False
+
+    @abstractmethod
+    def loss(self, inputs: Inputs) -> Tensor:
+        """Both directions' loss as a scalar, differentiable in ``features1`` and ``features2``."""
+
+    @abstractmethod
+    def executed_operations(self, workload: Workload, phase: str) -> int:
+        """Operations of the matrix products it really runs in ``phase``."""
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot run there, or None."""
+        if device.type == "cpu" and dtype == torch.float16:
+            return "float16 matrix products are not accelerated on this kind of processor"
+        return None

@@ -1,0 +1,83 @@
+"""FlexAttention with values = keys: its output and log-sum-exp hold the loss and the gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from benchmarks.cases import Inputs
+from benchmarks.implementations.base import Implementation
+from benchmarks.implementations.one_pass import Sorted, one_pass_loss
+from benchmarks.operations import Workload
+
+BLOCK = 128
+
+
+def _block_mask(sort: Sorted) -> BlockMask:
+    """Blocks of one shared class are skipped; blocks without a shared class need no mask."""
+
+    def bounds(labels: Tensor) -> tuple[Tensor, Tensor]:
+        padding = -len(labels) % BLOCK
+        labels = torch.cat([labels, labels[-1:].expand(padding)]).view(-1, BLOCK)
+        return labels[:, 0], labels[:, -1]
+
+    low, high = bounds(sort.anchor_labels)  # [M / BLOCK]
+    negative_low, negative_high = bounds(sort.negative_labels)  # [N / BLOCK]
+    apart = (low[:, None] > negative_high) | (high[:, None] < negative_low)
+    same = (low == high)[:, None] & (negative_low == negative_high) & (low[:, None] == negative_low)
+
+    def compressed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+        blocks = blocks.to(torch.int32)[None, None]
+        order = blocks.argsort(dim=-1, descending=True, stable=True)
+        return blocks.sum(-1, dtype=torch.int32), order.to(torch.int32)
+
+    anchor_labels, negative_labels = sort.anchor_labels, sort.negative_labels
+
+    def differs(batch, head, row, column):
+        return anchor_labels[row] != negative_labels[column]
+
+    partial, full = compressed(~apart & ~same), compressed(apart)
+    return BlockMask.from_kv_blocks(
+        *partial,
+        *full,
+        BLOCK_SIZE=BLOCK,
+        mask_mod=differs,
+        seq_lengths=(len(anchor_labels), len(negative_labels)),
+    )
+
+
+class FlexAttention(Implementation):
+    name = "flex-attention"
+    description = "torch FlexAttention: label block mask, log-sum-exp returned, values = keys"
+    compiles = True
+
+    def __init__(self, compiled: bool = True) -> None:
+        self._attention = (
+            torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+        )
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        return one_pass_loss(inputs, self._attend)
+
+    def _attend(self, sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        keys = sort.negatives[None, None]  # [1, 1, N, C]
+        output, auxiliary = self._attention(
+            sort.anchors[None, None],
+            keys,
+            keys,
+            block_mask=_block_mask(sort),
+            scale=1.0,
+            return_aux=AuxRequest(lse=True),
+        )
+        sums = auxiliary.lse[0, 0].float().exp()  # [M]
+        return sums, output[0, 0].float() * sums[:, None] if with_gradient else None
+
+    def executed_operations(self, workload: Workload, phase: str) -> int:
+        # Attention forms its output whether or not a gradient is wanted.
+        return 0 if phase == "backward" else workload.one_pass_operations("both")
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type == "cpu":
+            return "torch compiles FlexAttention for the CPU without the log-sum-exp"
+        return super().unsupported(device, dtype)

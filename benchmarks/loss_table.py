@@ -1,0 +1,111 @@
+"""The `loss` results as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from benchmarks import table
+from benchmarks.results import Results, Row
+
+SHORT_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def speed_up(results: Results, row: Row, rival: str) -> float | None:
+    """Times by which ``row`` is faster than ``rival``, of the same type if that was measured."""
+    for dtype in (row.dtype, "float32"):
+        other = results.find(row.case, rival, dtype, row.phase)
+        if other is not None and other.samples:
+            return other.median / row.median
+    return None
+
+
+def loss_table(results: Results) -> str:
+    """One line a case and contender; failures carry their reason."""
+    header = [
+        "case",
+        "implementation",
+        "type",
+        "loss+grad",
+        "p20-p80",
+        "runs",
+        "vs official",
+        "vs tiled",
+        "op/s",
+        "of matmul",
+        "of bandwidth",
+        "memory",
+        "forward",
+        "backward",
+    ]
+    lines, notes = [], []
+    for row in results.rows:
+        if row.phase != "both":
+            continue
+        cells = [row.case, row.implementation, SHORT_DTYPE.get(row.dtype, row.dtype)]
+        if row.status != "ok":
+            notes.append(f"{row.case}, {row.implementation} {row.dtype}: {row.detail}")
+            lines.append([*cells, row.status.replace("_", " "), *["-"] * (len(header) - 4)])
+            continue
+        executed_rate = (row.executed_operations or math.nan) / row.median
+        phases = [
+            results.find(row.case, row.implementation, row.dtype, phase)
+            for phase in ("forward", "backward")
+        ]
+        lines.append(
+            [
+                *cells,
+                table.seconds(row.median),
+                f"{table.seconds(row.p20)}-{table.seconds(row.p80)}",
+                f"{len(row.samples)}{'' if row.warmed_up else '*'}",
+                table.ratio(speed_up(results, row, "official")),
+                table.ratio(speed_up(results, row, "tiled")),
+                table.rate(executed_rate),
+                table.percent(row.share_of_matrix_rate),
+                table.percent(row.share_of_bandwidth),
+                table.size(row.extra_memory),
+                *(table.seconds(phase.median if phase else None) for phase in phases),
+            ]
+        )
+    parts = [describe_run(results), table.render(header, lines, left=3)]
+    if any(not row.warmed_up for row in results.rows):
+        notes.append("* slow calls are timed without a warm-up call")
+    if notes:
+        parts.append("\n".join(notes))
+    return "\n\n".join(parts)
+
+
+def describe_run(results: Results) -> str:
+    """Machine, versions, limits and what the columns mean."""
+    machine, software = results.machine, results.software
+    lines = [
+        f"{machine.get('gpu') or machine['cpu']}, {machine['capability']}"
+        f" ({' '.join(machine['instruction_sets'])}), {machine['threads']} threads,"
+        f" torch {software['torch']},"
+        f" float32 products at precision {software['float32_matmul_precision']!r}"
+    ]
+    for name, case in results.cases.items():
+        lines.append(
+            f"{name}: A={case['A']:,} N={case['N']:,} C={case['C']} K={case['K']},"
+            f" {case['workload']['active_anchors']:,} active anchors in both directions,"
+            f" {_differing(case):.0%} of their negatives of another class"
+        )
+    for dtype, limit in results.limits.get("matrix_rate", {}).items():
+        shape = "x".join(map(str, limit["shape"]))
+        lines.append(
+            f"matrix product {dtype}: {table.rate(limit['operations_per_second'])}op/s ({shape})"
+        )
+    if "memory_bandwidth" in results.limits:
+        lines.append(f"memory bandwidth: {results.limits['memory_bandwidth'] / 1e9:.0f} GB/s")
+    lines.append(
+        "loss+grad: both directions, median; vs official / tiled: times faster, same type where"
+        " measured, else fp32;\nop/s, of matmul: operations really executed; of bandwidth: inputs"
+        " and outputs moved once;\nmemory: peak beyond the inputs, gradients included;"
+        " forward: without gradient"
+    )
+    return "\n".join(lines)
+
+
+def _differing(case: dict) -> float:
+    workload = case["workload"]
+    pairs = workload["active_anchors"] * workload["negatives"]
+    return workload["differing_pairs"] / pairs if pairs else 0.0

@@ -1,0 +1,106 @@
+"""What the figures were measured on: without it they mean nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+import cac_ext
+
+#: Instruction sets that decide how fast matrix products are.
+_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
+
+
+def _cpu_info() -> tuple[str, list[str]]:
+    """Model name and relevant instruction sets."""
+    model, flags = platform.processor() or platform.machine(), []
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return model, flags
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            model = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            present = set(value.split())
+            flags = [name for name in _INSTRUCTION_SETS if name in present]
+    return model, flags
+
+
+def available_memory() -> int | None:
+    """Bytes a process may still take, or None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+                break
+        else:
+            return None
+    except OSError:
+        return None
+    try:  # a container's own limit, where there is one
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        available = min(available, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return available
+
+
+def describe_machine(device: torch.device) -> dict:
+    """Hardware and thread count; no host name, so that the file can be shared."""
+    model, instruction_sets = _cpu_info()
+    description = {
+        "device": device.type,
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_sets": instruction_sets,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if hasattr(os, "sysconf"):
+        description["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        description["gpu"] = properties.name
+        description["gpu_memory_bytes"] = properties.total_memory
+        description["gpu_capability"] = f"{properties.major}.{properties.minor}"
+    return description
+
+
+def describe_software() -> dict:
+    """Versions that can change a figure."""
+    build_info = getattr(cac_ext, "build_info", None)
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cac_ext": build_info() if build_info else {},
+    }
+
+
+def describe_commit() -> dict:
+    """The commit of the checkout the benchmark runs from; empty outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {}

@@ -1,0 +1,104 @@
+"""Peak memory of one loss with its gradient, beyond its inputs.
+
+On a GPU the caching allocator keeps the peak. On the CPU nothing does, so the call is made in a
+process of its own (`benchmarks.memory_probe`) and the growth of its peak resident memory is read.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import Case, Inputs
+from benchmarks.implementations import Implementation
+from benchmarks.machine import available_memory
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """``status`` is ok, out_of_memory, failed or timed_out; ``detail`` explains all but ok."""
+
+    status: str
+    extra_bytes: int | None = None  # peak beyond the inputs, gradients included
+    seconds: float | None = None
+    detail: str = ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the CPU's or the GPU's allocator refused."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "out of memory" in text or "bad_alloc" in text
+    )
+
+
+def measure_on_gpu(implementation: Implementation, inputs: Inputs) -> MemoryUse:
+    """One training call under the allocator's peak counter."""
+    inputs = inputs.requiring_grad()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    try:
+        implementation.loss(inputs).backward()
+        torch.cuda.synchronize()
+    except Exception as error:  # a rival that dies is a row of the table
+        if is_out_of_memory(error):
+            return MemoryUse("out_of_memory", detail=first_line(error))
+        return MemoryUse("failed", detail=first_line(error))
+    return MemoryUse("ok", torch.cuda.max_memory_allocated() - before)
+
+
+def measure_in_child(
+    name: str,
+    dtype: torch.dtype,
+    case: Case,
+    seed: int,
+    limit_bytes: int | None = None,
+    timeout: float | None = None,
+    threads: int | None = None,
+) -> MemoryUse:
+    """The same on the CPU; ``limit_bytes`` is what the child may take (default: 90% of free)."""
+    if limit_bytes is None:
+        available = available_memory()
+        limit_bytes = int(0.9 * available) if available else 0
+    request = {
+        "implementation": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "case": case.to_json(),
+        "seed": seed,
+        "limit_bytes": limit_bytes,
+        "threads": threads or torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.memory_probe", json.dumps(request)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=Path(__file__).parent.parent,
+        )
+    except subprocess.TimeoutExpired:
+        return MemoryUse("timed_out", detail=f"not done after {timeout:.0f} s")
+    if child.returncode == 0:
+        return MemoryUse(**json.loads(child.stdout.strip().splitlines()[-1]))
+    if child.returncode == -signal.SIGKILL:
+        return MemoryUse("out_of_memory", detail="the system killed the process")
+    if child.returncode == -signal.SIGABRT and "bad_alloc" in child.stderr:
+        return MemoryUse("out_of_memory", detail="std::bad_alloc")
+    last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+    return MemoryUse("failed", detail=last)
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -1,0 +1,94 @@
+"""The process in which `benchmarks.memory` measures one CPU implementation; not for direct use.
+
+``python -m benchmarks.memory_probe REQUEST`` with a JSON request; the last line printed is a JSON
+`MemoryUse`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import Case, make_inputs
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.memory import MemoryUse, first_line, is_out_of_memory
+
+
+def _status(field: str) -> int:
+    """A ``Vm...`` entry of this process in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+class PeakGrowth:
+    """Growth of the peak resident memory since construction."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # hand freed pages back, or they hide later growth
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # lowers the peak to the present size
+            self._resettable = True
+            self._start = _status("VmRSS")
+        except OSError:
+            self._resettable = False
+            self._start = self._peak_of_process()
+
+    @staticmethod
+    def _peak_of_process() -> int:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def bytes(self) -> int:
+        peak = _status("VmHWM") if self._resettable else self._peak_of_process()
+        return max(peak - self._start, 0)
+
+
+def _limit(extra_bytes: int) -> None:
+    """Make the allocator refuse instead of letting the system kill a process, maybe another."""
+    import resource
+
+    # Where a system has no such limit, the parent still sees a killed child.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + extra_bytes, -1))
+
+
+def probe(request: dict) -> MemoryUse:
+    torch.set_num_threads(request["threads"])
+    torch.set_float32_matmul_precision(request["float32_matmul_precision"])
+    dtype = getattr(torch, request["dtype"])
+    case = Case(**request["case"])
+    implementation = IMPLEMENTATIONS[request["implementation"]]()
+    # Threads, library buffers and lazy imports are paid for before the measurement.
+    small = case if implementation.compiles else replace(case, A=64, N=256)
+    warm_up = make_inputs(small, request["seed"]).to("cpu", dtype)
+    implementation.loss(warm_up.requiring_grad()).backward()
+    del warm_up
+    inputs = make_inputs(case, request["seed"]).to("cpu", dtype).requiring_grad()
+    if request["limit_bytes"]:
+        _limit(request["limit_bytes"])
+    growth = PeakGrowth()
+    start = time.perf_counter()
+    try:
+        implementation.loss(inputs).backward()
+    except Exception as error:  # reported to the parent, which makes a row of it
+        status = "out_of_memory" if is_out_of_memory(error) else "failed"
+        return MemoryUse(status, detail=first_line(error))
+    return MemoryUse("ok", growth.bytes(), time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(probe(json.loads(sys.argv[1])))))

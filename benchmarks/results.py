@@ -1,0 +1,136 @@
+"""The JSON file that every benchmark writes and that `report` and `compare` read."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import describe_commit, describe_machine, describe_software
+from benchmarks.timing import percentile
+
+#: Raised whenever a reader of the older form would misunderstand the newer one.
+SCHEMA = "cac_ext-benchmark-1"
+
+#: ``kind`` of a file: the command that wrote it.
+KINDS = ("loss", "step", "convergence")
+
+STATUSES = ("ok", "out_of_memory", "failed", "skipped", "timed_out")
+
+
+@dataclass
+class Row:
+    """One implementation in one type on one case in one phase. Sizes in bytes, times in seconds."""
+
+    case: str
+    implementation: str
+    dtype: str
+    phase: str
+    status: str = "ok"
+    detail: str = ""
+    samples: list[float] = field(default_factory=list)
+    warmed_up: bool = True
+    extra_memory: int | None = None  # peak beyond the inputs, outputs included
+    executed_operations: int | None = None
+    nominal_operations: int | None = None
+    compulsory_bytes: int | None = None
+    share_of_matrix_rate: float | None = None
+    share_of_bandwidth: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.case, self.implementation, self.dtype, self.phase
+
+    @property
+    def median(self) -> float:
+        return percentile(self.samples, 0.5)
+
+    @property
+    def p20(self) -> float:
+        return percentile(self.samples, 0.2)
+
+    @property
+    def p80(self) -> float:
+        return percentile(self.samples, 0.8)
+
+    def to_json(self) -> dict:
+        summary = {}
+        if self.samples:
+            summary = {"median": self.median, "p20": self.p20, "p80": self.p80}
+        return {**asdict(self), **summary}
+
+    @classmethod
+    def from_json(cls, data: dict) -> Row:
+        return cls(**{k: v for k, v in data.items() if k not in ("median", "p20", "p80")})
+
+
+@dataclass
+class Results:
+    """A whole run: where, with what and what came out."""
+
+    kind: str
+    settings: dict
+    machine: dict
+    software: dict
+    commit: dict
+    created: str
+    cases: dict[str, dict] = field(default_factory=dict)
+    limits: dict = field(default_factory=dict)  # matrix rates by type, memory bandwidth
+    checks: list[dict] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    extra: dict = field(default_factory=dict)  # what only this kind has
+
+    @classmethod
+    def start(cls, kind: str, settings: dict, device: torch.device) -> Results:
+        return cls(
+            kind=kind,
+            settings=settings,
+            machine=describe_machine(device),
+            software=describe_software(),
+            commit=describe_commit(),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def find(self, case: str, implementation: str, dtype: str, phase: str) -> Row | None:
+        for row in self.rows:
+            if row.key == (case, implementation, dtype, phase):
+                return row
+        return None
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = {"schema": SCHEMA, **vars(self), "rows": [row.to_json() for row in self.rows]}
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as a benchmark result: {error}") from error
+        found = data.pop("schema", None) if isinstance(data, dict) else None
+        if found != SCHEMA:
+            raise ValueError(
+                f"{path} is no benchmark result of this version: its schema is {found!r}, "
+                f"needed is {SCHEMA!r}"
+            )
+        data["rows"] = [Row.from_json(row) for row in data["rows"]]
+        return cls(**data)
+
+
+def _finite(value: object) -> object:
+    """JSON has no nan: such values become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
