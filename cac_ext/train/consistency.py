@@ -1,0 +1,98 @@
+"""The consistency loss of the two views: the only place where training meets the fused loss.
+
+Which of the paper's Table 3 it computes is told by `MethodConfig`; as it comes, it is the
+directional contrastive loss with negative sampling and positive filtering (Eq. 1-8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import cac_ext
+from cac_ext.train.config import MethodConfig
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The A pixels that both views see, as one view sees them."""
+
+    projections: Tensor  # [A, C] unit length
+    confidences: Tensor  # [A] largest class probability
+    pseudo_labels: Tensor  # [A] class
+
+
+def consistency_loss(
+    config: MethodConfig,
+    view1: Overlap,
+    view2: Overlap,
+    image_index: Tensor,  # [A] which image of the batch a pixel belongs to
+    num_images: int,
+    negatives: Tensor,  # [N, C] unit length
+    negative_labels: Tensor,  # [N]
+) -> Tensor:
+    """Both directions' loss, a scalar; gradient to each direction's anchors only."""
+    weights = _overlap_weights(image_index, num_images) if config.normalizer == "overlap" else None
+    threshold = config.confidence_threshold if config.positive_filtering else 0.0
+    labels1, labels2 = view1.pseudo_labels, view2.pseudo_labels
+    if not config.negative_sampling:  # every negative differs from every anchor
+        labels1, labels2 = torch.ones_like(labels1), torch.ones_like(labels2)
+        negative_labels = torch.zeros_like(negative_labels)
+
+    if config.loss == "contrastive" and config.directional:
+        return cac_ext.directional_contrastive_loss(
+            view1.projections,
+            view2.projections,
+            view1.confidences,
+            view2.confidences,
+            labels1,
+            labels2,
+            negatives,
+            negative_labels,
+            temperature=config.temperature,
+            confidence_threshold=threshold,
+            weights=weights,
+            reduction="active_mean" if weights is None else "sum",
+            normalize=False,
+        )
+
+    total = view1.projections.new_zeros(())
+    for anchor, positive, labels in ((view1, view2, labels1), (view2, view1, labels2)):
+        active = positive.confidences > threshold  # [A]
+        if config.directional:
+            active = active & (anchor.confidences < positive.confidences)
+        if config.loss == "l2":
+            distance = (anchor.projections - positive.projections.detach()).square().sum(dim=1)
+            loss = torch.where(active, distance, 0.0)  # [A]
+        else:
+            loss = cac_ext.masked_contrastive_loss(
+                anchor.projections,
+                positive.projections.detach(),
+                negatives,
+                labels,
+                negative_labels,
+                active=active,
+                temperature=config.temperature,
+                normalize=False,
+            )  # [A]
+        share = 1.0 / active.sum().clamp(min=1) if weights is None else weights
+        total = total + (loss * share).sum()
+    return total
+
+
+def active_share(config: MethodConfig, view1: Overlap, view2: Overlap) -> Tensor:
+    """Share of overlap pixels that are an anchor in at least one direction, a scalar."""
+    threshold = config.confidence_threshold if config.positive_filtering else 0.0
+    towards1, towards2 = view1.confidences > threshold, view2.confidences > threshold
+    if config.directional:
+        towards1 = towards1 & (view2.confidences < view1.confidences)
+        towards2 = towards2 & (view1.confidences < view2.confidences)
+    return (towards1 | towards2).float().mean() if len(towards1) else towards1.new_zeros(()).float()
+
+
+def _overlap_weights(image_index: Tensor, num_images: int) -> Tensor:
+    """``1 / (B N_b)`` of each pixel's image (Eq. 1 and 8), ``[A]``."""
+    sizes = torch.bincount(image_index, minlength=num_images)  # [B] overlap pixels
+    return 1.0 / (num_images * sizes[image_index])

@@ -1,0 +1,148 @@
+"""Augmentation of labelled images and of the two views of unlabelled ones (paper section 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as VF
+
+from cac_ext.train.config import AugmentConfig
+from cac_ext.train.data.crop_pair import CropPairSampler, View
+
+#: Channel means and deviations of ImageNet, for inputs in [0, 1]; every network is fed so.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+_BLUR_SIGMA = (0.1, 2.0)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """uint8 ``[3, H, W]`` to what a network takes: float32, ImageNet's mean and deviation."""
+    return VF.normalize(VF.to_dtype(image, torch.float32, scale=True), MEAN, STD).as_subclass(Tensor)
+
+
+class LabelledAugment:
+    """Random scale, crop and mirroring of an image and its mask.
+
+    A sample to ``{"image": [3, S, S] float32, "mask": [S, S] int64}``. Where the scaled image is
+    smaller than the crop, the rest is the mean colour and `ignore_index`.
+    """
+
+    def __init__(self, config: AugmentConfig, ignore_index: int) -> None:
+        self.config = config
+        self.ignore_index = ignore_index
+
+    def __call__(self, sample: dict) -> dict[str, Tensor]:
+        size = self.config.crop_size
+        image, mask = _rescale(
+            self.config.labelled_scale, self.config.base_size, sample["image"], sample["mask"]
+        )
+        top = int(torch.randint(max(image.shape[1] - size, 0) + 1, ()))
+        left = int(torch.randint(max(image.shape[2] - size, 0) + 1, ()))
+        image, mask = (part[..., top : top + size, left : left + size] for part in (image, mask))
+        if torch.rand(()) < self.config.flip:
+            image, mask = image.flip(-1), mask.flip(-1)
+        image = _pad(normalise(image), size, size, 0.0)
+        return {"image": image, "mask": _pad(mask.long(), size, size, self.ignore_index)}
+
+
+class CropPairAugment:
+    """Two crops of one randomly scaled image, each with its own low-level augmentation.
+
+    A sample to ``{"view1", "view2": [3, S, S] float32, "valid1", "valid2": [h, w] bool,
+    "overlap1", "overlap2": [L] int64}``. ``overlap1[i]`` and ``overlap2[i]`` are flat positions in
+    the views' ``[h, w]`` features that show the same pixel; mirroring is already undone in them.
+    ``valid`` is False for features centred on padding, which the overlap leaves out.
+    """
+
+    def __init__(self, config: AugmentConfig, sampler: CropPairSampler) -> None:
+        self.config = config
+        self.sampler = sampler
+        strength = config.jitter_strength
+        self.low_level = v2.Compose(
+            [
+                v2.RandomApply([v2.ColorJitter(*strength)], p=config.jitter),
+                v2.RandomGrayscale(p=config.grey),
+                v2.RandomApply([v2.GaussianBlur(5, _BLUR_SIGMA)], p=config.blur),
+            ]
+        )
+
+    def __call__(self, sample: dict) -> dict[str, Tensor]:
+        (image,) = _rescale(
+            self.config.unlabelled_scale, self.config.base_size, sample["image"]
+        )
+        height, width = image.shape[1:]
+        padded_height = max(height, self.sampler.min_size)
+        padded_width = max(width, self.sampler.min_size)
+        pair = self.sampler(padded_height, padded_width)
+
+        valid1 = self._valid(pair.view1, height, width)
+        valid2 = self._valid(pair.view2, height, width)
+        seen = valid1.flatten()[pair.overlap1] & valid2.flatten()[pair.overlap2]
+        return {
+            "view1": self._view(image, pair.view1),
+            "view2": self._view(image, pair.view2),
+            "valid1": valid1,
+            "valid2": valid2,
+            "overlap1": pair.overlap1[seen],
+            "overlap2": pair.overlap2[seen],
+        }
+
+    def _view(self, image: Tensor, view: View) -> Tensor:
+        size = self.sampler.crop_size
+        crop = image[:, view.top : view.top + size, view.left : view.left + size]
+        if crop.numel():
+            crop = normalise(self.low_level(crop))
+        else:  # wholly in the padding
+            crop = crop.float()
+        crop = _pad(crop, size, size, 0.0)
+        return crop.flip(-1) if view.flip else crop
+
+    def _valid(self, view: View, height: int, width: int) -> Tensor:
+        """Which features of a view are centred on the image itself, ``[h, w]`` bool."""
+        size, grid = self.sampler.crop_size, self.sampler.grid
+        centres = grid.offset + grid.stride * torch.arange(grid.size(size))  # [h] in the crop
+        columns = size - 1 - centres if view.flip else centres
+        inside_y = view.top + centres <= height - 1
+        inside_x = view.left + columns <= width - 1
+        return inside_y[:, None] & inside_x[None, :]
+
+
+def collate_pairs(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch of crop pairs.
+
+    ``view1``, ``view2``: ``[B, 3, S, S]``; ``valid1``, ``valid2``: ``[B, h, w]``; ``overlap1``,
+    ``overlap2``: ``[A]`` positions in the flattened ``[B, h, w]``; ``image_index``: ``[A]`` which
+    image an overlap position belongs to.
+    """
+    batch = {
+        key: torch.stack([sample[key] for sample in samples])
+        for key in ("view1", "view2", "valid1", "valid2")
+    }
+    positions = batch["valid1"][0].numel()
+    for key in ("overlap1", "overlap2"):
+        batch[key] = torch.cat(
+            [sample[key] + index * positions for index, sample in enumerate(samples)]
+        )
+    lengths = torch.tensor([len(sample["overlap1"]) for sample in samples])
+    batch["image_index"] = torch.arange(len(samples)).repeat_interleave(lengths)
+    return batch
+
+
+def _rescale(scale: tuple[float, float], base_size: int | None, *parts: Tensor) -> list[Tensor]:
+    """Image, and mask if there is one, at a random ratio of ``base_size`` (the long side)."""
+    height, width = parts[0].shape[-2:]
+    ratio = float(torch.empty(()).uniform_(*scale))
+    if base_size is not None:
+        ratio *= base_size / max(height, width)
+    size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
+    # A mask (tv_tensors.Mask) is resized to the nearest pixel, an image with antialiasing.
+    return [part if part.shape[-2:] == tuple(size) else VF.resize(part, size) for part in parts]
+
+
+def _pad(part: Tensor, height: int, width: int, fill: float) -> Tensor:
+    """Pads at the bottom and on the right, to at least this size."""
+    missing = [0, max(width - part.shape[-1], 0), 0, max(height - part.shape[-2], 0)]
+    plain = part.as_subclass(Tensor)
+    return torch.nn.functional.pad(plain, missing, value=fill) if any(missing) else plain

@@ -1,0 +1,81 @@
+"""Evaluation: mean intersection over union at the images' original size, each image once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.classification import MulticlassConfusionMatrix
+from tqdm import tqdm
+
+from cac_ext.train.data.augment import normalise
+from cac_ext.train.networks import SegmentationNetwork
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a validation set found."""
+
+    confusion: Tensor  # [K, K] int64 pixels: true class, predicted class
+
+    @property
+    def class_iou(self) -> list[float]:
+        """Intersection over union of each class, nan for one neither there nor predicted."""
+        intersection = self.confusion.diagonal().double()
+        union = self.confusion.sum(0) + self.confusion.sum(1) - intersection
+        return (intersection / union).tolist()
+
+    @property
+    def miou(self) -> float:
+        """Mean of the classes that occur, in [0, 1], unrounded."""
+        return torch.tensor(self.class_iou, dtype=torch.float64).nanmean().item()
+
+
+@torch.no_grad()
+def predict_logits(network: SegmentationNetwork, image: Tensor) -> Tensor:
+    """Logits ``[1, K, H, W]`` of a uint8 image ``[3, H, W]`` of any size, on the network's device.
+
+    The image is padded by reflection to a size that fits the feature grid, and cropped back.
+    """
+    device = next(network.parameters()).device
+    height, width = image.shape[-2:]
+    missing_y = network.grid.fitting_size(height) - height
+    missing_x = network.grid.fitting_size(width) - width
+    batch = normalise(image.to(device))[None]  # [1, 3, H, W]
+    mode = "reflect" if missing_y < height and missing_x < width else "replicate"
+    batch = F.pad(batch, (0, missing_x, 0, missing_y), mode=mode)
+    return network(batch)[..., :height, :width]
+
+
+def predict(network: SegmentationNetwork, image: Tensor) -> Tensor:
+    """Class of each pixel, ``[3, H, W] uint8 -> [H, W]`` int64."""
+    return predict_logits(network, image).argmax(dim=1)[0]
+
+
+def evaluate(
+    network: SegmentationNetwork,
+    dataset: Dataset,
+    num_classes: int,
+    ignore_index: int,
+    *,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluates a network on all images of a data set with masks. Leaves its mode as it was."""
+    device = next(network.parameters()).device
+    confusion = MulticlassConfusionMatrix(
+        num_classes, ignore_index=ignore_index, validate_args=False
+    ).to(device)
+    was_training = network.training
+    network.eval()
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=num_workers, generator=torch.Generator()
+    )
+    for sample in tqdm(loader, "evaluate", unit="image", leave=False, disable=not progress):
+        truth = sample["mask"].to(device).long()  # [H, W]
+        confusion.update(predict(network, sample["image"]), truth)
+    network.train(was_training)
+    return Evaluation(confusion.compute().long().cpu())

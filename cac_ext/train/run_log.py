@@ -1,0 +1,110 @@
+"""What a run writes while it trains: progress bar, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Progress bar on the terminal; scalars in ``metrics.jsonl`` and TensorBoard.
+
+    Args:
+        folder: of the run.
+        description: stands in front of the progress bar.
+        start, iterations: the run goes from iteration ``start`` to ``iterations``. What an
+            interrupted run logged beyond ``start`` is dropped.
+        progress: whether to show the progress bar.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        description: str,
+        start: int,
+        iterations: int,
+        *,
+        progress: bool = True,
+    ) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.bar = tqdm(
+            total=iterations, initial=start, desc=description, unit="it", disable=not progress
+        )
+        _drop_beyond(self.path, start)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start + 1 if start else None
+        )
+        self._shown: dict[str, str] = {}
+        self._last = (time.perf_counter(), start)
+
+    def step(self) -> None:
+        """Moves the progress bar on by one iteration."""
+        self.bar.update()
+
+    def train(self, iteration: int, scalars: dict[str, float], images: int) -> None:
+        """Logs a step's scalars; ``images`` is the number of images a step sees."""
+        now, (then, before) = time.perf_counter(), self._last
+        self._last = (now, iteration)
+        rate = images * (iteration - before) / max(now - then, 1e-9)
+        self._write("train", iteration, {**scalars, "images_per_second": rate})
+        self._show(loss=f"{scalars['loss']:.3f}")
+
+    def evaluation(self, iteration: int, miou: float, class_iou: dict[str, float]) -> None:
+        """Logs an evaluation: mIoU and each class's IoU, in [0, 1]."""
+        self._write("validation", iteration, {"miou": miou, "class_iou": class_iou})
+        self._show(mIoU=f"{100 * miou:.2f}")
+        self._last = (time.perf_counter(), iteration)  # the rate is of training alone
+
+    def close(self) -> None:
+        self.bar.close()
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _show(self, **values: str) -> None:
+        self._shown.update(values)
+        self.bar.set_postfix(self._shown, refresh=False)
+
+    def _write(self, split: str, iteration: int, values: dict) -> None:
+        line = {"iteration": iteration, "split": split, **_finite(values)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            scalars = value if isinstance(value, dict) else {"": value}
+            for name, scalar in scalars.items():
+                tag = f"{split}/{key}/{name}" if name else f"{split}/{key}"
+                self._board.add_scalar(tag, scalar, iteration)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _drop_beyond(path: Path, iteration: int) -> None:
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["iteration"] <= iteration]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _finite(value: object) -> object:
+    """The same with None for nan, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,126 @@
+"""One training step: both branches forward, negatives, losses (paper Fig. 4, Eq. 9)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cac_ext.train.config import Config
+from cac_ext.train.consistency import Overlap, active_share, consistency_loss
+from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.projector import NoProjector, Projector
+from cac_ext.train.seeding import derive_seed
+
+
+class TrainingModel(nn.Module):
+    """Network and projector with one forward for a whole step, as DDP and torch.compile want it."""
+
+    def __init__(self, network: SegmentationNetwork, projector: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.projector = projector
+
+    def forward(
+        self, labelled: Tensor, views: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """Logits ``[B, K, S, S]``, and for views ``[V, 3, S, S]`` what `view_outputs` returns."""
+        logits = self.network(labelled)
+        return logits, None if views is None else self.view_outputs(views)
+
+    def view_outputs(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Projections ``[V, C, h, w]``, confidences and pseudo labels ``[V, h, w]``."""
+        features = self.network.pooled_features(views)  # [V, F, h, w]
+        with torch.no_grad():  # no gradient through pseudo labels and confidences; no dropout either
+            probabilities = self.network.classifier(features.detach()).softmax(dim=1)
+            confidences, pseudo_labels = probabilities.max(dim=1)
+        return self.projector(features), confidences, pseudo_labels
+
+
+def build_model(config: Config, network: SegmentationNetwork) -> TrainingModel:
+    """The network with the projector that the configuration asks for."""
+    if not config.method.projector:
+        return TrainingModel(network, NoProjector())
+    channels = network.encoder.out_channels
+    return TrainingModel(network, Projector(channels, config.method.projector_channels))
+
+
+@dataclass
+class StepLosses:
+    """Losses of one step and what is worth logging beside them; scalars."""
+
+    total: Tensor
+    supervised: Tensor
+    unsupervised: Tensor | None = None
+    active_share: Tensor | None = None  # of overlap pixels, anchors in one of the directions
+    negatives: int = 0  # N
+
+    def scalars(self) -> dict[str, float]:
+        values = {"loss": self.total.item(), "loss_supervised": self.supervised.item()}
+        if self.unsupervised is not None:
+            values["loss_unsupervised"] = self.unsupervised.item()
+            values["active_share"] = self.active_share.item()
+            values["negatives"] = self.negatives
+        return values
+
+
+def compute_losses(
+    config: Config,
+    model: nn.Module,  # a TrainingModel, possibly wrapped
+    bank: MemoryBank,
+    labelled: dict[str, Tensor],  # image [B, 3, S, S], mask [B, S, S]
+    pairs: dict[str, Tensor] | None,  # see collate_pairs; None while only the supervised loss counts
+    iteration: int,
+    ignore_index: int,
+) -> StepLosses:
+    """``cross entropy + lambda * consistency``. Puts this step's negatives into the bank."""
+    views = None if pairs is None else torch.cat([pairs["view1"], pairs["view2"]])  # [2B, 3, S, S]
+    logits, outputs = model(labelled["image"], views)
+    supervised = _cross_entropy(logits, labelled["mask"], ignore_index)
+    if outputs is None:
+        return StepLosses(total=supervised, supervised=supervised)
+
+    halves = [output.chunk(2) for output in outputs]  # of view 1 and of view 2
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "negatives", iteration))
+    selected, overlaps = [], []
+    for view, (projections, confidences, pseudo_labels) in enumerate(zip(*halves, strict=True), 1):
+        selected.append(
+            bank.select(projections, pseudo_labels, pairs[f"valid{view}"], generator)
+        )
+        positions = pairs[f"overlap{view}"]  # [A]
+        by_position = projections.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
+        overlaps.append(
+            Overlap(
+                by_position[positions],
+                confidences.flatten()[positions],
+                pseudo_labels.flatten()[positions],
+            )
+        )
+    features, labels = zip(*selected, strict=True)
+    negatives, negative_labels = bank.enqueue(torch.cat(features), torch.cat(labels))
+
+    unsupervised = consistency_loss(
+        config.method,
+        *overlaps,
+        pairs["image_index"],
+        len(pairs["view1"]),
+        negatives,
+        negative_labels,
+    )
+    return StepLosses(
+        total=supervised + config.method.unsupervised_weight * unsupervised,
+        supervised=supervised,
+        unsupervised=unsupervised,
+        active_share=active_share(config.method, *overlaps),
+        negatives=len(negatives),
+    )
+
+
+def _cross_entropy(logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
+    """Mean over the pixels that count; 0 rather than nan where a batch has none."""
+    counted = (mask != ignore_index).sum()
+    total = F.cross_entropy(logits, mask, ignore_index=ignore_index, reduction="sum")
+    return total / counted.clamp(min=1)
