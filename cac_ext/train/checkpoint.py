@@ -10,16 +10,13 @@ from typing import Any
 import torch
 
 from cac_ext.train.config import Config, to_mapping
+from cac_ext.train.errors import CheckpointError
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.step import TrainingModel
 
 _FORMAT = "cac_ext checkpoint 1"
 #: Settings that may differ between a run and its continuation: they do not change the result.
 _FREE_KEYS = ("name", "output", "data.num_workers", "data.root")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, or does not belong to this run."""
 
 
 def save_checkpoint(

@@ -17,11 +17,9 @@ from typing import Any, Literal, Optional  # Optional: OmegaConf reads these ann
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cac_ext.train.errors import ConfigError
+
 # ruff: noqa: UP045
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message names the key and says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,9 @@ def _merge(merged: DictConfig, layer: DictConfig, source: str) -> DictConfig:
 
 def _check_keys(layer: Mapping[str, Any], schema: type, prefix: str, source: str) -> None:
     """Raises for a key the schema does not have, or a value where it has a section."""
-    sections = {f.name: f.default_factory for f in fields(schema) if is_dataclass(f.default_factory)}
+    sections = {
+        f.name: f.default_factory for f in fields(schema) if is_dataclass(f.default_factory)
+    }
     allowed = [f.name for f in fields(schema)]
     for key, value in layer.items():
         if key not in allowed:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from cac_ext.train.checkpoint import read_checkpoint, restore, save_checkpoint
-from cac_ext.train.config import Config, ConfigError, to_yaml
+from cac_ext.train.config import Config, to_yaml
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+from cac_ext.train.errors import CheckpointError, ConfigError
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork, build_network
@@ -34,13 +35,19 @@ class TrainResult:
 
 
 def train(
-    config: Config, folder: Path, *, resume: bool = False, progress: bool = True
+    config: Config,
+    folder: Path,
+    *,
+    label: str = "train",
+    resume: bool = False,
+    progress: bool = True,
 ) -> TrainResult:
     """Trains what the configuration says and writes everything into ``folder``.
 
     Args:
         config: the run.
         folder: of the run: config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/.
+        label: stands in front of the progress bar.
         resume: go on from the folder's checkpoint, if there is one; otherwise a checkpoint there
             is an error, so that no run is overwritten.
         progress: progress bars on the terminal.
@@ -59,7 +66,10 @@ def train(
     iteration, results = 0, {}
     if checkpoint.exists():
         if not resume:
-            raise FileExistsError(f"{folder} already holds a run: continue it or take another")
+            raise CheckpointError(
+                f"{folder} already holds a run: take another folder, or go on with "
+                f"`cac-ext resume {folder}`"
+            )
         state = read_checkpoint(checkpoint)
         iteration, results = restore(state, checkpoint, config, model, optimizer, bank, device)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -74,9 +84,8 @@ def train(
         else None
     )
 
-    description = f"{'cac' if uses_pairs else 'sup_only'} seed {config.seed}"
     model.train()
-    with RunLog(folder, description, iteration, config.iterations, progress=progress) as log:
+    with RunLog(folder, label, iteration, config.iterations, progress=progress) as log:
         while iteration < config.iterations:
             labelled = _to_device(next(labelled_batches), device)
             pairs = None
@@ -121,7 +130,9 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is no device: give auto, cpu, cuda or cuda:1") from error
+        raise ConfigError(
+            f"device: {name!r} is no device: give auto, cpu, cuda or cuda:1"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {name}, but there is no CUDA device here: use cpu or auto")
     return device

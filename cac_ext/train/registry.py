@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 
-from cac_ext.train.config import ConfigError, nearest
+from cac_ext.train.config import nearest
+from cac_ext.train.errors import ConfigError
 
 
 def find_builder(name: str, registry: Mapping[str, str], key: str) -> Callable:

@@ -23,7 +23,7 @@ def derive_seed(seed: int, purpose: str, *positions: int) -> int:
 
 @contextmanager
 def seeded(seed: int, purpose: str, *positions: int) -> Iterator[None]:
-    """Within it torch's CPU generator draws from a derived seed; afterwards it goes on as before."""
+    """Within it torch's CPU generator draws from a derived seed; after it, as if nothing was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, purpose, *positions))
         yield

@@ -34,7 +34,9 @@ class TrainingModel(nn.Module):
     def view_outputs(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Projections ``[V, C, h, w]``, confidences and pseudo labels ``[V, h, w]``."""
         features = self.network.pooled_features(views)  # [V, F, h, w]
-        with torch.no_grad():  # no gradient through pseudo labels and confidences; no dropout either
+        with (
+            torch.no_grad()
+        ):  # no gradient through pseudo labels and confidences; no dropout either
             probabilities = self.network.classifier(features.detach()).softmax(dim=1)
             confidences, pseudo_labels = probabilities.max(dim=1)
         return self.projector(features), confidences, pseudo_labels
@@ -72,7 +74,8 @@ def compute_losses(
     model: nn.Module,  # a TrainingModel, possibly wrapped
     bank: MemoryBank,
     labelled: dict[str, Tensor],  # image [B, 3, S, S], mask [B, S, S]
-    pairs: dict[str, Tensor] | None,  # see collate_pairs; None while only the supervised loss counts
+    pairs: dict[str, Tensor]
+    | None,  # see collate_pairs; None while only the supervised loss counts
     iteration: int,
     ignore_index: int,
 ) -> StepLosses:
@@ -87,9 +90,7 @@ def compute_losses(
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "negatives", iteration))
     selected, overlaps = [], []
     for view, (projections, confidences, pseudo_labels) in enumerate(zip(*halves, strict=True), 1):
-        selected.append(
-            bank.select(projections, pseudo_labels, pairs[f"valid{view}"], generator)
-        )
+        selected.append(bank.select(projections, pseudo_labels, pairs[f"valid{view}"], generator))
         positions = pairs[f"overlap{view}"]  # [A]
         by_position = projections.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
         overlaps.append(

@@ -19,7 +19,9 @@ _BLUR_SIGMA = (0.1, 2.0)
 
 def normalise(image: Tensor) -> Tensor:
     """uint8 ``[3, H, W]`` to what a network takes: float32, ImageNet's mean and deviation."""
-    return VF.normalize(VF.to_dtype(image, torch.float32, scale=True), MEAN, STD).as_subclass(Tensor)
+    return VF.normalize(VF.to_dtype(image, torch.float32, scale=True), MEAN, STD).as_subclass(
+        Tensor
+    )
 
 
 class LabelledAugment:
@@ -69,9 +71,7 @@ class CropPairAugment:
         )
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
-        (image,) = _rescale(
-            self.config.unlabelled_scale, self.config.base_size, sample["image"]
-        )
+        (image,) = _rescale(self.config.unlabelled_scale, self.config.base_size, sample["image"])
         height, width = image.shape[1:]
         padded_height = max(height, self.sampler.min_size)
         padded_width = max(width, self.sampler.min_size)
@@ -92,10 +92,8 @@ class CropPairAugment:
     def _view(self, image: Tensor, view: View) -> Tensor:
         size = self.sampler.crop_size
         crop = image[:, view.top : view.top + size, view.left : view.left + size]
-        if crop.numel():
-            crop = normalise(self.low_level(crop))
-        else:  # wholly in the padding
-            crop = crop.float()
+        inside = crop.numel() > 0  # False for a view that lies wholly in the padding
+        crop = normalise(self.low_level(crop)) if inside else crop.float()
         crop = _pad(crop, size, size, 0.0)
         return crop.flip(-1) if view.flip else crop
 

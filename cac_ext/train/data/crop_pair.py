@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cac_ext.train.config import ConfigError
+from cac_ext.train.errors import ConfigError
 from cac_ext.train.grid import FeatureGrid
 
 

@@ -1,9 +1,9 @@
 """An endless, seeded stream of augmented samples over a data set.
 
-Position ``p`` of a stream is one sample of one pass over the data: the pass is ``p // length``, each
-pass has an order of its own, and the augmentation at ``p`` is drawn from a seed made of ``p``. A
-stream therefore has no state: to go on after iteration ``i`` is to start at position ``i * batch``,
-and every pass draws fresh augmentation.
+Position ``p`` of a stream is one sample of one pass over the data: the pass is ``p // length``,
+each pass has an order of its own, and the augmentation at ``p`` is drawn from a seed made of ``p``.
+A stream therefore has no state: to go on after iteration ``i`` is to start at position
+``i * batch``, and every pass draws fresh augmentation.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from cac_ext.train.config import ConfigError, DataConfig
+from cac_ext.train.config import DataConfig
 from cac_ext.train.data import DatasetSplits
+from cac_ext.train.errors import ConfigError
 
 #: Class 0 and the patterns, in the order of the surroundings that go with them.
 CLASS_NAMES = ("background", "bars", "pales", "checks", "dots", "rings", "plain")

@@ -76,7 +76,9 @@ class SegmentationNetwork(nn.Module):
     def pooled_features(self, images: Tensor) -> Tensor:
         """Features of the unlabelled branch, ``[B, 3, H, W] -> [B, F, h, w]``."""
         features = self.encoder(images)
-        return F.avg_pool2d(features, self.feature_pooling) if self.feature_pooling > 1 else features
+        return (
+            F.avg_pool2d(features, self.feature_pooling) if self.feature_pooling > 1 else features
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits at the size of the images, ``[B, 3, H, W] -> [B, K, H, W]``."""

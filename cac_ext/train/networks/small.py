@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cac_ext.train.config import ConfigError, NetworkConfig
+from cac_ext.train.config import NetworkConfig
+from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.contract import SegmentationNetwork
 
 _DILATIONS = (1, 2, 4, 1)
 _GROUP_CHANNELS = 8
 
 
-def _normalised_conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+def _normalised_conv(
+    inputs: int, outputs: int, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
     conv = nn.Conv2d(
         inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
     )

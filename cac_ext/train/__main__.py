@@ -1,0 +1,7 @@
+"""``python -m cac_ext.train``: the command ``cac-ext`` where it is not on the path."""
+
+import sys
+
+from cac_ext.train.cli import main
+
+sys.exit(main())

@@ -1,0 +1,73 @@
+"""Several methods at equal iterations, seeds and images: a table, a picture, a run folder each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from cac_ext.train.config import Config, load
+from cac_ext.train.errors import ConfigError
+from cac_ext.train.loop import TrainResult, train
+from cac_ext.train.methods import method_overrides, title
+from cac_ext.train.picture import save_panel
+
+
+def plan(
+    name_or_path: str, overrides: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+) -> dict[tuple[str, int], Config]:
+    """The configuration of each (method, seed), all checked before anything is trained."""
+    if not methods or not seeds:
+        raise ConfigError("a comparison needs at least one method and one seed")
+    return {
+        (method, seed): load(name_or_path, [*overrides, *method_overrides(method), f"seed={seed}"])
+        for seed in seeds
+        for method in methods
+    }
+
+
+def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool = True) -> str:
+    """Trains every run that is not finished yet; returns the table.
+
+    ``folder`` receives a run folder ``METHOD-seedN`` each, ``results.json``, ``table.txt`` and
+    ``picture.png`` (of the first seed). A comparison that was interrupted goes on where its
+    checkpoints are.
+    """
+    results: dict[tuple[str, int], TrainResult] = {}
+    for (method, seed), config in runs.items():
+        run_folder = folder / f"{method}-seed{seed}"
+        results[method, seed] = train(
+            config, run_folder, label=f"{method} seed {seed}", resume=True, progress=progress
+        )
+
+    first_seed = next(iter(runs))[1]
+    shown = {title(m): r.network for (m, seed), r in results.items() if seed == first_seed}
+    save_panel(folder / "picture.png", results[next(iter(runs))].splits, shown)
+    records = [
+        {"method": method, "seed": seed, "miou": result.miou, "class_iou": result.class_iou}
+        for (method, seed), result in results.items()
+    ]
+    (folder / "results.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    table = format_table({key: result.miou for key, result in results.items()})
+    (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
+    return table
+
+
+def format_table(miou: dict[tuple[str, int], float]) -> str:
+    """mIoU in percent: a row for each method, a column for each seed, and the mean."""
+    methods = list(dict.fromkeys(method for method, _ in miou))
+    seeds = list(dict.fromkeys(seed for _, seed in miou))
+    width = max(len("method"), *(len(title(method)) for method in methods))
+    header = "  ".join([f"{'method':{width}}", *(f"seed {s:<3}" for s in seeds), "mean mIoU"])
+    lines = [header, "-" * len(header)]
+    means = {method: fmean(miou[method, seed] for seed in seeds) for method in methods}
+    for method in methods:
+        cells = [f"{100 * miou[method, seed]:8.2f}" for seed in seeds]
+        lines.append("  ".join([f"{title(method):{width}}", *cells, f"{100 * means[method]:9.2f}"]))
+    for method in methods[1:]:
+        gains = [miou[method, seed] - miou[methods[0], seed] for seed in seeds]
+        cells = [f"{100 * gain:+8.2f}" for gain in [*gains]]
+        name = "gain" if len(methods) == 2 else f"{title(method)} gain"
+        lines.append("  ".join([f"{name:{width}}", *cells, f"{100 * fmean(gains):+9.2f}"]))
+    return "\n".join(lines)

@@ -1,0 +1,17 @@
+"""Errors that the user can mend: the command shows their message alone, without a traceback."""
+
+
+class UserError(Exception):
+    """Something given to the trainer cannot be used; the message names it and what is needed."""
+
+
+class ConfigError(UserError, ValueError):
+    """The configuration cannot be used; the message names the key and says what is allowed."""
+
+
+class DataError(UserError, ValueError):
+    """A list, image or mask cannot be used; the message names the file."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint cannot be read, or does not belong to this run."""

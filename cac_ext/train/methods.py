@@ -1,0 +1,48 @@
+"""Named methods: what each changes in a configuration, so that they can be compared.
+
+The rows of the paper's Table 3 (where the text leaves a row's ticks open, as read from section
+4.3): `sup_only`, and experiments I to VIII, of which VIII is the whole method, `cac`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cac_ext.train.config import nearest
+from cac_ext.train.errors import ConfigError
+
+_NO_DIRECTION = "method.directional=false"
+_NO_SAMPLING = "method.negative_sampling=false"
+_NO_FILTERING = "method.positive_filtering=false"
+_NO_CONTEXT = "method.iou_range=[1.0,1.0]"
+_NO_PROJECTOR = "method.projector=false"
+
+#: Name -> overrides of a configuration.
+METHODS: dict[str, tuple[str, ...]] = {
+    "sup_only": ("method.unsupervised_weight=0",),
+    "l2": ("method.loss=l2", _NO_DIRECTION, _NO_SAMPLING, _NO_FILTERING),  # I
+    "contrastive": (_NO_DIRECTION, _NO_SAMPLING, _NO_FILTERING),  # II
+    "directional": (_NO_SAMPLING, _NO_FILTERING),  # III
+    "no_filtering": (_NO_FILTERING,),  # IV
+    "no_direction": (_NO_DIRECTION,),  # V
+    "no_context": (_NO_CONTEXT,),  # VI
+    "no_projector": (_NO_PROJECTOR,),  # VII
+    "cac": (),  # VIII
+}
+
+#: What tables and pictures call them.
+TITLES = {"sup_only": "SupOnly", "cac": "CAC (ours)"}
+
+
+def method_overrides(name: str) -> Sequence[str]:
+    """The ``key=value`` overrides of a named method."""
+    if name not in METHODS:
+        raise ConfigError(
+            f"there is no method {name!r}{nearest(name, METHODS)}; allowed are {', '.join(METHODS)}"
+        )
+    return METHODS[name]
+
+
+def title(name: str) -> str:
+    """What tables and pictures call a method."""
+    return TITLES.get(name, name)
