@@ -1,0 +1,140 @@
+"""The two crops keep the IoU asked for, and their features show the same pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import chisquare
+from torch import Tensor
+from torchvision import tv_tensors
+
+from cac_ext.train.config import AugmentConfig
+from cac_ext.train.data.augment import CropPairAugment, collate_pairs
+from cac_ext.train.data.crop_pair import CropPairSampler
+from cac_ext.train.errors import ConfigError
+from cac_ext.train.grid import FeatureGrid
+
+PLAIN = dict(flip=0.5, blur=0.0, jitter=0.0, grey=0.0)
+
+
+def features_of(image: Tensor, kind: str, stride: int, pool: int) -> Tensor:
+    """What an encoder that only samples its input gives, ``[C, S, S] -> [C, h, w]``."""
+    if kind == "convolution":  # padded and strided: feature j is centred on pixel stride * j
+        features = image[:, ::stride, ::stride]
+    else:  # patches, each its own mean
+        features = F.avg_pool2d(image[None], stride)[0]
+    return F.avg_pool2d(features[None], pool)[0] if pool > 1 else features
+
+
+def grid_of(kind: str, stride: int, pool: int) -> FeatureGrid:
+    offset = 0.0 if kind == "convolution" else (stride - 1) / 2
+    return FeatureGrid(stride, offset).pooled(pool)
+
+
+@pytest.mark.parametrize("kind", ["convolution", "patches"])
+@pytest.mark.parametrize(("stride", "pool"), [(1, 1), (4, 1), (8, 1), (4, 2), (16, 1)])
+def test_overlap_features_show_the_same_pixels(
+    kind: str, stride: int, pool: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    grid = grid_of(kind, stride, pool)
+    step = stride if kind == "patches" else 1
+    for crop_size in (64, 64 + step, 96, 64 + 7 * step):
+        sampler = CropPairSampler(crop_size, grid, (0.05, 1.0), flip=0.5)
+        height, width = sampler.min_size + 31, sampler.min_size + 50
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        coordinates = torch.stack([rows, columns]).float()  # [2, H, W]
+        seen_flips = set()
+        for _ in range(20):
+            pair = sampler(height, width)
+            gathered = []
+            for view, overlap in ((pair.view1, pair.overlap1), (pair.view2, pair.overlap2)):
+                assert view.top >= 0 and view.left >= 0
+                crop = coordinates[
+                    :, view.top : view.top + crop_size, view.left : view.left + crop_size
+                ]
+                assert crop.shape[1:] == (crop_size, crop_size)
+                crop = crop.flip(-1) if view.flip else crop
+                features = features_of(crop, kind, stride, pool)  # [2, h, w]
+                assert features.shape[1:] == (grid.size(crop_size), grid.size(crop_size))
+                gathered.append(features.flatten(1)[:, overlap])
+            assert len(pair.overlap1) > 0
+            torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=1e-3)
+            seen_flips.add((pair.view1.flip, pair.view2.flip))
+        assert len(seen_flips) > 1
+
+
+@pytest.mark.parametrize("iou_range", [(0.1, 1.0), (0.1, 0.3), (0.4, 0.45), (1.0, 1.0)])
+def test_the_iou_stays_in_its_range(iou_range: tuple[float, float], seed: int) -> None:
+    torch.manual_seed(seed)
+    size = 65
+    sampler = CropPairSampler(size, FeatureGrid(4), iou_range, flip=0.5)
+    for _ in range(200):
+        pair = sampler(sampler.min_size + 20, sampler.min_size + 60)
+        overlap_y = size - abs(pair.view1.top - pair.view2.top)
+        overlap_x = size - abs(pair.view1.left - pair.view2.left)
+        iou = overlap_y * overlap_x / (2 * size**2 - overlap_y * overlap_x)
+        assert iou_range[0] - 1e-9 <= iou <= iou_range[1] + 1e-9
+
+
+def test_shifts_are_as_likely_as_under_rejection(seed: int) -> None:
+    """Direct drawing gives the distribution of: place two crops at random, keep if the IoU fits."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    size, stride, image = 17, 8, 48
+    sampler = CropPairSampler(size, FeatureGrid(stride), (0.1, 1.0), flip=0.0)
+    places = rng.integers(0, image - size + 1, (400_000, 2, 2))
+    shift = places[:, 1] - places[:, 0]
+    intersection = (size - np.abs(shift)).clip(0).prod(1)
+    iou = intersection / (2 * size**2 - intersection)
+    kept = shift[(shift % stride == 0).all(1) & (iou >= 0.1)] // stride
+    keys, counts = np.unique(kept @ [10, 1], return_counts=True)
+    drawn = []
+    for _ in range(4000):
+        pair = sampler(image, image)
+        drawn.append(
+            (pair.view2.top - pair.view1.top) // stride * 10
+            + (pair.view2.left - pair.view1.left) // stride
+        )
+    observed = np.array([(np.array(drawn) == key).sum() for key in keys])
+    assert observed.sum() == len(drawn)  # no shift beyond the feasible ones
+    assert chisquare(observed, counts / counts.sum() * len(drawn)).pvalue > 1e-6
+
+
+def test_an_iou_that_no_shift_has_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"method\.iou_range.*nearest they can have is"):
+        CropPairSampler(65, FeatureGrid(32), (0.5, 0.52), flip=0.5)
+
+
+def test_padding_is_neither_overlap_nor_valid(seed: int) -> None:
+    """An image smaller than the crops: only features on the image are gathered."""
+    torch.manual_seed(seed)
+    config = AugmentConfig(crop_size=65, unlabelled_scale=(1.0, 1.0), **PLAIN)
+    sampler = CropPairSampler(65, FeatureGrid(4), (0.1, 0.5), flip=0.5)
+    augment = CropPairAugment(config, sampler)
+    # White everywhere: normalised it is above zero, and padding is zero.
+    image = tv_tensors.Image(torch.full((3, 40, 90), 255, dtype=torch.uint8))
+    for _ in range(30):
+        item = augment({"image": image, "name": "white"})
+        for view in ("1", "2"):
+            on_image = item[f"view{view}"][0, ::4, ::4] > 0  # [h, w]
+            assert torch.equal(on_image, item[f"valid{view}"])
+            assert on_image.flatten()[item[f"overlap{view}"]].all()
+
+
+def test_a_batch_keeps_each_overlap_with_its_image(seed: int) -> None:
+    torch.manual_seed(seed)
+    config = AugmentConfig(crop_size=65, unlabelled_scale=(1.0, 1.0), **PLAIN)
+    augment = CropPairAugment(config, CropPairSampler(65, FeatureGrid(4), (0.1, 1.0), flip=0.5))
+    images = torch.randint(0, 256, (4, 3, 97, 110), dtype=torch.uint8)
+    items = [augment({"image": tv_tensors.Image(image), "name": "noise"}) for image in images]
+    batch = collate_pairs(items)
+    # Features that an encoder of stride 4 without any context would give.
+    gathered = [
+        batch[f"view{v}"][:, :, ::4, ::4].permute(0, 2, 3, 1).flatten(0, 2)[batch[f"overlap{v}"]]
+        for v in (1, 2)
+    ]  # [A, 3]
+    torch.testing.assert_close(gathered[0], gathered[1])
+    assert batch["image_index"].bincount().tolist() == [len(item["overlap1"]) for item in items]

@@ -1,0 +1,59 @@
+"""A stream of samples: every pass complete and fresh, and independent of workers and processes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+
+
+class Numbers(Dataset):
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict:
+        return {"index": index}
+
+
+def augment(sample: dict) -> dict:
+    return {"index": torch.tensor(sample["index"]), "noise": torch.rand(())}
+
+
+def batches(seed: int, start: int, stop: int, workers: int = 0, rank: int = 0, world: int = 1):
+    stream = Stream(Numbers(), augment, seed, "numbers")
+    sampler = IterationSampler(start, stop, 4, rank, world)
+    return list(stream_loader(stream, sampler, num_workers=workers))
+
+
+def test_every_pass_shows_every_sample_once_with_fresh_augmentation(seed: int) -> None:
+    drawn = batches(seed, 0, 10)  # 40 positions: four passes
+    indices = torch.cat([batch["index"] for batch in drawn]).view(4, 10)
+    noise = torch.cat([batch["noise"] for batch in drawn])
+    assert all(sorted(one_pass.tolist()) == list(range(10)) for one_pass in indices)
+    assert len({tuple(one_pass.tolist()) for one_pass in indices}) > 1
+    assert len(noise.unique()) == 40
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_started_later_goes_on_where_the_other_was(workers: int, seed: int) -> None:
+    whole, rest = batches(seed, 0, 8), batches(seed, 5, 8, workers)
+    for one, other in zip(whole[5:], rest, strict=True):
+        assert torch.equal(one["index"], other["index"])
+        assert torch.equal(one["noise"], other["noise"])
+
+
+def test_two_processes_share_each_batch(seed: int) -> None:
+    whole = batches(seed, 0, 5)
+    halves = [batches(seed, 0, 5, rank=rank, world=2) for rank in (0, 1)]
+    for one, first, second in zip(whole, *halves, strict=True):
+        assert torch.equal(one["noise"], torch.cat([first["noise"], second["noise"]]))
+
+
+def test_drawing_does_not_disturb_the_global_generator(seed: int) -> None:
+    torch.manual_seed(seed)
+    expected = torch.rand(3)
+    torch.manual_seed(seed)
+    batches(seed, 0, 3)
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,67 @@
+"""The built-in data: the same scenes from the same seed, and context that misleads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cac_ext.train.config import load
+from cac_ext.train.data import build_datasets
+from cac_ext.train.data.synthetic import CLASS_NAMES, SURROUNDINGS, draw_scene
+
+
+def splits(seed: int, *overrides: str):
+    return build_datasets(load("synthetic", [f"data.synthetic.seed={seed}", *overrides]).data)
+
+
+def test_a_scene_is_a_function_of_seed_split_and_index(seed: int) -> None:
+    first, second = splits(seed), splits(seed)
+    for name in ("labelled", "unlabelled", "validation"):
+        one, other = getattr(first, name), getattr(second, name)
+        other[0]  # what was drawn before must not matter
+        assert torch.equal(one[5]["image"], other[5]["image"])
+        assert not torch.equal(one[5]["image"], one[6]["image"])
+    assert not torch.equal(first.labelled[0]["image"], splits(seed + 1).labelled[0]["image"])
+
+
+def test_splits_have_the_sizes_asked_for_and_unlabelled_images_no_masks(seed: int) -> None:
+    data = splits(seed, "data.synthetic.labelled=3", "data.synthetic.image_size=64")
+    assert (len(data.labelled), len(data.unlabelled), len(data.validation)) == (3, 448, 128)
+    assert "mask" not in data.unlabelled[0]
+    sample = data.labelled[0]
+    assert sample["image"].shape == (3, 64, 64) and sample["image"].dtype == torch.uint8
+    assert sample["mask"].shape == (64, 64) and int(sample["mask"].max()) < len(CLASS_NAMES)
+    with pytest.raises(IndexError):
+        data.labelled[3]
+
+
+@pytest.mark.parametrize("matching", [True, False])
+def test_context_tells_the_class_in_labelled_scenes_only(matching: bool, seed: int) -> None:
+    """How often the surroundings around an object are those that go with its class."""
+    rng = np.random.default_rng(seed)
+    table = np.zeros((len(CLASS_NAMES), len(SURROUNDINGS)))
+    for _ in range(300):
+        _, mask, surroundings = draw_scene(rng, 96, matching)
+        for class_id in np.unique(mask[mask > 0]):
+            table[class_id] += np.bincount(
+                surroundings[mask == class_id], minlength=len(SURROUNDINGS)
+            )
+    agreement = table[1:].diagonal().sum() / table.sum()
+    chance = 1 / len(SURROUNDINGS)
+    if matching:
+        assert agreement > 0.8
+    else:
+        assert abs(agreement - chance) < 0.1
+
+
+def test_appearance_does_not_depend_on_the_split(seed: int) -> None:
+    """Labelled and wide scenes differ in where objects lie, not in how often a class occurs."""
+    rng = np.random.default_rng(seed)
+    shares = []
+    for matching in (True, False):
+        counts = np.zeros(len(CLASS_NAMES))
+        for _ in range(400):
+            counts += np.bincount(draw_scene(rng, 64, matching)[1].ravel(), minlength=len(counts))
+        shares.append(counts / counts.sum())
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.05)
