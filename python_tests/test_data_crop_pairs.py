@@ -16,7 +16,7 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.grid import FeatureGrid
 
-PLAIN = dict(flip=0.5, blur=0.0, jitter=0.0, grey=0.0)
+PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "grey": 0.0}
 
 
 def features_of(image: Tensor, kind: str, stride: int, pool: int) -> Tensor:
@@ -51,7 +51,8 @@ def test_overlap_features_show_the_same_pixels(
             pair = sampler(height, width)
             gathered = []
             for view, overlap in ((pair.view1, pair.overlap1), (pair.view2, pair.overlap2)):
-                assert view.top >= 0 and view.left >= 0
+                assert view.top >= 0
+                assert view.left >= 0
                 crop = coordinates[
                     :, view.top : view.top + crop_size, view.left : view.left + crop_size
                 ]

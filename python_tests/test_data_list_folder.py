@@ -53,7 +53,8 @@ def test_lists_are_read_and_unlabelled_images_need_no_mask(folder: Path) -> None
     assert list(splits.class_names) == ["sky", "road", "car"]
     sample = splits.labelled[1]
     assert sample["image"].shape == (3, 41, 60)
-    assert sample["mask"].shape == (41, 60) and sample["mask"][0, 0] == 255
+    assert sample["mask"].shape == (41, 60)
+    assert sample["mask"][0, 0] == 255
     assert sample["name"] == "1.png"
     assert [set(splits.unlabelled[i]) for i in range(3)] == [{"image", "name"}] * 3
 

@@ -30,8 +30,10 @@ def test_splits_have_the_sizes_asked_for_and_unlabelled_images_no_masks(seed: in
     assert (len(data.labelled), len(data.unlabelled), len(data.validation)) == (3, 448, 128)
     assert "mask" not in data.unlabelled[0]
     sample = data.labelled[0]
-    assert sample["image"].shape == (3, 64, 64) and sample["image"].dtype == torch.uint8
-    assert sample["mask"].shape == (64, 64) and int(sample["mask"].max()) < len(CLASS_NAMES)
+    assert sample["image"].shape == (3, 64, 64)
+    assert sample["image"].dtype == torch.uint8
+    assert sample["mask"].shape == (64, 64)
+    assert int(sample["mask"].max()) < len(CLASS_NAMES)
     with pytest.raises(IndexError):
         data.labelled[3]
 

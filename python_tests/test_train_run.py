@@ -1,0 +1,174 @@
+"""A run from the command line to its results, and its exact continuation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cac_ext.train import loop
+from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.cli import main
+from cac_ext.train.config import load
+from cac_ext.train.errors import CheckpointError
+from cac_ext.train.loop import train
+
+TINY = [
+    "network.width=16",
+    "augment.crop_size=33",
+    "data.synthetic.image_size=48",
+    "data.synthetic.labelled=6",
+    "data.synthetic.unlabelled=10",
+    "data.synthetic.validation=4",
+    "schedule.epochs=5",
+    "schedule.iterations_per_epoch=2",
+    "schedule.warmup_epochs=1",
+    "schedule.evaluate_every=2",
+    "schedule.labelled_batch=2",
+    "schedule.unlabelled_batch=2",
+    "schedule.log_every=1",
+    "method.confidence_threshold=0.1",
+]
+
+
+def test_train_writes_all_that_a_run_folder_holds(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", "synthetic", *TINY, f"seed={seed}", "--folder", str(folder)]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "mIoU" in output
+    assert str(folder) in output
+
+    assert load(str(folder / "config.yaml")) == load("synthetic", [*TINY, f"seed={seed}"])
+    assert (folder / "picture.png").stat().st_size > 0
+    assert list((folder / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["split"] == "train"]
+    assert [line["iteration"] for line in steps] == list(range(1, 11))
+    assert all(line["loss"] > 0 for line in steps)
+    assert ["loss_unsupervised" in line for line in steps] == [False] * 2 + [True] * 8
+    assert any(line.get("active_share", 0) > 0 for line in steps)
+    evaluated = [line["iteration"] for line in lines if line["split"] == "validation"]
+    assert evaluated == [4, 8, 10]
+    state = read_checkpoint(folder / "checkpoint.pt")
+    assert state["iteration"] == 10
+    assert state["results"]["miou"] == lines[-1]["miou"]
+
+    # Nothing is overwritten: the same folder again is refused.
+    assert main(arguments) == 2
+    assert "cac-ext resume" in capsys.readouterr().err
+
+
+def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load("synthetic", [*TINY, f"seed={seed}"])
+    unbroken = train(config, tmp_path / "unbroken", progress=False)
+
+    folder = tmp_path / "broken"
+    compute_losses = loop.compute_losses
+    for stop_at in (1, 5, 8):  # in the warm-up, in the middle of an epoch, at the start of one
+
+        def stop(config, model, bank, labelled, pairs, iteration, ignore, stop_at=stop_at):
+            if iteration == stop_at:
+                raise KeyboardInterrupt
+            return compute_losses(config, model, bank, labelled, pairs, iteration, ignore)
+
+        monkeypatch.setattr(loop, "compute_losses", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, folder, resume=True, progress=False)
+    monkeypatch.setattr(loop, "compute_losses", compute_losses)
+    torch.rand(7)  # the state of the process must not matter
+    resumed = train(config, folder, resume=True, progress=False)
+
+    assert resumed.miou == unbroken.miou
+    states = [read_checkpoint(result.folder / "checkpoint.pt") for result in (unbroken, resumed)]
+    for part in ("model", "optimizer", "bank", "random"):
+        _assert_identical(states[0][part], states[1][part], part)
+    losses = []
+    for result in (unbroken, resumed):
+        lines = [json.loads(x) for x in (result.folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([(x["iteration"], x["split"], x.get("loss"), x.get("miou")) for x in lines])
+    assert losses[0] == losses[1]
+
+
+def test_the_number_of_workers_does_not_change_the_result(tmp_path: Path, seed: int) -> None:
+    overrides = [*TINY, f"seed={seed}", "schedule.epochs=2"]
+    results = []
+    for workers in (0, 2):
+        config = load("synthetic", [*overrides, f"data.num_workers={workers}"])
+        folder = tmp_path / str(workers)
+        train(config, folder, progress=False)
+        results.append(read_checkpoint(folder / "checkpoint.pt")["model"])
+    _assert_identical(*results, "model")
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    overrides = [*TINY, "schedule.epochs=1"]
+    train(load("synthetic", overrides), tmp_path, progress=False)
+    other = load("synthetic", [*overrides, "optimizer.learning_rate=0.5"])
+    with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate is 0\.05 there and 0\.5"):
+        train(other, tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_a_damaged_checkpoint_is_named(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(load("synthetic", [*TINY, "schedule.epochs=1"]), tmp_path, progress=False)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content or whole[: len(whole) // 2])
+    assert main(["resume", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "checkpoint.pt" in message
+    assert "Traceback" not in message
+
+
+def test_compare_ends_with_a_table_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "compare"
+    arguments = ["compare", "synthetic", *TINY, "schedule.epochs=2", "--folder", str(folder)]
+    assert main([*arguments, "--methods", "sup_only,cac", "--seeds", "4,5"]) == 0
+    table = capsys.readouterr().out
+    for word in ("SupOnly", "CAC (ours)", "seed 4", "seed 5", "gain"):
+        assert word in table
+    assert (folder / "picture.png").stat().st_size > 0
+    records = json.loads((folder / "results.json").read_text())
+    assert [(r["method"], r["seed"]) for r in records] == [
+        ("sup_only", 4),
+        ("cac", 4),
+        ("sup_only", 5),
+        ("cac", 5),
+    ]
+    # The two methods start from the same weights and images: equal until the warm-up ends.
+    lines = [
+        json.loads((folder / f"{name}-seed4" / "metrics.jsonl").read_text().splitlines()[1])
+        for name in ("sup_only", "cac")
+    ]
+    assert lines[0]["iteration"] == lines[1]["iteration"] == 2
+    assert lines[0]["loss"] == lines[1]["loss"]
+
+    # Once more: nothing is trained again, the table is the same.
+    assert main([*arguments, "--methods", "sup_only,cac", "--seeds", "4,5"]) == 0
+    assert table == capsys.readouterr().out
+
+
+def _assert_identical(one: object, other: object, where: str) -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            _assert_identical(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for index, (first, second) in enumerate(zip(one, other, strict=True)):
+            _assert_identical(first, second, f"{where}[{index}]")
+    else:
+        assert one == other, where
