@@ -140,7 +140,7 @@ def _compare(options: argparse.Namespace) -> None:
     try:
         table = compare(runs, folder)
     except KeyboardInterrupt:
-        _print_interrupted("the same command with " + f"--folder {folder}", folder)
+        _print_interrupted(f"the same command with --folder {folder}", folder)
         raise
     print(f"\n{table}\n\npicture: {folder / 'picture.png'}\nrun folders: {folder}")
 
@@ -167,4 +167,7 @@ def _integers(text: str) -> list[int]:
 
 
 def _print_interrupted(command: str, folder: Path) -> None:
-    print(f"\nstopped; the last checkpoint is in {folder}. To go on: {command}", file=sys.stderr)
+    if any(folder.rglob("checkpoint.pt")):
+        print(f"\nstopped; the checkpoint is in {folder}. To go on: {command}", file=sys.stderr)
+    else:
+        print(f"\nstopped before the first checkpoint of {folder}", file=sys.stderr)

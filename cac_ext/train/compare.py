@@ -35,10 +35,11 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     checkpoints are.
     """
     results: dict[tuple[str, int], TrainResult] = {}
-    for (method, seed), config in runs.items():
+    for number, ((method, seed), config) in enumerate(runs.items(), 1):
+        label = f"[{number}/{len(runs)}] {method} seed {seed}"
         run_folder = folder / f"{method}-seed{seed}"
         results[method, seed] = train(
-            config, run_folder, label=f"{method} seed {seed}", resume=True, progress=progress
+            config, run_folder, label=label, resume=True, progress=progress
         )
 
     first_seed = next(iter(runs))[1]
@@ -67,7 +68,7 @@ def format_table(miou: dict[tuple[str, int], float]) -> str:
         lines.append("  ".join([f"{title(method):{width}}", *cells, f"{100 * means[method]:9.2f}"]))
     for method in methods[1:]:
         gains = [miou[method, seed] - miou[methods[0], seed] for seed in seeds]
-        cells = [f"{100 * gain:+8.2f}" for gain in [*gains]]
+        cells = [f"{100 * gain:+8.2f}" for gain in gains]
         name = "gain" if len(methods) == 2 else f"{title(method)} gain"
         lines.append("  ".join([f"{name:{width}}", *cells, f"{100 * fmean(gains):+9.2f}"]))
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cac_ext.train.checkpoint import read_checkpoint, restore, save_checkpoint
 from cac_ext.train.config import Config, to_yaml
@@ -20,7 +21,7 @@ from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.run_log import RunLog
-from cac_ext.train.step import build_model, compute_losses
+from cac_ext.train.step import TrainingModel, build_model, compute_losses
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,16 @@ def train(
         progress: progress bars on the terminal.
     """
     device = find_device(config.device)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
 
+    # What is trained, on what.
     splits = build_datasets(config.data)
     network = build_network(config.network, splits.num_classes)
     model = build_model(config, network).to(device)
     optimizer = build_optimizer(config.optimizer, model)
     bank = MemoryBank(config.method.selected_num, config.method.step_save)
 
+    # From the start, or from a checkpoint.
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     iteration, results = 0, {}
@@ -74,22 +77,24 @@ def train(
         iteration, results = restore(state, checkpoint, config, model, optimizer, bank, device)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
+    # Batches, from this iteration on. SupOnly and the warm-up know no crop pairs.
     schedule = config.schedule
-    unsupervised_from = schedule.warmup_epochs * schedule.iterations_per_epoch
-    uses_pairs = config.method.unsupervised_weight > 0
-    labelled_batches = iter(_labelled_loader(config, splits, iteration))
-    pair_batches = (
-        iter(_pair_loader(config, splits, network, max(iteration, unsupervised_from)))
-        if uses_pairs
-        else None
-    )
+    first_pairs = config.iterations
+    if config.method.unsupervised_weight > 0:
+        first_pairs = schedule.warmup_epochs * schedule.iterations_per_epoch
+    labelled_batches = iter(_labelled_loader(config, splits, device, iteration))
+    if first_pairs < config.iterations:
+        start = max(iteration, first_pairs)
+        pair_batches = iter(_pair_loader(config, splits, network, device, start))
 
+    if progress:
+        print(_summary(config, splits, model, device, folder))
     model.train()
     with RunLog(folder, label, iteration, config.iterations, progress=progress) as log:
         while iteration < config.iterations:
             labelled = _to_device(next(labelled_batches), device)
             pairs = None
-            if uses_pairs and iteration >= unsupervised_from:
+            if iteration >= first_pairs:
                 pairs = _to_device(next(pair_batches), device)
 
             set_learning_rate(optimizer, config.optimizer, iteration, config.iterations)
@@ -138,14 +143,27 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _labelled_loader(config: Config, splits: DatasetSplits, start: int):
+def _labelled_loader(
+    config: Config, splits: DatasetSplits, device: torch.device, start: int
+) -> DataLoader:
     augment = LabelledAugment(config.augment, splits.ignore_index)
     stream = Stream(splits.labelled, augment, config.seed, "labelled")
     sampler = IterationSampler(start, config.iterations, config.schedule.labelled_batch)
-    return stream_loader(stream, sampler, num_workers=config.data.num_workers)
+    return stream_loader(
+        stream,
+        sampler,
+        num_workers=config.data.num_workers,
+        pin_memory=device.type == "cuda",
+    )
 
 
-def _pair_loader(config: Config, splits: DatasetSplits, network: SegmentationNetwork, start: int):
+def _pair_loader(
+    config: Config,
+    splits: DatasetSplits,
+    network: SegmentationNetwork,
+    device: torch.device,
+    start: int,
+) -> DataLoader:
     # In the paper's full-data setting the unlabelled branch takes the labelled images (4.1).
     images = splits.labelled if splits.unlabelled is None else splits.unlabelled
     sampler = CropPairSampler(
@@ -154,7 +172,29 @@ def _pair_loader(config: Config, splits: DatasetSplits, network: SegmentationNet
     stream = Stream(images, CropPairAugment(config.augment, sampler), config.seed, "unlabelled")
     batches = IterationSampler(start, config.iterations, config.schedule.unlabelled_batch)
     return stream_loader(
-        stream, batches, num_workers=config.data.num_workers, collate=collate_pairs
+        stream,
+        batches,
+        num_workers=config.data.num_workers,
+        collate=collate_pairs,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _summary(
+    config: Config,
+    splits: DatasetSplits,
+    model: TrainingModel,
+    device: torch.device,
+    folder: Path,
+) -> str:
+    """One line on what is about to be trained."""
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    unlabelled = "the labelled" if splits.unlabelled is None else len(splits.unlabelled)
+    return (
+        f"{config.data.name}: {splits.num_classes} classes, {len(splits.labelled)} labelled, "
+        f"{unlabelled} unlabelled, {len(splits.validation)} validation images; "
+        f"{config.network.name} network, {parameters / 1e6:.2f} M parameters; "
+        f"{config.iterations} iterations on {device}; writes to {folder}"
     )
 
 

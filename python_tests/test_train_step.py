@@ -1,0 +1,186 @@
+"""One training step: where gradient goes, and what each switch of the method does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cac_ext.train.config import load
+from cac_ext.train.consistency import Overlap, consistency_loss
+from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.methods import METHODS, method_overrides
+from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.projector import Projector
+from cac_ext.train.step import build_model, compute_losses
+
+CLASSES, SIZE, IMAGES = 5, 33, 2
+SMALL = ["network.width=16", f"augment.crop_size={SIZE}", "method.confidence_threshold=0.05"]
+
+
+def make_step(seed: int, *overrides: str):
+    torch.manual_seed(seed)
+    config = load("synthetic", [*SMALL, *overrides, f"seed={seed}"])
+    model = build_model(config, build_network(config.network, CLASSES)).train()
+    side = model.network.pooled_grid.size(SIZE)
+    labelled = {
+        "image": torch.randn(IMAGES, 3, SIZE, SIZE),
+        "mask": torch.randint(0, CLASSES, (IMAGES, SIZE, SIZE)),
+    }
+    pairs = {key: torch.randn(IMAGES, 3, SIZE, SIZE) for key in ("view1", "view2")}
+    pairs |= {key: torch.ones(IMAGES, side, side, dtype=torch.bool) for key in ("valid1", "valid2")}
+    pairs |= {key: torch.arange(0, IMAGES * side * side, 2) for key in ("overlap1", "overlap2")}
+    pairs["image_index"] = pairs["overlap1"] // (side * side)
+    bank = MemoryBank(config.method.selected_num, config.method.step_save)
+    return config, model, bank, labelled, pairs
+
+
+def test_the_unlabelled_branch_trains_encoder_and_projector_but_not_the_classifier(
+    seed: int,
+) -> None:
+    config, model, bank, labelled, pairs = make_step(seed)
+    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
+    losses.unsupervised.backward()
+    assert all(p.grad is None for p in model.network.classifier.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.projector.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.network.encoder.parameters() if p.ndim > 1)
+
+
+def test_the_total_is_cross_entropy_plus_lambda_times_consistency(seed: int) -> None:
+    config, model, bank, labelled, pairs = make_step(
+        seed, "method.unsupervised_weight=0.3", "network.dropout=0"
+    )
+    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
+    torch.testing.assert_close(losses.total, losses.supervised + 0.3 * losses.unsupervised)
+    expected = F.cross_entropy(model.network(labelled["image"]), labelled["mask"])
+    torch.testing.assert_close(losses.supervised, expected)
+
+
+def test_a_batch_of_ignored_pixels_has_the_loss_zero(seed: int) -> None:
+    config, model, bank, labelled, _ = make_step(seed)
+    labelled["mask"].fill_(255)
+    losses = compute_losses(config, model, bank, labelled, None, 0, 255)
+    losses.total.backward()
+    assert losses.total.item() == 0
+
+
+def test_pseudo_labels_and_confidences_are_free_of_dropout_noise(seed: int) -> None:
+    _, model, _, _, pairs = make_step(seed, "network.dropout=0.5")
+    first, second = model.view_outputs(pairs["view1"]), model.view_outputs(pairs["view1"])
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    assert not first[1].requires_grad
+    noisy = model.network(pairs["view1"]), model.network(pairs["view1"])
+    assert not torch.equal(*noisy)  # the supervised branch has dropout
+
+
+def test_a_step_is_the_same_from_the_same_seed_and_iteration(seed: int) -> None:
+    values = []
+    for iteration in (0, 0, 1):
+        config, model, bank, labelled, pairs = make_step(
+            seed, "method.selected_num=5", "network.dropout=0"
+        )
+        losses = compute_losses(config, model, bank, labelled, pairs, iteration, 255)
+        values.append(losses.unsupervised.item())
+    assert values[0] == values[1] != values[2]  # other negatives at another iteration
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "sup_only"])
+@pytest.mark.parametrize("normalizer", ["overlap", "active"])
+def test_every_method_takes_a_step(method: str, normalizer: str, seed: int) -> None:
+    config, model, bank, labelled, pairs = make_step(
+        seed, *method_overrides(method), f"method.normalizer={normalizer}"
+    )
+    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert losses.unsupervised > 0
+    assert losses.active_share > 0
+    assert losses.negatives == 2 * pairs["valid1"].numel()
+
+
+def make_overlap(seed: int, pixels: int = 40):
+    torch.manual_seed(seed)
+    views = [
+        Overlap(
+            F.normalize(torch.randn(pixels, 8), dim=1),
+            torch.rand(pixels),
+            torch.randint(0, CLASSES, (pixels,)),
+        )
+        for _ in range(2)
+    ]
+    image_index = torch.arange(pixels) // (pixels // 2 + 5)  # images with unequal overlaps
+    negatives = F.normalize(torch.randn(60, 8), dim=1), torch.randint(0, CLASSES, (60,))
+    return views, image_index, negatives
+
+
+@pytest.mark.parametrize("directional", [True, False])
+@pytest.mark.parametrize("sampling", [True, False])
+@pytest.mark.parametrize("filtering", [True, False])
+@pytest.mark.parametrize("normalizer", ["overlap", "active"])
+def test_the_loss_is_the_paper_s_sum_written_out(
+    directional: bool, sampling: bool, filtering: bool, normalizer: str, seed: int
+) -> None:
+    """Equations 1 to 8 pixel by pixel."""
+    views, image_index, (negatives, labels) = make_overlap(seed)
+    config = load(
+        "synthetic",
+        [
+            f"method.directional={directional}",
+            f"method.negative_sampling={sampling}",
+            f"method.positive_filtering={filtering}",
+            f"method.normalizer={normalizer}",
+            "method.confidence_threshold=0.6",
+        ],
+    ).method
+    expected = 0.0
+    for anchor, positive in (views, views[::-1]):
+        terms = []
+        for i in range(len(image_index)):
+            if directional and not anchor.confidences[i] < positive.confidences[i]:
+                continue
+            if filtering and not positive.confidences[i] > 0.6:
+                continue
+            counted = labels != anchor.pseudo_labels[i] if sampling else labels >= 0
+            r = (anchor.projections[i] @ torch.cat([positive.projections[i : i + 1], negatives]).T
+                 / config.temperature).double().exp()  # fmt: skip
+            loss = -(r[0] / (r[0] + r[1:][counted].sum())).log()
+            terms.append((loss, int((image_index == image_index[i]).sum())))
+        if normalizer == "overlap":
+            expected += sum(loss / (2 * overlap) for loss, overlap in terms)
+        else:
+            expected += sum(loss for loss, _ in terms) / max(len(terms), 1)
+    actual = consistency_loss(config, *views, image_index, 2, negatives, labels)
+    torch.testing.assert_close(actual.double(), torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_overlap_has_the_loss_zero() -> None:
+    empty = Overlap(
+        torch.zeros(0, 8, requires_grad=True),
+        torch.zeros(0),
+        torch.zeros(0, dtype=torch.int64),
+    )
+    _, _, (negatives, labels) = make_overlap(0)
+    for method in ("cac", "l2", "contrastive"):
+        config = load("synthetic", list(method_overrides(method))).method
+        index = torch.zeros(0, dtype=torch.int64)
+        loss = consistency_loss(config, empty, empty, index, 2, negatives, labels)
+        assert loss.item() == 0
+
+
+def test_projections_have_unit_length(seed: int) -> None:
+    torch.manual_seed(seed)
+    projections = Projector(16, 32)(torch.randn(2, 16, 5, 7))
+    assert projections.shape == (2, 32, 5, 7)
+    torch.testing.assert_close(projections.norm(dim=1), torch.ones(2, 5, 7))
+
+
+def test_a_network_that_breaks_the_contract_is_refused() -> None:
+    encoder = nn.Conv2d(3, 8, 1)
+    with pytest.raises(TypeError, match=r"encoder\.stride must be an int"):
+        SegmentationNetwork(encoder, nn.Conv2d(8, 2, 1))
+    encoder.stride = 1
+    noisy = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(8, 2, 1))
+    with pytest.raises(ValueError, match="dropout"):
+        SegmentationNetwork(encoder, noisy)
