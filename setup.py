@@ -36,6 +36,13 @@ class CMakeBuild(build_ext):
         subprocess.check_call(["cmake", "--build", str(build_dir), "-j", jobs])
         subprocess.check_call(["cmake", "--install", str(build_dir)])
 
+    def copy_extensions_to_source(self) -> None:
+        """For editable installs: setuptools knows of the module only, not of what lies beside."""
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            built = Path(self.build_lib, *ext.name.split(".")[:-1], "build_config.json")
+            shutil.copy(built, ROOT / "cac_ext" / built.name)
+
 
 setup(
     version=VERSION,

@@ -8,7 +8,8 @@ namespace cac {
 namespace {
 
 auto& backends() {
-  static std::array<const Backend*, static_cast<size_t>(at::DeviceType::COMPILE_TIME_MAX_DEVICE_TYPES)>
+  static std::array<const Backend*,
+                    static_cast<size_t>(at::DeviceType::COMPILE_TIME_MAX_DEVICE_TYPES)>
       registered{};
   return registered;
 }

@@ -23,9 +23,9 @@ void check_features(const at::Tensor& features, const char* name, int64_t rows, 
   TORCH_CHECK_VALUE(features.size(1) > 0, name, " must have at least one channel, but got shape ",
                     features.sizes());
   const auto type = features.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 ||
-                       type == at::kHalf,
-                   name, " must be float32, float64, bfloat16 or float16, but got ", type);
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
+      " must be float32, float64, bfloat16 or float16, but got ", type);
 }
 
 void check_labels(const at::Tensor& labels, const char* name, int64_t rows,
@@ -62,19 +62,18 @@ void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labe
   TORCH_CHECK_VALUE(negatives.device() == features.device(), "negatives must be on ",
                     features.device(), " like the features, but are on ", negatives.device());
   TORCH_CHECK_VALUE(negatives.dim() == 2 && negatives.is_contiguous() &&
-                        negatives.size(1) >= features.size(1) &&
-                        negative_labels.dim() == 1 && negative_labels.is_contiguous() &&
+                        negatives.size(1) >= features.size(1) && negative_labels.dim() == 1 &&
+                        negative_labels.is_contiguous() &&
                         negative_labels.scalar_type() == at::kLong &&
                         negative_labels.size(0) == negatives.size(0) && leading_rows.dim() == 1 &&
                         leading_rows.is_contiguous() && leading_rows.scalar_type() == at::kLong,
                     "negatives must come from prepare_negatives() and have ", features.size(1),
                     " channels like the features, but got features of shape ", negatives.sizes(),
                     " and labels of shape ", negative_labels.sizes());
-  TORCH_CHECK_TYPE((negatives.scalar_type() == at::kDouble) ==
-                       (features.scalar_type() == at::kDouble),
-                   "negatives and features must be float64 together or not at all, but got ",
-                   negatives.scalar_type(), " negatives and ", features.scalar_type(),
-                   " features");
+  TORCH_CHECK_TYPE(
+      (negatives.scalar_type() == at::kDouble) == (features.scalar_type() == at::kDouble),
+      "negatives and features must be float64 together or not at all, but got ",
+      negatives.scalar_type(), " negatives and ", features.scalar_type(), " features");
   TORCH_CHECK_VALUE(negatives.size(0) < std::numeric_limits<int32_t>::max(),
                     "at most 2^31 - 2 negatives are supported, but got ", negatives.size(0));
 }

@@ -44,8 +44,8 @@ std::tuple<at::Tensor, at::Tensor> run(const Options& options,
                                        const at::Tensor& leading_rows) {
   const at::Tensor& first = features[0];
   const bool is_double = first.scalar_type() == at::kDouble;
-  at::Tensor values = at::empty({first.size(0)},
-                                first.options().dtype(is_double ? at::kDouble : at::kFloat));
+  at::Tensor values =
+      at::empty({first.size(0)}, first.options().dtype(is_double ? at::kDouble : at::kFloat));
   at::Tensor gradients =
       at::empty({options.with_gradient ? first.size(0) : 0, first.size(1)}, first.options());
   const at::Tensor labels = anchor_labels.to(at::kLong).contiguous();
@@ -117,8 +117,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prepare_negatives(const at::Tenso
 
   at::Tensor rank = at::empty_like(order);
   rank.scatter_(0, order, at::arange(order.size(0), order.options()));
-  const at::Tensor leading_rows =
-      rank.narrow(0, 0, std::min(kLeadingChunk, rank.size(0))).clone();
+  const at::Tensor leading_rows = rank.narrow(0, 0, std::min(kLeadingChunk, rank.size(0))).clone();
   return {features, labels, leading_rows};
 }
 
@@ -164,10 +163,9 @@ std::tuple<at::Tensor, at::Tensor> masked_contrastive_loss(
   backend.check_finite(positives, "positives");
 
   static_assert(kInactive == 0 && kTowards2 == 1, "a bool is a direction");
-  const at::Tensor direction =
-      active.has_value()
-          ? active->to(at::kChar).contiguous()
-          : at::full({anchors.size(0)}, kTowards2, anchors.options().dtype(at::kChar));
+  const at::Tensor direction = active.has_value() ? active->to(at::kChar).contiguous()
+                                                  : at::full({anchors.size(0)}, kTowards2,
+                                                             anchors.options().dtype(at::kChar));
   return run({Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
              {anchors, positives}, direction, anchor_labels, negatives, negative_labels,
              leading_rows);
@@ -203,10 +201,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> directional_contrastive_loss(
       towards2.to(at::kChar).mul_(kTowards2).add_(towards1.to(at::kChar), kTowards1);  // [A]
   const at::Tensor anchor_labels =
       at::where(towards1, pseudo_labels2.to(at::kLong), pseudo_labels1.to(at::kLong));
-  const auto [values, gradients] =
-      run({Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
-          {features1, features2}, direction, anchor_labels, negatives, negative_labels,
-          leading_rows);
+  const auto [values, gradients] = run(
+      {Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
+      {features1, features2}, direction, anchor_labels, negatives, negative_labels, leading_rows);
   const at::Tensor zeros = at::zeros_like(values);
   const at::Tensor loss =
       at::stack({at::where(towards2, values, zeros), at::where(towards1, values, zeros)});

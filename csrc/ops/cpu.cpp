@@ -27,8 +27,8 @@ class CpuBackend final : public Backend {
     if (features == at::kDouble) return at::kDouble;
     const bool may_be_bf16 =
         features == at::kBFloat16 ||
-        (features == at::kFloat && at::globalContext().float32MatmulPrecision() ==
-                                       at::Float32MatmulPrecision::MEDIUM);
+        (features == at::kFloat &&
+         at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM);
     const bool has_bf16 = cpu::find_tile_kernel(DType::kBFloat16) != nullptr;
     return may_be_bf16 && has_bf16 ? at::kBFloat16 : at::kFloat;
   }
@@ -39,9 +39,9 @@ class CpuBackend final : public Backend {
 
   void check_finite(const at::Tensor& features, const char* name) const override {
     const at::Tensor rows = features.stride(1) == 1 ? features : features.contiguous();
-    const int64_t where = cpu::find_non_finite(rows.const_data_ptr(),
-                                               kernel_type(rows.scalar_type()), rows.size(0),
-                                               rows.stride(0), rows.size(1), parallel_for);
+    const int64_t where =
+        cpu::find_non_finite(rows.const_data_ptr(), kernel_type(rows.scalar_type()), rows.size(0),
+                             rows.stride(0), rows.size(1), parallel_for);
     if (where < 0) return;
     const int64_t row = where / rows.size(1), channel = where % rows.size(1);
     TORCH_CHECK_VALUE(false, name, " must be finite, but ", name, "[", row, ", ", channel, "] is ",

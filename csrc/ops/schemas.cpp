@@ -20,8 +20,8 @@ TORCH_LIBRARY(cac_ext, m) {
       "Tensor anchor_labels, Tensor negative_labels, Tensor leading_rows, Tensor? active, "
       "float temperature, bool normalize, float eps, bool with_gradient) -> "
       "(Tensor loss, Tensor gradient)");
-  // -> loss [2, A], gradient [A, C] of whichever view is the anchor, direction [A] int8: 0 inactive,
-  // 1 features1 is the anchor, 2 features2 is.
+  // -> loss [2, A], gradient [A, C] of whichever view is the anchor, direction [A] int8: 0
+  // inactive, 1 features1 is the anchor, 2 features2 is.
   m.def(
       "directional_contrastive_loss(Tensor features1, Tensor features2, Tensor confidences1, "
       "Tensor confidences2, Tensor pseudo_labels1, Tensor pseudo_labels2, Tensor negatives, "

@@ -16,7 +16,7 @@ namespace {
 constexpr double kLog2e = 1.4426950408889634;
 // Tiles that share a loaded block of negatives: enough to pay for its transposition (bf16), few
 // enough that their sums stay in the L2 cache.
-constexpr int64_t kGroupTiles = 8;
+constexpr int64_t kGroupTiles = 16;
 // Tasks wanted, so that many cores find work. A constant: results must not depend on the threads.
 constexpr int64_t kWantedTasks = 64;
 // Stands for "no maximum yet": below every logit, and finite so that differences are.
@@ -74,9 +74,8 @@ class Solver {
   void run() {
     parallel_for_(plan_.num_tiles, [&](int64_t tile) { pack_tile(tile); });
     if (problem_.eps > 0) find_row_maximum();
-    parallel_for_(num_groups_ * num_splits_, [&](int64_t task) {
-      run_group(task % num_groups_, task / num_groups_);
-    });
+    parallel_for_(num_groups_ * num_splits_,
+                  [&](int64_t task) { run_group(task % num_groups_, task / num_groups_); });
     parallel_for_(plan_.num_tiles, [&](int64_t tile) { finish_tile(tile); });
   }
 
@@ -103,19 +102,23 @@ class Solver {
   // Unit anchors times log2(e) / tau, so that exp2(a . n) is r(a, n).
   void pack_tile(int64_t tile) {
     const int64_t channels = problem_.padded_channels;
-    const size_t tile_offset = tile * tile_elements_ * size_of(kernel_.element);
-    std::memset(anchors_.at(tile_offset), 0, tile_elements_ * size_of(kernel_.element));
+    const size_t element_bytes = size_of(kernel_.element);
+    std::byte* tile_anchors = anchors_.at(tile * tile_elements_ * element_bytes);
+    std::memset(tile_anchors, 0, tile_elements_ * element_bytes);
     std::vector<double> row(channels, 0.0);
+    std::vector<std::byte> packed(channels * element_bytes);
     for (int lane = 0; lane < lanes_; ++lane) {
       const int64_t anchor = plan_.lane_anchor[tile * lanes_ + lane];
       if (anchor < 0) continue;
       const double norm = read_features(anchor_view(anchor), anchor, row.data());
       const double scale = kLog2e / problem_.temperature / std::max(norm, kMinNorm);
+      for (double& element : row) element *= scale;
+      write_row(row.data(), channels, kernel_.element, 0, packed.data());
       const int pairs = kernel_.channel_pairs;
-      for (int64_t c = 0; c < problem_.channels; ++c) {
-        const double value = row[c] * scale;
-        const int64_t element = (c / pairs) * lanes_ * pairs + lane * pairs + c % pairs;
-        write_row(&value, 1, kernel_.element, element, anchors_.at(tile_offset));
+      const size_t bytes = pairs * element_bytes;
+      for (int64_t c = 0; c < channels; c += pairs) {
+        std::memcpy(tile_anchors + (c * lanes_ + lane * pairs) * element_bytes,
+                    &packed[c * element_bytes], bytes);
       }
     }
   }
@@ -135,8 +138,8 @@ class Solver {
     task.mode = online_ ? TileMode::kOnlineMax : TileMode::kBoundedShift;
     task.shift = shift_.at(slot * lanes_ * accumulator_bytes_);
     task.sum = &sum_[slot * lanes_];
-    task.weighted = with_gradient_ ? weighted_.at(slot * tile_elements_ * accumulator_bytes_)
-                                   : nullptr;
+    task.weighted =
+        with_gradient_ ? weighted_.at(slot * tile_elements_ * accumulator_bytes_) : nullptr;
     task.scratch = scratch.at(0);
     return task;
   }
@@ -160,7 +163,7 @@ class Solver {
     };
     task.row_begin = row_of(split);
     task.row_end = row_of(split + 1);
-    fill_shift(task, online_ ? kNoMaximum : kLog2e / problem_.temperature);
+    fill_shift(task, online_ ? kNoMaximum : 0.0);
     kernel_.run(task);
   }
 
@@ -169,10 +172,10 @@ class Solver {
     const size_t row_bytes = problem_.padded_channels * size_of(kernel_.element);
     const AlignedBuffer leading(problem_.num_leading_rows * row_bytes);
     for (int64_t i = 0; i < problem_.num_leading_rows; ++i) {
-      std::memcpy(leading.at(i * row_bytes),
-                  static_cast<const std::byte*>(problem_.negatives) +
-                      problem_.leading_rows[i] * row_bytes,
-                  row_bytes);
+      std::memcpy(
+          leading.at(i * row_bytes),
+          static_cast<const std::byte*>(problem_.negatives) + problem_.leading_rows[i] * row_bytes,
+          row_bytes);
     }
     parallel_for_(num_groups_, [&](int64_t group) {
       const AlignedBuffer scratch(kernel_.scratch_bytes(problem_.padded_channels));
@@ -268,9 +271,9 @@ class Solver {
     const double negatives_scale = sum > 0.0 ? result.weight_negatives / sum : 0.0;
     double along_anchor = 0.0;
     for (int64_t c = 0; c < channels; ++c) {
-      gradient[c] = (negatives_scale * weighted[c * lanes_] -
-                     result.weight_positive * positive[c]) /
-                    problem_.temperature;
+      gradient[c] =
+          (negatives_scale * weighted[c * lanes_] - result.weight_positive * positive[c]) /
+          problem_.temperature;
       along_anchor += gradient[c] * unit[c];
     }
     if (problem_.normalize) {

@@ -61,8 +61,7 @@ TilePlan plan_tiles(const ContrastiveProblem& problem, int lanes) {
     const int64_t same_class = end[active[first]] - begin[active[first]];
     for (; first + lanes <= last; first += lanes) builder.add_tile(&active[first], lanes);
     const auto rest = static_cast<int64_t>(last - first);
-    if (rest > 0 &&
-        lanes * (problem.num_negatives - same_class) <= rest * problem.num_negatives) {
+    if (rest > 0 && lanes * (problem.num_negatives - same_class) <= rest * problem.num_negatives) {
       builder.add_tile(&active[first], rest);
     } else {
       mixed.insert(mixed.end(), active.begin() + first, active.begin() + last);

@@ -5,8 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <type_traits>
-#include <vector>
 
 #include "kernels/row_math.h"
 
@@ -35,9 +33,9 @@ uint32_t to_bits(float value) {
 }
 
 double widen(double value) { return value; }
-double widen(float value) { return value; }
-double widen(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
-double widen(Float16 value) {
+float widen(float value) { return value; }
+float widen(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
+float widen(Float16 value) {
   // Shifting exponent and mantissa into place leaves the value scaled by 2^-112, exactly, also for
   // subnormal numbers; infinity and nan need the largest exponent set by hand.
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
@@ -48,16 +46,18 @@ double widen(Float16 value) {
 }
 
 void narrow(double value, double& out) { out = value; }
+void narrow(float value, double& out) { out = value; }
 void narrow(double value, float& out) { out = static_cast<float>(value); }
-void narrow(double value, BFloat16& out) {
-  const uint32_t bits = to_bits(static_cast<float>(value));
+void narrow(float value, float& out) { out = value; }
+void narrow(float value, BFloat16& out) {
+  const uint32_t bits = to_bits(value);
   const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
   // Round to nearest even; a nan must not be rounded into infinity.
-  out.bits = is_nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  out.bits = static_cast<uint16_t>(is_nan ? 0x7fc0 : rounded);
 }
-void narrow(double value, Float16& out) {
-  const float single = static_cast<float>(value);
-  const uint32_t bits = to_bits(single);
+void narrow(float value, Float16& out) {
+  const uint32_t bits = to_bits(value);
   const uint16_t sign = (bits >> 16) & 0x8000;
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) {
@@ -71,6 +71,31 @@ void narrow(double value, Float16& out) {
     out.bits = sign | static_cast<uint16_t>(
                           (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13);
   }
+}
+template <typename Half>
+void narrow(double value, Half& out) {
+  narrow(static_cast<float>(value), out);
+}
+
+bool is_finite(double value) { return std::isfinite(value); }
+bool is_finite(float value) { return (to_bits(value) & 0x7f800000) != 0x7f800000; }
+bool is_finite(BFloat16 value) { return (value.bits & 0x7f80) != 0x7f80; }
+bool is_finite(Float16 value) { return (value.bits & 0x7c00) != 0x7c00; }
+
+// Sixteen chains: the order of summation is fixed, and the additions overlap.
+template <typename T>
+double norm(const T* row, int64_t channels) {
+  using Wide = decltype(widen(*row));
+  constexpr int kChains = 16;
+  Wide sums[kChains] = {};
+  int64_t c = 0;
+  for (; c + kChains <= channels; c += kChains) {
+    for (int i = 0; i < kChains; ++i) sums[i] += widen(row[c + i]) * widen(row[c + i]);
+  }
+  for (; c < channels; ++c) sums[0] += widen(row[c]) * widen(row[c]);
+  double sum = 0;
+  for (const Wide partial : sums) sum += partial;
+  return std::sqrt(sum);
 }
 
 template <class Body>
@@ -110,30 +135,27 @@ void write_row(const double* row, int64_t channels, DType type, int64_t first_el
   });
 }
 
-double row_norm(const double* row, int64_t channels) {
-  // Four chains: the order of summation is fixed, and the additions overlap.
-  double sums[4] = {};
-  int64_t c = 0;
-  for (; c + 4 <= channels; c += 4) {
-    for (int i = 0; i < 4; ++i) sums[i] += row[c + i] * row[c + i];
-  }
-  for (; c < channels; ++c) sums[0] += row[c] * row[c];
-  return std::sqrt((sums[0] + sums[1]) + (sums[2] + sums[3]));
-}
+double row_norm(const double* row, int64_t channels) { return norm(row, channels); }
 
 void prepare_rows(const PrepareRows& rows, const ParallelFor& parallel_for) {
-  for_row_ranges(rows.num_rows, parallel_for, [&](int64_t begin, int64_t end) {
-    std::vector<double> row(rows.padded_channels, 0.0);
-    for (int64_t i = begin; i < end; ++i) {
-      read_row(rows.source, rows.source_dtype, rows.order[i] * rows.row_stride, rows.channels,
-               row.data());
-      if (rows.normalize) {
-        const double scale = 1.0 / std::max(row_norm(row.data(), rows.channels), kMinNorm);
-        for (int64_t c = 0; c < rows.channels; ++c) row[c] *= scale;
-      }
-      write_row(row.data(), rows.padded_channels, rows.destination_dtype,
-                i * rows.padded_channels, rows.destination);
-    }
+  with_type(rows.source_dtype, [&](auto source) {
+    with_type(rows.destination_dtype, [&](auto destination) {
+      using Source = decltype(source);
+      using Destination = decltype(destination);
+      using Wide = decltype(widen(source));
+      for_row_ranges(rows.num_rows, parallel_for, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Source* from =
+              static_cast<const Source*>(rows.source) + rows.order[i] * rows.row_stride;
+          Destination* to = static_cast<Destination*>(rows.destination) + i * rows.padded_channels;
+          const double length = rows.normalize ? norm(from, rows.channels) : 1.0;
+          const Wide scale = static_cast<Wide>(1.0 / std::max(length, kMinNorm));
+          for (int64_t c = 0; c < rows.channels; ++c) narrow(widen(from[c]) * scale, to[c]);
+          std::memset(to + rows.channels, 0,
+                      (rows.padded_channels - rows.channels) * sizeof(Destination));
+        }
+      });
+    });
   });
 }
 
@@ -141,15 +163,15 @@ int64_t find_non_finite(const void* data, DType type, int64_t rows, int64_t row_
                         int64_t channels, const ParallelFor& parallel_for) {
   constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   std::atomic<int64_t> first{kNone};
-  for_row_ranges(rows, parallel_for, [&](int64_t begin, int64_t end) {
-    with_type(type, [&](auto element) {
+  with_type(type, [&](auto element) {
+    for_row_ranges(rows, parallel_for, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const auto* row = static_cast<const decltype(element)*>(data) + i * row_stride;
-        double sum = 0;  // of zeros, unless an element is infinite or nan
-        for (int64_t c = 0; c < channels; ++c) sum += widen(row[c]) * 0.0;
-        if (sum == 0.0) continue;
+        int non_finite = 0;  // counted without a branch: the common case is none
+        for (int64_t c = 0; c < channels; ++c) non_finite += !is_finite(row[c]);
+        if (non_finite == 0) continue;
         int64_t c = 0;
-        while (std::isfinite(widen(row[c]))) ++c;
+        while (is_finite(row[c])) ++c;
         int64_t seen = first.load();
         while (i * channels + c < seen && !first.compare_exchange_weak(seen, i * channels + c)) {
         }

@@ -3,8 +3,7 @@
 namespace cac::cpu {
 namespace {
 
-// C [rows][lanes] (+)= A [rows][depth] B [depth / 2][lanes][2] by AMX tiles of 16 x 16 float32.
-// Tiles 0-3 hold two by two blocks of C, 4-5 of A, 6-7 of B. Rows and depth are multiples of 32.
+// Products by AMX tiles of 16 x 16 float32. Tiles 0-3 hold a block of C, 4-5 of A, 6-7 of B.
 class TileProduct {
  public:
   TileProduct() {
@@ -18,48 +17,82 @@ class TileProduct {
   }
   ~TileProduct() { _tile_release(); }
 
-  template <bool kAccumulate>
-  void multiply(const uint16_t* a, int64_t stride, int64_t rows, int64_t depth, const uint16_t* b,
-                float* c) {
-    constexpr int kRowBytes = kBf16Lanes * sizeof(float);  // of C, and of a pair of rows of B
-    // The compiler does not know that tile loads read memory: keep it from delaying earlier stores.
-    asm volatile("" ::: "memory");
+  template <bool kAccumulate, class Between>
+  void multiply(const Operand& a, int64_t rows, int64_t depth, const uint16_t* b, float* c,
+                int64_t c_rows, Between&& between) {
+    const int steps = static_cast<int>(depth / 32);
+    int done = 0;
     for (int64_t row = 0; row < rows; row += 32) {
-      float* block = c + row * kBf16Lanes;
-      if (kAccumulate) {
-        _tile_loadd(0, block, kRowBytes);
-        _tile_loadd(1, block + 16, kRowBytes);
-        _tile_loadd(2, block + 16 * kBf16Lanes, kRowBytes);
-        _tile_loadd(3, block + 16 * kBf16Lanes + 16, kRowBytes);
-      } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-      }
-      const uint16_t* a0 = a + row * stride;
-      const uint16_t* a1 = a0 + 16 * stride;
-      for (int64_t k = 0; k < depth; k += 32) {
-        const uint16_t* bk = b + k * kBf16Lanes;
-        _tile_loadd(4, a0 + k, stride * 2);
-        _tile_loadd(6, bk, kRowBytes);
-        _tile_loadd(7, bk + 32, kRowBytes);
-        _tile_loadd(5, a1 + k, stride * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      _tile_stored(0, block, kRowBytes);
-      _tile_stored(1, block + 16, kRowBytes);
-      _tile_stored(2, block + 16 * kBf16Lanes, kRowBytes);
-      _tile_stored(3, block + 16 * kBf16Lanes + 16, kRowBytes);
+      // Pieces of an even number of the rows before, as equal as that allows.
+      const auto between_steps = [&](int step) __attribute__((always_inline)) {
+        if (row == 0) return;
+        const int end = static_cast<int>(row) - 32 + 16 * (step + 1) / steps * 2;
+        between(done, end);
+        done = end;
+      };
+      // The compiler does not know that tile loads read memory: keep it from delaying stores.
+      asm volatile("" ::: "memory");
+      multiply_rows<kAccumulate>(a, row, steps, b, c + row % c_rows * kBf16Lanes, between_steps);
     }
+    between(done, static_cast<int>(rows));
+  }
+
+ private:
+  static constexpr int kRowBytes = kBf16Lanes * sizeof(float);  // of C, and of a row pair of B
+
+  // 32 rows of C, two by two blocks.
+  template <bool kAccumulate, class Between>
+  [[gnu::always_inline]] static inline void multiply_rows(const Operand& a, int64_t row, int steps,
+                                                          const uint16_t* b, float* c,
+                                                          Between&& between) {
+    const uint16_t* rows = a.data + row / 16 * a.row_blocks;
+    float* lower = c + 16 * kBf16Lanes;
+    begin_block<kAccumulate>(c, c + 16, lower, lower + 16);
+    for (int step = 0; step < steps; ++step) {
+      const uint16_t* a0 = rows + step * a.depth_blocks;
+      const uint16_t* a1 = a0 + a.row_blocks;
+      const uint16_t* b0 = b + 32 * step * kBf16Lanes;
+      _tile_loadd(4, a0, a.row_stride * 2);
+      _tile_loadd(6, b0, kRowBytes);
+      _tile_loadd(7, b0 + 32, kRowBytes);
+      _tile_loadd(5, a1, a.row_stride * 2);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      between(step);
+    }
+    end_block(c, c + 16, lower, lower + 16);
+  }
+
+  template <bool kAccumulate>
+  [[gnu::always_inline]] static inline void begin_block(const float* c0, const float* c1,
+                                                        const float* c2, const float* c3) {
+    if (kAccumulate) {
+      _tile_loadd(0, c0, kRowBytes);
+      _tile_loadd(1, c1, kRowBytes);
+      _tile_loadd(2, c2, kRowBytes);
+      _tile_loadd(3, c3, kRowBytes);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  }
+
+  [[gnu::always_inline]] static inline void end_block(float* c0, float* c1, float* c2, float* c3) {
+    _tile_stored(0, c0, kRowBytes);
+    _tile_stored(1, c1, kRowBytes);
+    _tile_stored(2, c2, kRowBytes);
+    _tile_stored(3, c3, kRowBytes);
   }
 };
 
 }  // namespace
 
-const TileKernel* amx_kernel(DType element) { return find_bf16_kernel<TileProduct>("amx", element); }
+const TileKernel* amx_kernel(DType element) {
+  return find_bf16_kernel<TileProduct>("amx", element);
+}
 
 }  // namespace cac::cpu

@@ -3,44 +3,42 @@
 namespace cac::cpu {
 namespace {
 
-// C [rows][lanes] (+)= A [rows][depth] B [depth / 2][lanes][2] by vdpbf16ps.
-struct DotProduct {
-  static constexpr int kVectors = kBf16Lanes / 16;
-
-  template <bool kAccumulate, int kRows = 12>
-  static void multiply(const uint16_t* a, int64_t stride, int64_t rows, int64_t depth,
-                       const uint16_t* b, float* c) {
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows) {
-      multiply_block<kAccumulate, kRows>(a + row * stride, stride, depth, b, c + row * kBf16Lanes);
-    }
-    if constexpr (kRows > 1) {
-      if (row < rows) {
-        multiply<kAccumulate, kRows / 2>(a + row * stride, stride, rows - row, depth, b,
-                                         c + row * kBf16Lanes);
-      }
+// Products by vdpbf16ps, which keeps the vector units busy alone: exponentials follow afterwards.
+class DotProduct {
+ public:
+  template <bool kAccumulate, class Between>
+  static void multiply(const Operand& a, int64_t rows, int64_t depth, const uint16_t* b, float* c,
+                       int64_t c_rows, Between&& between) {
+    for (int64_t row = 0; row < rows; row += kRows) {
+      multiply_rows<kAccumulate>(a, row, depth, b, c + row % c_rows * kBf16Lanes);
+      between(static_cast<int>(row), static_cast<int>(row + kRows));
     }
   }
 
  private:
-  template <bool kAccumulate, int kRows>
-  static void multiply_block(const uint16_t* a, int64_t stride, int64_t depth, const uint16_t* b,
-                             float* c) {
+  static constexpr int kRows = 8;
+  static constexpr int kVectors = kBf16Lanes / 16;
+
+  template <bool kAccumulate>
+  static void multiply_rows(const Operand& a, int64_t row, int64_t depth, const uint16_t* b,
+                            float* c) {
+    const uint16_t* rows = a.data + row / 16 * a.row_blocks + row % 16 * a.row_stride;
     __m512 block[kRows][kVectors];
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) {
-        block[r][v] = kAccumulate ? _mm512_loadu_ps(c + r * kBf16Lanes + v * 16)
-                                  : _mm512_setzero_ps();
+        block[r][v] =
+            kAccumulate ? _mm512_loadu_ps(c + r * kBf16Lanes + v * 16) : _mm512_setzero_ps();
       }
     }
     for (int64_t k = 0; k < depth; k += 2) {
+      const uint16_t* column = rows + k / 32 * a.depth_blocks + k % 32;
       __m512bh lanes[kVectors];
       for (int v = 0; v < kVectors; ++v) {
         lanes[v] = (__m512bh)_mm512_loadu_si512(b + k * kBf16Lanes + v * 32);
       }
       for (int r = 0; r < kRows; ++r) {
         int32_t pair;
-        std::memcpy(&pair, a + r * stride + k, sizeof(pair));
+        std::memcpy(&pair, column + r * a.row_stride, sizeof(pair));
         const __m512bh element = (__m512bh)_mm512_set1_epi32(pair);
         for (int v = 0; v < kVectors; ++v) {
           block[r][v] = _mm512_dpbf16_ps(block[r][v], lanes[v], element);

@@ -25,7 +25,7 @@ struct TileMask {
 };
 
 enum class TileMode {
-  kBoundedShift,  // shift holds a constant
+  kBoundedShift,  // shift is zero: no logit is large enough to need one
   kOnlineMax,     // shift is the running maximum
   kMaxOnly,       // nothing but the running maximum, masks ignored
 };

@@ -1,13 +1,24 @@
 // The loop over negatives, written once for every instruction set and element type.
 //
-// `Isa` supplies the vector width, the two products and the exponentials; see vector_isa.h for
-// float and double, bf16_isa.h for bfloat16.
+// `Isa` supplies the number of lanes, the two matrix products and the exponentials; see
+// vector_isa.h for float and double, bf16_isa.h for bfloat16.
 #pragma once
 
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/tile_kernel.h"
 
 namespace cac::cpu {
 namespace {
+
+// One tile of anchors that the current block of negatives concerns.
+template <class Isa>
+struct TileWork {
+  const typename Isa::Element* anchors;
+  LaneMask mask;
+  typename Isa::Accumulator* shift;     // [lanes]
+  double* sum;                          // [lanes]
+  typename Isa::Accumulator* weighted;  // [C][lanes], null without gradient
+};
 
 template <class Isa>
 void run_tile_group(const TileGroup& group) {
@@ -16,6 +27,17 @@ void run_tile_group(const TileGroup& group) {
   constexpr int kLanes = Isa::kLanes;
   const int64_t channels = group.padded_channels;
   const int64_t tile_elements = channels * kLanes;
+  const auto work_of = [&](int tile, int32_t row, bool masked) {
+    TileWork<Isa> work;
+    work.anchors = static_cast<const Element*>(group.anchors) + tile * tile_elements;
+    work.mask = {masked, row, group.lane_begin + tile * kLanes, group.lane_end + tile * kLanes};
+    work.shift = static_cast<Accumulator*>(group.shift) + tile * kLanes;
+    work.sum = group.sum + tile * kLanes;
+    work.weighted = group.with_gradient
+                        ? static_cast<Accumulator*>(group.weighted) + tile * tile_elements
+                        : nullptr;
+    return work;
+  };
 
   for (int i = 0; i < group.num_tiles * kLanes; ++i) group.sum[i] = 0.0;
   if (group.with_gradient) {
@@ -23,7 +45,7 @@ void run_tile_group(const TileGroup& group) {
     for (int64_t i = 0; i < group.num_tiles * tile_elements; ++i) weighted[i] = 0;
   }
 
-  Isa isa(group.scratch, channels);
+  Isa isa(group.scratch, channels, group.mode);
   for (int32_t row = group.row_begin; row < group.row_end; row += Isa::kRowBlock) {
     const int32_t rows =
         group.row_end - row < Isa::kRowBlock ? group.row_end - row : Isa::kRowBlock;
@@ -32,21 +54,7 @@ void run_tile_group(const TileGroup& group) {
       const TileMask& mask = group.masks[tile];
       if (row >= mask.skip_begin && row + rows <= mask.skip_end) continue;
       const bool masked = row < mask.masked_end && row + rows > mask.masked_begin;
-      const LaneMask lanes{masked, row, group.lane_begin + tile * kLanes,
-                           group.lane_end + tile * kLanes};
-      Accumulator* shift = static_cast<Accumulator*>(group.shift) + tile * kLanes;
-      Accumulator* weighted = group.with_gradient
-                                  ? static_cast<Accumulator*>(group.weighted) + tile * tile_elements
-                                  : nullptr;
-      double* sum = group.sum + tile * kLanes;
-
-      isa.scores(static_cast<const Element*>(group.anchors) + tile * tile_elements);
-      if (group.mode != TileMode::kBoundedShift) {
-        isa.raise_maximum(lanes, shift, sum, weighted);
-        if (group.mode == TileMode::kMaxOnly) continue;
-      }
-      isa.exponentiate(lanes, shift, sum);
-      if (weighted != nullptr) isa.accumulate(weighted);
+      isa.process(work_of(tile, row, masked));
     }
   }
 }

@@ -1,7 +1,6 @@
 // Products and exponentials for float and double, on whatever vectors the file is compiled for.
 #pragma once
 
-#include "kernels/cpu/simd.h"
 #include "kernels/cpu/tile_loop.h"
 
 namespace cac::cpu {
@@ -67,41 +66,37 @@ class VectorIsa {
 
   static size_t scratch_bytes(int64_t) { return sizeof(T) * kRowBlock * kLanes; }
 
-  VectorIsa(void* scratch, int64_t channels)
-      : channels_(channels), scores_(static_cast<T*>(scratch)) {}
+  VectorIsa(void* scratch, int64_t channels, TileMode mode)
+      : channels_(channels), mode_(mode), scores_(static_cast<T*>(scratch)) {}
 
   void set_block(const T* negatives, int rows) {
     negatives_ = negatives;
     rows_ = rows;
   }
 
-  // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
-  void scores(const T* anchors) {
-    multiply<T, false>(negatives_, channels_, 1, rows_, channels_, anchors, scores_);
-  }
-
-  void raise_maximum(const LaneMask& mask, T* shift, double* sum, T* weighted) {
-    raise_lane_maximum<T, kLanes>(scores_, rows_, channels_, mask, shift, sum, weighted);
-  }
-
-  void exponentiate(const LaneMask& mask, const T* shift, double* sum) {
-    mask.any ? exponentiate_rows<true>(mask, shift, sum)
-             : exponentiate_rows<false>(mask, shift, sum);
-  }
-
-  // weighted [C][lanes] += N^T [C][rows] P [rows][lanes]
-  void accumulate(T* weighted) {
-    multiply<T, true>(negatives_, 1, channels_, channels_, rows_, scores_, weighted);
+  void process(const TileWork<VectorIsa>& work) {
+    // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
+    multiply<T, false>(negatives_, channels_, 1, rows_, channels_, work.anchors, scores_);
+    if (mode_ != TileMode::kBoundedShift) {
+      raise_lane_maximum<T, kLanes>(scores_, rows_, channels_, work.mask, work.shift, work.sum,
+                                    work.weighted);
+      if (mode_ == TileMode::kMaxOnly) return;
+    }
+    work.mask.any ? exponentiate<true>(work) : exponentiate<false>(work);
+    if (work.weighted == nullptr) return;
+    // weighted [C][lanes] += N^T [C][rows] P [rows][lanes]
+    multiply<T, true>(negatives_, 1, channels_, channels_, rows_, scores_, work.weighted);
   }
 
  private:
   template <bool kMasked>
-  void exponentiate_rows(const LaneMask& mask, const T* shift, double* sum) {
+  void exponentiate(const TileWork<VectorIsa>& work) {
+    const LaneMask& mask = work.mask;
     using Integer = typename Simd<T>::Integer;
     using Integers = Vector<Integer>;
     for (int v = 0; v < kBlockVectors; ++v) {
       const int lane = v * kWidth;
-      const Vector<T> lane_shift = load(shift + lane);
+      const Vector<T> lane_shift = load(work.shift + lane);
       Integers begin = {}, end = {};
       if (kMasked) {
         for (int i = 0; i < kWidth; ++i) {
@@ -120,11 +115,12 @@ class VectorIsa {
         total += probability;
         store(score, probability);
       }
-      for (int i = 0; i < kWidth; ++i) sum[lane + i] += total[i];
+      for (int i = 0; i < kWidth; ++i) work.sum[lane + i] += total[i];
     }
   }
 
   int64_t channels_;
+  TileMode mode_;
   T* scores_;  // [kRowBlock][kLanes]; probabilities after exponentiate()
   const T* negatives_ = nullptr;
   int rows_ = 0;
@@ -133,8 +129,8 @@ class VectorIsa {
 template <typename T>
 constexpr TileKernel vector_kernel(const char* instruction_set, DType type) {
   using Isa = VectorIsa<T>;
-  return {instruction_set, type,           type, Isa::kLanes,          1,
-          8,               Isa::kRowBlock, Isa::scratch_bytes, &run_tile_group<Isa>};
+  return {instruction_set,     type, type, Isa::kLanes, 1, 8, Isa::kRowBlock, Isa::scratch_bytes,
+          &run_tile_group<Isa>};
 }
 
 const TileKernel* find_vector_kernel(const char* instruction_set, DType element) {
