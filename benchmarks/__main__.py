@@ -10,8 +10,12 @@ import sys
 #: Command -> what it does; the module of the same name has `add_arguments` and `run`.
 COMMANDS = {
     "loss": "time and memory of the loss alone, against what people use today",
+    "step": "a whole training step, encoder included, with our loss and with the official one",
+    "convergence": "the same short training with our loss and with the reference",
+    "report": "one HTML page from result files",
+    "compare": "two result files row by row, regressions flagged",
 }
-MEASURING = ("loss",)
+MEASURING = ("loss", "step", "convergence")
 
 
 def _add_measuring_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,13 @@ class Contender:
     implementation: Implementation
     dtype: torch.dtype
     seconds_per_operation: float | None = None  # of the last measurement, to predict the next
+    measured: bool = False  # whether that was of real size
     broken: str = ""  # why it is not measured at all
+
+    def predict_from(self, seconds: float, operations: int) -> None:
+        """Remember a measurement of real size."""
+        self.seconds_per_operation = seconds / operations
+        self.measured = True
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.busy import ForeignLoad
 from benchmarks.cases import CASES, find_cases
 from benchmarks.contenders import make_contenders
 from benchmarks.implementations import IMPLEMENTATIONS
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
     }
     results = Results.start("loss", settings, device)
+    load = ForeignLoad()
     LossRun(
         results,
         contenders,
@@ -85,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         memory_limit=int(arguments.memory_limit * 2**30) if arguments.memory_limit else None,
     ).run(cases)
+    results.machine["foreign_load"] = load.share()
     print(loss_table(results))
     if arguments.output:
         results.save(Path(arguments.output))

@@ -86,6 +86,15 @@ class LossRun:
                 left = max(self.deadline - time.monotonic(), 1.0)
                 self._run_case(case, time.monotonic() + left / (len(cases) - i))
         self._derive(bandwidth)
+        order = [contender.label() for contender in self.contenders]
+        names = [case.name for case in cases]
+        self.results.rows.sort(
+            key=lambda row: (
+                names.index(row.case),
+                order.index(f"{row.implementation} {row.dtype}"),
+                PHASES.index(row.phase),
+            )
+        )
 
     def _check_all(self) -> None:
         """Equal loss and gradient first, and a first idea of everyone's speed."""
@@ -136,7 +145,7 @@ class LossRun:
                 if use.status == "ok":
                     if use.seconds and not contender.implementation.compiles:
                         operations = contender.implementation.executed_operations(workload, "both")
-                        contender.seconds_per_operation = use.seconds / operations
+                        contender.predict_from(use.seconds, operations)
                     refused = self._refusal(contender, workload, deadline)
                 else:
                     refused = use.status, use.detail
@@ -174,7 +183,8 @@ class LossRun:
         operations = contender.implementation.executed_operations(workload, "both")
         predicted = contender.seconds_per_operation * operations
         left = deadline - time.monotonic()
-        if predicted > max(left, 1.0):
+        # Before a first run of real size the prediction is rough, mostly too high.
+        if predicted > max(left, 1.0) * (1 if contender.measured else 5):
             return (
                 "skipped",
                 f"would take about {predicted:.0f} s a run, "
@@ -278,7 +288,7 @@ class LossRun:
                     samples.setdefault(phase, []).append(seconds)
             if job.training:
                 operations = implementation.executed_operations(workload, "both")
-                contender.seconds_per_operation = percentile(samples["both"], 0.5) / operations
+                contender.predict_from(percentile(samples["both"], 0.5), operations)
         for phase in PHASES if jobs else ("both",):
             self.results.rows.append(
                 Row(

@@ -69,6 +69,8 @@ def loss_table(results: Results) -> str:
     parts = [describe_run(results), table.render(header, lines, left=3)]
     if any(not row.warmed_up for row in results.rows):
         notes.append("* slow calls are timed without a warm-up call")
+    if results.warning():
+        notes.append(results.warning())
     if notes:
         parts.append("\n".join(notes))
     return "\n\n".join(parts)

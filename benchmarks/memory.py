@@ -64,24 +64,36 @@ def measure_in_child(
     seed: int,
     limit_bytes: int | None = None,
     timeout: float | None = None,
-    threads: int | None = None,
 ) -> MemoryUse:
-    """The same on the CPU; ``limit_bytes`` is what the child may take (default: 90% of free)."""
-    if limit_bytes is None:
-        available = available_memory()
-        limit_bytes = int(0.9 * available) if available else 0
+    """The same on the CPU, in `benchmarks.memory_probe`."""
     request = {
         "implementation": name,
         "dtype": str(dtype).removeprefix("torch."),
         "case": case.to_json(),
         "seed": seed,
-        "limit_bytes": limit_bytes,
-        "threads": threads or torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
+    return run_probe("benchmarks.memory_probe", request, limit_bytes, timeout)
+
+
+def run_probe(
+    module: str, request: dict, limit_bytes: int | None = None, timeout: float | None = None
+) -> MemoryUse:
+    """Run a probe module in a process of its own.
+
+    Args:
+        module: takes a JSON request as its argument and prints a JSON `MemoryUse`.
+        request: what to measure; thread count and memory limit are added to it.
+        limit_bytes: what the process may take before its allocator refuses; None is 90% of what
+            is free.
+        timeout: in seconds.
+    """
+    if limit_bytes is None:
+        limit_bytes = int(0.9 * (available_memory() or 0))
+    request = {**request, "limit_bytes": limit_bytes, "threads": torch.get_num_threads()}
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory_probe", json.dumps(request)],
+            [sys.executable, "-m", module, json.dumps(request)],
             capture_output=True,
             text=True,
             timeout=timeout,

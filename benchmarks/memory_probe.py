@@ -57,7 +57,7 @@ class PeakGrowth:
         return max(peak - self._start, 0)
 
 
-def _limit(extra_bytes: int) -> None:
+def limit_memory(extra_bytes: int) -> None:
     """Make the allocator refuse instead of letting the system kill a process, maybe another."""
     import resource
 
@@ -79,7 +79,7 @@ def probe(request: dict) -> MemoryUse:
     del warm_up
     inputs = make_inputs(case, request["seed"]).to("cpu", dtype).requiring_grad()
     if request["limit_bytes"]:
-        _limit(request["limit_bytes"])
+        limit_memory(request["limit_bytes"])
     growth = PeakGrowth()
     start = time.perf_counter()
     try:

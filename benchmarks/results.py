@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -18,6 +19,9 @@ SCHEMA = "cac_ext-benchmark-1"
 
 #: ``kind`` of a file: the command that wrote it.
 KINDS = ("loss", "step", "convergence")
+
+#: Share of the processors used by others from which a run is called disturbed.
+BUSY = 0.05
 
 STATUSES = ("ok", "out_of_memory", "failed", "skipped", "timed_out")
 
@@ -95,6 +99,13 @@ class Results:
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 
+    def warning(self) -> str:
+        """A sentence if the machine was too busy for the figures to be trusted, else nothing."""
+        share = self.machine.get("foreign_load") or 0.0
+        if share <= BUSY:
+            return ""
+        return f"WARNING: other programs used {share:.0%} of the processors during this run"
+
     def find(self, case: str, implementation: str, dtype: str, phase: str) -> Row | None:
         for row in self.rows:
             if row.key == (case, implementation, dtype, phase):
@@ -104,7 +115,8 @@ class Results:
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = {"schema": SCHEMA, **vars(self), "rows": [row.to_json() for row in self.rows]}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data = {"schema": SCHEMA, **fields, "rows": [row.to_json() for row in self.rows]}
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
         partial.replace(path)

@@ -1,0 +1,44 @@
+"""The process in which one training step's peak memory is measured; not for direct use.
+
+``python -m benchmarks.step_probe REQUEST`` with a JSON request; the last line printed is a JSON
+`MemoryUse`. The peak counts weights, gradients, optimiser state, batch, bank and activations.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+
+import torch
+
+from benchmarks.memory import MemoryUse, first_line, is_out_of_memory
+from benchmarks.memory_probe import PeakGrowth, limit_memory
+from benchmarks.training_step import TrainingStep, step_config
+
+
+def probe(request: dict) -> MemoryUse:
+    torch.set_num_threads(request["threads"])
+    config = step_config(request["config"], request["overrides"])
+    device = torch.device("cpu")
+    seed = request["seed"]
+    TrainingStep(config, request["loss"], 64, 1, device, seed).run()  # threads, lazy imports
+    if request["limit_bytes"]:
+        limit_memory(request["limit_bytes"])
+    growth = PeakGrowth()
+    start = time.perf_counter()
+    try:
+        step = TrainingStep(
+            config, request["loss"], request["negatives"], request["batch"], device, seed
+        )
+        for _ in range(2):  # the first makes the optimiser's state
+            step.run()
+    except Exception as error:  # reported to the parent, which makes a row of it
+        status = "out_of_memory" if is_out_of_memory(error) else "failed"
+        return MemoryUse(status, detail=first_line(error))
+    return MemoryUse("ok", growth.bytes(), time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(probe(json.loads(sys.argv[1])))))

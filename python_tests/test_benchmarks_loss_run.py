@@ -1,0 +1,100 @@
+"""`benchmarks loss` measures what runs and reports what does not, without failing itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import memory
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES, Case
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.loss_table import loss_table
+from benchmarks.operations import PHASES
+from benchmarks.results import Results
+
+TINY = Case("tiny", A=64, N=512, C=16, K=5)
+
+
+@pytest.fixture
+def run_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs the command on one tiny case and returns what it wrote."""
+    monkeypatch.setitem(CASES, "tiny", [TINY])
+    # Limits of the machine are not at issue: small ones are measured faster.
+    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+
+    def run(*arguments: str) -> Results:
+        output = tmp_path / "out.json"
+        common = ["--threads", "2", "--repeats", "3", "--output", str(output)]
+        assert main(["loss", "--cases", "tiny", *common, *arguments]) == 0
+        return Results.load(output)
+
+    return run
+
+
+def test_every_phase_is_timed_and_rated(run_loss, capsys) -> None:
+    results = run_loss("--implementations", "ours", "tiled:float32", "--no-memory")
+    for implementation, dtype in (("ours", "float32"), ("ours", "bfloat16"), ("tiled", "float32")):
+        for phase in PHASES:
+            row = results.find("tiny", implementation, dtype, phase)
+            assert row.status == "ok"
+            assert len(row.samples) == 3
+        assert row.share_of_matrix_rate is None  # a backward pass without matrix products
+        both = results.find("tiny", implementation, dtype, "both")
+        assert both.share_of_matrix_rate > 0
+        assert both.executed_operations < both.nominal_operations
+    assert all(check["passed"] for check in results.checks)
+    assert "vs official" in capsys.readouterr().out
+
+
+def test_out_of_memory_is_a_row(run_loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    naive = IMPLEMENTATIONS["naive"]
+    right = naive.loss
+
+    def refuse(self, inputs):
+        if len(inputs.negatives) == TINY.N:
+            torch.empty(2**62, dtype=torch.uint8)
+        return right(self, inputs)
+
+    monkeypatch.setattr(naive, "loss", refuse)
+    results = run_loss("--implementations", "naive", "tiled:float32", "--no-memory")
+    (row,) = [row for row in results.rows if row.implementation == "naive"]
+    assert row.status == "out_of_memory"
+    assert results.find("tiny", "tiled", "float32", "both").status == "ok"
+    assert "out of memory" in loss_table(results)
+
+
+def test_a_wrong_rival_is_not_timed(run_loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    naive = IMPLEMENTATIONS["naive"]
+    right = naive.loss
+    monkeypatch.setattr(naive, "loss", lambda self, inputs: 1.01 * right(self, inputs))
+    results = run_loss("--implementations", "naive", "--no-memory")
+    (row,) = results.rows
+    assert row.status == "failed"
+    assert "wrong result" in row.detail
+    assert not row.samples
+
+
+def test_what_the_device_cannot_run_is_skipped_with_the_reason(run_loss) -> None:
+    (row,) = run_loss("--implementations", "flex-attention:float32", "--no-memory").rows
+    assert row.status == "skipped"
+    assert "log-sum-exp" in row.detail
+
+
+def test_memory_of_a_child_process_sees_the_matrix_and_obeys_the_limit() -> None:
+    case = Case("matrix", A=1_024, N=8_192, C=16, K=5)
+    matrix = 4 * case.A * case.N  # 32 MiB
+    naive = memory.measure_in_child("naive", torch.float32, case, seed=0)
+    assert naive.status == "ok"
+    assert naive.extra_bytes > 2 * matrix
+    refused = memory.measure_in_child("naive", torch.float32, case, seed=0, limit_bytes=matrix)
+    assert refused.status == "out_of_memory"
+
+
+def test_unknown_names_are_answered_with_the_known_ones(capsys) -> None:
+    assert main(["loss", "--cases", "vox"]) == 2
+    assert "voc" in capsys.readouterr().err
+    assert main(["loss", "--implementations", "tilde"]) == 2
+    assert "tiled" in capsys.readouterr().err

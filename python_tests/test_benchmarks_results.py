@@ -1,0 +1,118 @@
+"""Result files: what is written can be read, compared and reported."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.compare import compare
+from benchmarks.loss_table import loss_table
+from benchmarks.report import render_report
+from benchmarks.results import SCHEMA, Results, Row
+
+SIZES = (1_000, 4_000, 16_000)
+
+
+def make_results(seed: int, slower: float = 1.0, spread: float = 0.02, more_memory: int = 0):
+    """A made-up run of two implementations; the last case of ours is ``slower`` than it was."""
+    generator = torch.Generator().manual_seed(seed)
+    results = Results.start("loss", {"seed": seed}, torch.device("cpu"))
+    rate = {"operations_per_second": 1e11, "shape": [8, 8, 8], "shapes": {}}
+    results.limits = {"memory_bandwidth": 1e10, "matrix_rate": {"float32": rate}}
+    for N in SIZES:
+        workload = {"active_anchors": 76, "negatives": N, "differing_pairs": 50 * N}
+        results.cases[f"n-{N}"] = {
+            **{"name": f"n-{N}", "A": 100, "N": N, "C": 128, "K": 21, "group": "scale-n"},
+            **{"active_share": 0.38, "background_share": 0.5, "workload": workload},
+            "matrix_rate": {"float32": 1e11},
+        }
+        for name, seconds in (("official", 1e-3 * N), ("ours", 1e-5 * N)):
+            planted = slower if name == "ours" and SIZES[-1] == N else 1.0
+            noise = 1 + spread * torch.randn(15, generator=generator)
+            row = Row(f"n-{N}", name, "float32", "both")
+            row.samples = (seconds * planted * noise).tolist()
+            row.extra_memory = 2**24 * (1 if name == "ours" else 20) + more_memory
+            row.executed_operations = 4 * 128 * 50 * N
+            row.nominal_operations = 4 * 128 * 200 * N
+            row.compulsory_bytes = 4 * 128 * N
+            row.share_of_matrix_rate, row.share_of_bandwidth = 0.5, 0.01
+            results.rows.append(row)
+    return results
+
+
+def test_a_file_comes_back_as_it_was_written(tmp_path: Path, seed: int) -> None:
+    results = make_results(seed)
+    results.rows.append(Row("n-1000", "naive", "float32", "both", "out_of_memory", "refused"))
+    results.save(tmp_path / "a.json")
+    assert Results.load(tmp_path / "a.json") == results
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert data["schema"] == SCHEMA
+    assert {"cpu", "capability", "threads"} <= data["machine"].keys()
+    assert {"torch", "cac_ext"} <= data["software"].keys()
+    assert data["rows"][0]["p20"] <= data["rows"][0]["median"] <= data["rows"][0]["p80"]
+
+
+def test_a_foreign_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"other\.json"):
+        Results.load(tmp_path / "other.json")
+
+
+def test_compare_flags_a_planted_regression_alone(tmp_path: Path, seed: int, capsys) -> None:
+    make_results(seed).save(tmp_path / "a.json")
+    make_results(seed + 1, slower=1.3).save(tmp_path / "b.json")
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    flagged = [line for line in capsys.readouterr().out.splitlines() if "slower!" in line]
+    assert len(flagged) == 1
+    assert flagged[0].startswith(f"n-{SIZES[-1]} ")
+    assert "ours" in flagged[0]
+
+
+def test_compare_takes_noise_for_noise(tmp_path: Path, seed: int) -> None:
+    make_results(seed, spread=0.1).save(tmp_path / "a.json")
+    make_results(seed + 1, spread=0.1).save(tmp_path / "b.json")
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+
+
+def test_compare_flags_more_memory_and_a_row_that_no_longer_runs(seed: int) -> None:
+    before, after = make_results(seed), make_results(seed, more_memory=2**27)
+    after.rows[0].status = "failed"
+    verdicts = [change.verdict() for change in compare(before, after)]
+    assert verdicts[0] == "failed!"
+    assert verdicts[1] == "more memory!"
+
+
+def test_two_calls_are_no_evidence_of_a_small_change(seed: int) -> None:
+    before, after = make_results(seed), make_results(seed, slower=1.2)
+    for row in (*before.rows, *after.rows):
+        row.samples = row.samples[:2]
+    assert not any(change.regressed for change in compare(before, after))
+
+
+def test_the_report_needs_no_other_file(seed: int) -> None:
+    page = render_report({"made <up>": make_results(seed)})
+    assert page.count("<img") == page.count("data:image/svg+xml;base64,") == 4
+    assert "made &lt;up&gt;" in page
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)|<script|<link|@import|url\(""", page)
+
+
+def test_report_writes_every_figure_as_png_and_svg(tmp_path: Path, seed: int) -> None:
+    make_results(seed).save(tmp_path / "a.json")
+    page, plots = tmp_path / "r.html", tmp_path / "plots"
+    assert main(["report", str(tmp_path / "a.json"), "-o", str(page), "--plots", str(plots)]) == 0
+    assert page.stat().st_size > 10_000
+    names = {path.name for path in plots.iterdir()}
+    figures = {"a-time", "a-memory", "a-share-of-peak", "a-roofline"}
+    assert names == {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")}
+
+
+def test_the_table_says_when_the_machine_was_busy(seed: int) -> None:
+    results = make_results(seed)
+    assert "WARNING" not in loss_table(results)
+    results.machine["foreign_load"] = 0.5
+    assert "WARNING: other programs used 50%" in loss_table(results)

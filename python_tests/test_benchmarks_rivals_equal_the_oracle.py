@@ -1,0 +1,76 @@
+"""No rival is timed that computes something else than the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.cases import Case, find_cases, make_inputs
+from benchmarks.correctness import check
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.implementations.flex_attention import FlexAttention
+from benchmarks.operations import Workload
+
+EAGER = ["ours", "official", "naive", "tiled"]
+#: More than one chunk of the official algorithm, more than one tile of the tiled one.
+CASE = Case("small", A=96, N=8_500, C=32, K=9)
+#: Rare classes share tiles; some have no anchor or no negative.
+MANY_CLASSES = Case("many classes", A=96, N=700, C=16, K=120, background_share=0.2)
+#: Anchors without any negative of another class.
+ONE_CLASS = Case("one class", A=40, N=300, C=16, K=1)
+
+
+@pytest.mark.parametrize("case", [CASE, MANY_CLASSES], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", EAGER)
+def test_loss_and_gradient_equal_the_float64_oracle(name: str, case: Case, seed: int) -> None:
+    outcome = check(IMPLEMENTATIONS[name](), "cpu", torch.float32, seed, case)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("name", ["ours", "tiled"])
+def test_bfloat16_stays_within_its_tolerance(name: str, seed: int) -> None:
+    outcome = check(IMPLEMENTATIONS[name](), "cpu", torch.bfloat16, seed, CASE)
+    assert outcome.passed, outcome
+
+
+def test_flex_attention_with_its_block_mask_equals_the_oracle(seed: int) -> None:
+    """Uncompiled, because torch compiles it without the log-sum-exp for the CPU."""
+    case = Case("blocks", A=300, N=900, C=16, K=5)  # skipped, partial and full blocks
+    outcome = check(FlexAttention(compiled=False), "cpu", torch.float32, seed, case)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_one_class_only_gives_zero(name: str, seed: int) -> None:
+    inputs = make_inputs(ONE_CLASS, seed).requiring_grad()
+    loss = IMPLEMENTATIONS[name]().loss(inputs)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.stack([inputs.features1.grad, inputs.features2.grad]).abs().max() < 1e-6
+
+
+def test_a_wrong_implementation_does_not_pass(seed: int) -> None:
+    class Wrong(IMPLEMENTATIONS["naive"]):
+        def loss(self, inputs):
+            return 1.001 * super().loss(inputs)
+
+    assert not check(Wrong(), "cpu", torch.float32, seed, CASE).passed
+
+
+def test_operations_are_counted_pair_by_pair(seed: int) -> None:
+    case = Case("count", A=60, N=90, C=8, K=4)
+    inputs = make_inputs(case, seed)
+    labels = torch.stack([inputs.pseudo_labels1, inputs.pseudo_labels2])  # [2, A]
+    pairs = (labels[:, :, None] != inputs.negative_labels) & inputs.active()[:, :, None]
+    workload = Workload.of(inputs)
+    assert workload.differing_pairs == int(pairs.sum())
+    assert workload.one_pass_operations("both") == 4 * case.C * int(pairs.sum())
+    assert workload.nominal_operations("both") == 4 * case.C * 2 * case.A * case.N
+
+
+def test_paper_case_has_the_shares_it_claims() -> None:
+    (case,) = find_cases(["voc"])
+    workload = Workload.of(make_inputs(case, 0))
+    assert workload.active_anchors / case.A == pytest.approx(0.76, abs=0.02)
+    differing = workload.differing_pairs / (workload.active_anchors * case.N)
+    assert differing == pytest.approx(0.65, abs=0.03)
