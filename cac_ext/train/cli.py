@@ -115,14 +115,12 @@ def _resume(options: argparse.Namespace) -> None:
 
 def _run(config: configuration.Config, folder: Path, *, resume: bool) -> None:
     from cac_ext.train.loop import train
-    from cac_ext.train.picture import save_panel
 
     try:
         result = train(config, folder, resume=resume)
     except KeyboardInterrupt:
         _print_interrupted(f"cac-ext resume {folder}", folder)
         raise
-    save_panel(folder / "picture.png", result.splits, {"prediction": result.network})
     width = max(map(len, result.class_iou))
     for name, iou in result.class_iou.items():
         print(f"{name:{width}}  {100 * iou:6.2f}")

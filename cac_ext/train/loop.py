@@ -20,6 +20,7 @@ from cac_ext.train.evaluate import evaluate
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
+from cac_ext.train.picture import save_panel
 from cac_ext.train.run_log import RunLog
 from cac_ext.train.step import TrainingModel, build_model, compute_losses
 
@@ -47,7 +48,7 @@ def train(
 
     Args:
         config: the run.
-        folder: of the run: config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/.
+        folder: of the run: config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/, picture.png.
         label: stands in front of the progress bar.
         resume: go on from the folder's checkpoint, if there is one; otherwise a checkpoint there
             is an error, so that no run is overwritten.
@@ -125,6 +126,7 @@ def train(
                     results = {"miou": evaluation.miou, "class_iou": class_iou}
                     log.evaluation(iteration, **results)
                 save_checkpoint(checkpoint, config, model, optimizer, bank, iteration, results)
+    save_panel(folder / "picture.png", splits, {"prediction": network})
     return TrainResult(folder, network, splits, **results)
 
 

@@ -32,7 +32,12 @@ class RunLog:
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self.bar = tqdm(
-            total=iterations, initial=start, desc=description, unit="it", disable=not progress
+            total=iterations,
+            initial=start,
+            desc=description,
+            unit="it",
+            mininterval=0.5,
+            disable=not progress,
         )
         _drop_beyond(self.path, start)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115

@@ -26,7 +26,7 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.errors import ConfigError
 
 #: Class 0 and the patterns, in the order of the surroundings that go with them.
-CLASS_NAMES = ("background", "bars", "pales", "checks", "dots", "rings", "plain")
+CLASS_NAMES = ("background", "rows", "columns", "checks", "dots", "rings", "plain")
 SURROUNDINGS = ("grass", "sand", "water", "snow", "brick", "asphalt")
 PALETTE = (
     (38, 38, 44),
@@ -221,8 +221,8 @@ def _draw_object(
         for axis in (y, x, distance)
     )
     pattern = {
-        "bars": np.sign(wave_y),
-        "pales": np.sign(wave_x),
+        "rows": np.sign(wave_y),
+        "columns": np.sign(wave_x),
         "checks": np.sign(wave_y * wave_x),
         "dots": np.where((wave_y > 0) & (wave_x > 0), 1.7, -0.6),
         "rings": np.sign(wave_r),
