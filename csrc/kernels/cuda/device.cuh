@@ -1,0 +1,234 @@
+// The device instructions the kernels use, each behind one small function, so that the same .cu
+// sources also run without a GPU: built with CAC_DEVICE_EMULATION they meet the emulation's
+// functions of the same names (python_tests/cuda_emulation) in place of the ones below.
+#pragma once
+
+#if defined(CAC_DEVICE_EMULATION)
+#include "device_emulation.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace cac::device {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Architecture this pass compiles for (800 is sm_80); 0 on the host.
+#if defined(__CUDA_ARCH__)
+constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+constexpr int kArchitecture = 0;
+#endif
+
+// --- Shared memory ----------------------------------------------------------------------------
+
+using SharedAddress = uint32_t;
+
+__device__ __forceinline__ char* dynamic_shared_memory() {
+  extern __shared__ __align__(128) char cac_dynamic_shared_memory[];
+  return cac_dynamic_shared_memory;
+}
+
+__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ __forceinline__ uint32_t load_shared(SharedAddress address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+// Four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8 and
+// receives of every matrix the elements 2 * (lane % 4) + {0, 1} of row lane / 4.
+__device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(row)
+               : "memory");
+}
+
+// The same with every matrix transposed.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&matrices)[4],
+                                                         SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(row)
+               : "memory");
+}
+
+// --- Asynchronous copies ----------------------------------------------------------------------
+
+// Copies 16 bytes, or writes 16 zero bytes if not `valid` (`source` is then not read). The bytes
+// are there for this thread after wait_for_copies and for the block after a barrier behind that.
+__device__ __forceinline__ void copy_async_16(SharedAddress destination, const void* source,
+                                              bool valid) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
+               "r"(valid ? 16 : 0)
+               : "memory");
+#else
+  uint4 value = make_uint4(0, 0, 0, 0);
+  if (valid) value = __ldg(static_cast<const uint4*>(source));
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(destination), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `kInFlight` of the committed groups are still under way.
+template <int kInFlight>
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kInFlight) : "memory");
+#endif
+}
+
+// --- Matrix products: d += a b, fragments as in the PTX manual
+// ------------------------------------
+
+__device__ __forceinline__ void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                              uint32_t b1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+__device__ __forceinline__ void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  // Turing multiplies 8 channels at a time: the two halves of the fragments, one after the other.
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b0));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+
+// m16n8k8; of every float32 operand the 13 lowest bits are ignored.
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                              uint32_t b1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// --- Scalars ------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+__device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ float bits_float(uint32_t bits) { return __uint_as_float(bits); }
+
+__device__ __forceinline__ uint16_t float_to_f16(float x) {
+  uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+  return half;
+}
+
+__device__ __forceinline__ float f16_to_float(uint16_t half) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(half));
+  return x;
+}
+
+// Two values rounded to 16 bits, `low` in the low half.
+__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
+  uint32_t packed = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#else
+  packed = float_to_f16(low) | static_cast<uint32_t>(float_to_f16(high)) << 16;
+#endif
+  return packed;
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  uint32_t packed = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+#endif
+  return packed;
+}
+
+// --- Launches (host)
+// ------------------------------------------------------------------------------
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("cac_ext: ") + what + ": " + cudaGetErrorString(error));
+  }
+}
+
+inline int multiprocessor_count() {
+  int device = 0;
+  int count = 0;
+  check(cudaGetDevice(&device), "no current CUDA device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "cannot read the number of multiprocessors");
+  return count;
+}
+
+// Blocks of `kernel` that one multiprocessor holds at a time.
+template <class Kernel>
+int resident_blocks(Kernel* kernel, int threads, int shared_bytes) {
+  int blocks = 0;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "the kernel needs more shared memory than this GPU has");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        "cannot read the kernel's occupancy");
+  return blocks;
+}
+
+template <class Params>
+void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes,
+            cudaStream_t stream, const Params& params) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "the kernel needs more shared memory than this GPU has");
+  void* arguments[] = {const_cast<Params*>(&params)};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                         dim3(static_cast<unsigned>(threads)), arguments,
+                         static_cast<size_t>(shared_bytes), stream),
+        "kernel launch failed");
+}
+
+// Bytes between two parts of one allocation; the emulation makes touching them an error.
+inline void mark_gap(void*, size_t) {}
+
+}  // namespace cac::device
+
+#endif

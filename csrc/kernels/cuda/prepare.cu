@@ -1,0 +1,36 @@
+#include "kernels/cuda/contrastive.h"
+#include "kernels/cuda/elements.cuh"
+
+namespace cac::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+// One warp a row.
+__global__ __launch_bounds__(kThreads) void prepare_rows_kernel(PrepareRows rows) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= rows.num_rows) return;
+  LaneRow values = load_row(rows.source_dtype, rows.source, rows.order[row] * rows.row_stride,
+                            static_cast<int>(rows.channels), lane);
+  if (rows.normalize) normalize_row(values);
+#pragma unroll
+  for (int i = 0; i < kLaneChannels; ++i) {
+    const int channel = lane + 32 * i;
+    if (channel < rows.padded_channels) {
+      store_element(rows.destination_dtype, rows.destination, row * rows.padded_channels + channel,
+                    values.values[i]);
+    }
+  }
+}
+
+}  // namespace
+
+void run_prepare_rows(const PrepareRows& rows, CUstream_st* stream) {
+  if (rows.num_rows == 0) return;
+  device::launch(prepare_rows_kernel, (rows.num_rows + kWarps - 1) / kWarps, kThreads, 0, stream,
+                 rows);
+}
+
+}  // namespace cac::cuda

@@ -1,0 +1,122 @@
+// The CUDA backend: torch's allocator, streams and precision settings around the torch-free
+// kernels.
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "kernels/cuda/contrastive.h"
+#include "ops/backend.h"
+#include "ops/contrastive.h"
+
+namespace cac {
+namespace {
+
+// 80 for sm_80. Where no GPU is at hand (tracing with fake tensors) what every recent one has.
+int current_architecture() {
+  if (c10::cuda::device_count() == 0) return 80;
+  const int device = c10::cuda::current_device();
+  int major = 0;
+  int minor = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
+}
+
+class CudaBackend final : public Backend {
+ public:
+  at::ScalarType compute_type(at::ScalarType features) const override {
+    TORCH_CHECK_TYPE(features != at::kDouble,
+                     "the CUDA kernels take float32, bfloat16 and float16 features, but got "
+                     "float64; cac_ext.reference takes any type");
+    // Turing multiplies neither bfloat16 nor TF32; float16 holds unit vectors as closely.
+    const bool turing = current_architecture() < 80;
+    if (features == at::kFloat) {
+      const auto precision = at::globalContext().float32MatmulPrecision();
+      if (precision == at::Float32MatmulPrecision::HIGHEST) return at::kFloat;
+      if (turing) return at::kHalf;
+      return precision == at::Float32MatmulPrecision::MEDIUM ? at::kBFloat16 : at::kFloat;
+    }
+    return turing ? at::kHalf : features;
+  }
+
+  int64_t channel_multiple(at::ScalarType compute_type) const override {
+    return 16 / static_cast<int64_t>(c10::elementSize(compute_type));
+  }
+
+  // To look at the values the host would have to wait for the device.
+  void check_finite(const at::Tensor&, const char*) const override {}
+
+  void prepare_rows(const PrepareRows& rows) const override {
+    check_channels(rows.channels);
+    cuda::run_prepare_rows(rows, c10::cuda::getCurrentCUDAStream());
+  }
+
+  void contrastive(const ContrastiveProblem& problem) const override {
+    check_channels(problem.channels);
+    TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(problem.negatives) % 16 == 0,
+                      "prepared negatives must begin at a multiple of 16 bytes; pass them as "
+                      "prepare_negatives() returned them");
+    const cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic(problem));
+    const auto bytes = static_cast<int64_t>(cuda::workspace_bytes(problem, plan));
+    const at::Tensor workspace =
+        at::empty({bytes}, at::TensorOptions().device(at::kCUDA).dtype(at::kByte));
+    // The allocator hands the memory on only to work that is queued behind this on the stream.
+    cuda::run_contrastive(problem, plan, workspace.mutable_data_ptr(),
+                          c10::cuda::getCurrentCUDAStream());
+  }
+
+ private:
+  static void check_channels(int64_t channels) {
+    TORCH_CHECK_VALUE(channels <= cuda::kMaxPaddedChannels, "the CUDA kernels take at most ",
+                      cuda::kMaxPaddedChannels, " channels, but got ", channels,
+                      "; project the features to fewer, or use cac_ext.reference");
+  }
+
+  static cuda::Arithmetic arithmetic(const ContrastiveProblem& problem) {
+    const bool turing = current_architecture() < 80;
+    switch (problem.negative_dtype) {
+      case DType::kBFloat16:
+        TORCH_CHECK_TYPE(!turing,
+                         "this GPU does not multiply bfloat16; prepare the negatives on "
+                         "the GPU that uses them");
+        return cuda::Arithmetic::kBFloat16;
+      case DType::kFloat16:
+        return cuda::Arithmetic::kFloat16;
+      default:
+        return turing || at::globalContext().float32MatmulPrecision() ==
+                             at::Float32MatmulPrecision::HIGHEST
+                   ? cuda::Arithmetic::kFloat32
+                   : cuda::Arithmetic::kTensorFloat32;
+    }
+  }
+};
+
+const CudaBackend backend;
+const bool registered = (register_backend(at::kCUDA, &backend), true);
+
+// The operator with the device of its first tensor current.
+template <auto kOperator>
+struct OnDevice;
+
+template <class Result, class... Rest, Result (*kOperator)(const at::Tensor&, Rest...)>
+struct OnDevice<kOperator> {
+  static Result call(const at::Tensor& first, Rest... rest) {
+    const c10::cuda::CUDAGuard guard(first.device());
+    return kOperator(first, rest...);
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(cac_ext, CUDA, m) {
+  m.impl("prepare_negatives", OnDevice<prepare_negatives>::call);
+  m.impl("masked_logsumexp", OnDevice<masked_logsumexp>::call);
+  m.impl("masked_contrastive_loss", OnDevice<masked_contrastive_loss>::call);
+  m.impl("directional_contrastive_loss", OnDevice<directional_contrastive_loss>::call);
+}
+
+}  // namespace cac

@@ -1,0 +1,228 @@
+"""Builds the CUDA sources against the device emulation and runs calls on it.
+
+`build` compiles and links the `emulate` program, optionally with sanitizers or with a source
+changed; `Emulator.run` writes calls to a file, lets the program run them and reads the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+KERNELS = CSRC / "kernels" / "cuda"
+
+COMPILE = ["-std=c++20", "-O1", "-g", "-fno-strict-aliasing", "-DCAC_DEVICE_EMULATION"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+FEATURE_DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # enum class DType
+
+#: Compute mode -> (enum class Arithmetic, type of the prepared negatives).
+ARITHMETICS = {
+    "bf16": (0, torch.bfloat16),
+    "fp16": (1, torch.float16),
+    "tf32": (2, torch.float32),
+    "fp32": (3, torch.float32),
+}
+
+
+class EmulationError(AssertionError):
+    """The program ended with an error: misuse of the device, or a sanitizer's finding."""
+
+
+def compiler() -> str | None:
+    """The C++ compiler to use, ``None`` if this machine has none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+
+
+def build(
+    folder: Path,
+    *,
+    sanitize: bool = False,
+    csrc: Path = CSRC,
+    only: Sequence[str] | None = None,
+    other_objects: Path | None = None,
+) -> Path:
+    """Compile ``emulate`` into ``folder`` and return its path.
+
+    ``only`` names the sources (stems, for example ``stream_bf16``) to compile from ``csrc``; the
+    objects of all others are taken from the folder ``other_objects`` of an earlier build.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = {path.stem: path for path in sorted((csrc / "kernels" / "cuda").glob("*.cu"))}
+    sources |= {path.stem: path for path in sorted(HERE.glob("*.cpp"))}
+    flags = COMPILE + (SANITIZE if sanitize else [])
+
+    def compile_one(stem: str) -> Path:
+        if only is not None and stem not in only:
+            return other_objects / f"{stem}.o"
+        target = folder / f"{stem}.o"
+        command = [compiler(), *flags, f"-I{csrc}", f"-I{HERE}", "-w", "-x", "c++"]
+        run_command([*command, "-c", str(sources[stem]), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        # The longest first.
+        stems = sorted(sources, key=lambda stem: not stem.startswith("stream"))
+        objects = list(pool.map(compile_one, stems))
+    program = folder / "emulate"
+    run_command([compiler(), *flags, *map(str, objects), "-o", str(program)])
+    return program
+
+
+def run_command(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of the kernels. ``direction``: 0 inactive, 1 or 2 the view that holds the anchor."""
+
+    features1: Tensor  # [A, C]
+    features2: Tensor | None  # [A, C]; None: masked_logsumexp
+    direction: Tensor  # [A] int8
+    anchor_labels: Tensor  # [A]
+    negatives: Tensor  # [N, C]
+    negative_labels: Tensor  # [N]
+    arithmetic: str = "bf16"
+    temperature: float = 0.1
+    eps: float = 0.0
+    normalize: bool = True
+    with_gradient: bool = True
+    # How the device runs it.
+    multiprocessors: int = 2
+    schedule: int = 0
+    max_workers: int = 0  # 0: as planned
+    wave_tiles: int = 0
+
+
+@dataclasses.dataclass
+class Outcome:
+    values: Tensor  # [A] float32
+    gradients: Tensor | None  # [A, C]
+    matrix_products: int  # mma.sync instructions
+
+
+def numpy_of(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.contiguous()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def span(tensor: Tensor) -> bytes:
+    """The memory of a [R, C] tensor from its first element to its last, gaps between rows included."""
+    rows, columns = tensor.shape
+    if rows == 0:
+        return b""
+    size = (rows - 1) * tensor.stride(0) + columns
+    return numpy_of(torch.as_strided(tensor, (size,), (1,), tensor.storage_offset())).tobytes()
+
+
+def serialize(call: Call) -> bytes:
+    number, negative_dtype = ARITHMETICS[call.arithmetic]
+    num_anchors, channels = call.features1.shape
+    num_negatives = call.negatives.shape[0]
+    labels, order = torch.sort(call.negative_labels.long(), stable=True)
+    anchor_labels = call.anchor_labels.long()
+    begin = torch.searchsorted(labels, anchor_labels)
+    end = torch.searchsorted(labels, anchor_labels, right=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(num_negatives)
+    leading_rows = rank[:8000] if call.eps > 0 else rank[:0]
+    multiple = 16 // negative_dtype.itemsize
+    header = struct.pack(
+        "20q2d",
+        0 if call.features2 is None else 1,
+        FEATURE_DTYPES[call.features1.dtype],
+        num_anchors,
+        channels,
+        call.features1.stride(0),
+        call.features2 is not None,
+        number,
+        num_negatives,
+        call.negatives.stride(0),
+        FEATURE_DTYPES[negative_dtype],
+        -(-channels // multiple) * multiple,
+        len(leading_rows),
+        call.normalize,
+        call.with_gradient,
+        call.features1.dtype.itemsize,
+        negative_dtype.itemsize,
+        call.multiprocessors,
+        call.schedule,
+        call.max_workers,
+        call.wave_tiles,
+        call.temperature,
+        call.eps,
+    )
+    parts = [header, span(call.features1)]
+    if call.features2 is not None:
+        parts.append(span(call.features2))
+    parts += [numpy_of(t).tobytes() for t in (call.direction, begin, end)]
+    parts += [span(call.negatives), numpy_of(order).tobytes(), numpy_of(leading_rows).tobytes()]
+    return b"".join(parts)
+
+
+@dataclasses.dataclass
+class Emulator:
+    """Runs calls on the emulated device by the program ``build`` made."""
+
+    program: Path
+
+    def run(self, calls: Sequence[Call], timeout: float = 600) -> list[Outcome]:
+        with tempfile.TemporaryDirectory() as folder:
+            request, result = Path(folder, "request"), Path(folder, "result")
+            with request.open("wb") as file:
+                for call in calls:
+                    file.write(serialize(call))
+            environment = dict(os.environ, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1")
+            done = subprocess.run(
+                [self.program, request, result],
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=environment,
+            )
+            if done.returncode != 0:
+                raise EmulationError(f"emulate ended with {done.returncode}:\n{done.stderr[-4000:]}")
+            data = result.read_bytes()
+        outcomes = []
+        offset = 0
+
+        def take(dtype: torch.dtype, *shape: int) -> Tensor:
+            nonlocal offset
+            size = int(np.prod(shape)) * dtype.itemsize
+            part = bytearray(data[offset : offset + size])
+            offset += size
+            return torch.frombuffer(part, dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+
+        for call in calls:
+            num_anchors, channels = call.features1.shape
+            values = take(torch.float32, num_anchors)
+            gradients = take(call.features1.dtype, num_anchors, channels) if call.with_gradient else None
+            outcomes.append(Outcome(values, gradients, int(take(torch.int64, 1))))
+        return outcomes
+
+
+def mutate(csrc: Path, folder: Path, change: Callable[[str, str], str]) -> Path:
+    """A copy of ``csrc/kernels`` in which every file's text went through ``change(name, text)``."""
+    target = folder / "csrc"
+    for path in (csrc / "kernels").rglob("*"):
+        if path.suffix in {".h", ".cuh", ".cu"}:
+            copy = target / path.relative_to(csrc)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(change(path.name, path.read_text()))
+    return target

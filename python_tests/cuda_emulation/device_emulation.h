@@ -1,0 +1,294 @@
+// A CUDA device in C++, small and strict: what csrc/kernels/cuda/device.cuh offers the kernels,
+// carried out on the CPU.
+//
+// The threads of a block are fibers. A collective (barrier, shuffle, ldmatrix, mma.sync, ...) holds
+// a fiber until the others it needs have come; which fiber runs meanwhile is set by `schedule`, so
+// that code which leans on a lucky order fails under another. Shared memory is an allocation of
+// exactly the launched size, filled with NaN bits before every block. cp.async reads its source and
+// writes its destination only when the copy is waited for, and poisons the destination until then.
+// Misuse (threads of a warp at different collectives, a barrier some threads never reach, a
+// misaligned address) ends the process with a message.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+// The CUDA words of the sources.
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define threadIdx (::cac::emulation::thread_index())
+#define blockIdx (::cac::emulation::block_index())
+#define blockDim (::cac::emulation::block_size())
+#define gridDim (::cac::emulation::grid_size())
+
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+
+struct int2 {
+  int x, y;
+};
+inline int2 make_int2(int x, int y) { return {x, y}; }
+struct float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+namespace cac::emulation {
+
+struct Index {
+  unsigned x;
+};
+Index thread_index();
+Index block_index();
+Index block_size();
+Index grid_size();
+
+struct Settings {
+  int multiprocessors = 2;
+  int resident_blocks = 1;
+  // Order in which the warps of a block and the blocks of a grid run: 0 first to last, 1 last to
+  // first, otherwise the seed of a random order.
+  uint64_t schedule = 0;
+};
+extern Settings settings;
+
+// Statistics of the launches so far, for tests that promise that work is skipped.
+extern int64_t matrix_products;
+
+void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body);
+
+// The operands and results of the 32 lanes of a warp meet here; `combine` runs once, when all 32
+// have come. Every lane must come to a collective of the same name.
+struct Lanes {
+  const void* operands[32];
+  void* results[32];
+};
+void warp_collective(const char* name, const void* operand, void* result,
+                     void (*combine)(Lanes& lanes));
+
+template <class Operand, class Result, class Combine>
+Result collective(const char* name, const Operand& operand, Combine) {
+  Result result{};
+  warp_collective(name, &operand, &result, [](Lanes& lanes) {
+    const Operand* operands[32];
+    Result* results[32];
+    for (int lane = 0; lane < 32; ++lane) {
+      operands[lane] = static_cast<const Operand*>(lanes.operands[lane]);
+      results[lane] = static_cast<Result*>(lanes.results[lane]);
+    }
+    Combine{}(operands, results);
+  });
+  return result;
+}
+
+void block_barrier();
+char* shared_memory();
+// Takes back what device::mark_gap did to this memory, so that it can be freed and used anew.
+void clear_gaps(void* begin, size_t bytes);
+[[noreturn]] void fail(const std::string& what);
+
+void issue_copy(char* destination, const void* source, bool valid);
+void commit_copies();
+void wait_for_copies(int in_flight);
+
+enum class Format { kBFloat16, kFloat16, kTensorFloat32 };
+void matrix_product(Format format, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void load_matrices(uint32_t (&matrices)[4], const char* row, bool transposed);
+
+}  // namespace cac::emulation
+
+inline void __syncthreads() { cac::emulation::block_barrier(); }
+
+inline void require_full_warp(unsigned mask) {
+  if (mask != 0xffffffffu) cac::emulation::fail("only whole warps are emulated");
+}
+
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  require_full_warp(mask);
+  cac::emulation::collective<int, int>("__syncwarp", 0, [](const int**, int**) {});
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  require_full_warp(mask);
+  struct Operand {
+    T value;
+    int lane_mask;
+  };
+  return cac::emulation::collective<Operand, T>(
+      "__shfl_xor_sync", Operand{value, lane_mask}, [](const Operand** in, T** out) {
+        for (int lane = 0; lane < 32; ++lane) {
+          *out[lane] = in[(lane ^ in[lane]->lane_mask) & 31]->value;
+        }
+      });
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta) {
+  require_full_warp(mask);
+  struct Operand {
+    T value;
+    unsigned delta;
+  };
+  return cac::emulation::collective<Operand, T>(
+      "__shfl_up_sync", Operand{value, delta}, [](const Operand** in, T** out) {
+        for (int lane = 0; lane < 32; ++lane) {
+          const int from = lane - static_cast<int>(in[lane]->delta);
+          *out[lane] = in[from < 0 ? lane : from]->value;
+        }
+      });
+}
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source) {
+  require_full_warp(mask);
+  struct Operand {
+    T value;
+    int source;
+  };
+  return cac::emulation::collective<Operand, T>("__shfl_sync", Operand{value, source},
+                                                [](const Operand** in, T** out) {
+                                                  for (int lane = 0; lane < 32; ++lane)
+                                                    *out[lane] = in[in[lane]->source & 31]->value;
+                                                });
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate) {
+  require_full_warp(mask);
+  return cac::emulation::collective<bool, unsigned>(
+      "__ballot_sync", predicate, [](const bool** in, unsigned** out) {
+        unsigned votes = 0;
+        for (int lane = 0; lane < 32; ++lane) votes |= static_cast<unsigned>(*in[lane]) << lane;
+        for (int lane = 0; lane < 32; ++lane) *out[lane] = votes;
+      });
+}
+
+inline unsigned __match_any_sync(unsigned mask, int value) {
+  require_full_warp(mask);
+  return cac::emulation::collective<int, unsigned>(
+      "__match_any_sync", value, [](const int** in, unsigned** out) {
+        for (int lane = 0; lane < 32; ++lane) {
+          *out[lane] = 0;
+          for (int other = 0; other < 32; ++other) {
+            *out[lane] |= static_cast<unsigned>(*in[other] == *in[lane]) << other;
+          }
+        }
+      });
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+
+namespace cac::device {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+#if !defined(CAC_EMULATED_ARCHITECTURE)
+#define CAC_EMULATED_ARCHITECTURE 800
+#endif
+constexpr int kArchitecture = CAC_EMULATED_ARCHITECTURE;
+
+// Counted from the beginning of the block's shared memory.
+using SharedAddress = uint32_t;
+
+inline char* dynamic_shared_memory() { return emulation::shared_memory(); }
+inline SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(static_cast<const char*>(pointer) - emulation::shared_memory());
+}
+inline char* shared_pointer(SharedAddress address) { return emulation::shared_memory() + address; }
+
+inline uint32_t load_shared(SharedAddress address) {
+  uint32_t value;
+  std::memcpy(&value, shared_pointer(address), sizeof(value));
+  return value;
+}
+
+inline void load_matrices(uint32_t (&matrices)[4], SharedAddress row) {
+  emulation::load_matrices(matrices, shared_pointer(row), false);
+}
+inline void load_matrices_transposed(uint32_t (&matrices)[4], SharedAddress row) {
+  emulation::load_matrices(matrices, shared_pointer(row), true);
+}
+
+inline void copy_async_16(SharedAddress destination, const void* source, bool valid) {
+  emulation::issue_copy(shared_pointer(destination), source, valid);
+}
+inline void commit_copies() { emulation::commit_copies(); }
+template <int kInFlight>
+void wait_for_copies() {
+  emulation::wait_for_copies(kInFlight);
+}
+
+inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::matrix_product(emulation::Format::kBFloat16, d, a, b0, b1);
+}
+inline void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::matrix_product(emulation::Format::kFloat16, d, a, b0, b1);
+}
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::matrix_product(emulation::Format::kTensorFloat32, d, a, b0, b1);
+}
+
+// ex2.approx.ftz flushes subnormal results; its 2 ulp are not imitated.
+inline float exp2_approx(float x) {
+  const float result = std::exp2(x);
+  return result < 1.17549435e-38f ? 0.0f : result;
+}
+
+inline uint32_t float_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float bits_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline uint16_t float_to_f16(float x) {
+  const _Float16 half = static_cast<_Float16>(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof(bits));
+  return bits;
+}
+inline float f16_to_float(uint16_t bits) {
+  _Float16 half;
+  std::memcpy(&half, &bits, sizeof(half));
+  return static_cast<float>(half);
+}
+inline uint16_t float_to_bf16_nearest(float x) {
+  const uint32_t bits = float_bits(x);
+  if (x != x) return 0x7fff;
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+inline uint32_t pack_f16(float low, float high) {
+  return float_to_f16(low) | static_cast<uint32_t>(float_to_f16(high)) << 16;
+}
+inline uint32_t pack_bf16(float low, float high) {
+  return float_to_bf16_nearest(low) | static_cast<uint32_t>(float_to_bf16_nearest(high)) << 16;
+}
+
+inline int multiprocessor_count() { return emulation::settings.multiprocessors; }
+template <class Kernel>
+int resident_blocks(Kernel*, int, int) {
+  return emulation::settings.resident_blocks;
+}
+
+template <class Params>
+void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, cudaStream_t,
+            const Params& params) {
+  emulation::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
+}
+
+void mark_gap(void* begin, size_t bytes);
+
+}  // namespace cac::device

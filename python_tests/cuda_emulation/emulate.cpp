@@ -1,0 +1,148 @@
+// Runs requests on the emulated device: `emulate REQUEST RESULT`.
+//
+// A request file holds one call after the other as written by python_tests/cuda_emulation: a fixed
+// header, then the arrays. Every array becomes an allocation of its exact size.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "device_emulation.h"
+#include "kernels/cuda/contrastive.h"
+
+namespace {
+
+using namespace cac;
+
+struct Header {
+  int64_t objective, feature_dtype, num_anchors, channels, row_stride, with_positives;
+  int64_t arithmetic, num_negatives, negative_stride, negative_dtype, padded_channels;
+  int64_t num_leading_rows, normalize, with_gradient, element_bytes, negative_element_bytes;
+  int64_t multiprocessors, schedule, max_workers, wave_tiles;
+  double temperature, eps;
+};
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "emulate: %s\n", what);
+  std::exit(2);
+}
+
+// Exactly `bytes` long, aligned as cudaMalloc aligns, filled with NaN bits.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : bytes_(bytes) {
+    void* data = nullptr;
+    require(posix_memalign(&data, 256, bytes > 0 ? bytes : 1) == 0, "out of memory");
+    data_.reset(static_cast<char*>(data));
+    std::memset(data_.get(), 0xff, bytes);
+  }
+  Buffer(std::FILE* file, size_t bytes) : Buffer(bytes) {
+    require(std::fread(data_.get(), 1, bytes, file) == bytes, "the request ends early");
+  }
+  void write(std::FILE* file) const { std::fwrite(data_.get(), 1, bytes_, file); }
+  void* data() const { return data_.get(); }
+  template <class T>
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(char* data) const { std::free(data); }
+  };
+  size_t bytes_;
+  std::unique_ptr<char, Free> data_;
+};
+
+void run(const Header& header, std::FILE* request, std::FILE* result) {
+  const size_t feature_bytes =
+      header.num_anchors == 0
+          ? 0
+          : ((header.num_anchors - 1) * header.row_stride + header.channels) * header.element_bytes;
+  const Buffer features1(request, feature_bytes);
+  const Buffer features2(request, header.with_positives ? feature_bytes : 0);
+  const Buffer direction(request, header.num_anchors);
+  const Buffer begin(request, header.num_anchors * 8);
+  const Buffer end(request, header.num_anchors * 8);
+  const size_t source_bytes =
+      header.num_negatives == 0
+          ? 0
+          : ((header.num_negatives - 1) * header.negative_stride + header.channels) *
+                header.element_bytes;
+  const Buffer source(request, source_bytes);
+  const Buffer order(request, header.num_negatives * 8);
+  const Buffer leading_rows(request, header.num_leading_rows * 8);
+
+  emulation::settings.multiprocessors = static_cast<int>(header.multiprocessors);
+  emulation::settings.schedule = static_cast<uint64_t>(header.schedule);
+  emulation::matrix_products = 0;
+
+  const Buffer negatives(header.num_negatives * header.padded_channels *
+                         header.negative_element_bytes);
+  PrepareRows prepare{};
+  prepare.source = source.data();
+  prepare.row_stride = header.negative_stride;
+  prepare.source_dtype = static_cast<DType>(header.feature_dtype);
+  prepare.order = order.as<int64_t>();
+  prepare.num_rows = header.num_negatives;
+  prepare.channels = header.channels;
+  prepare.normalize = header.normalize != 0;
+  prepare.destination = negatives.data();
+  prepare.destination_dtype = static_cast<DType>(header.negative_dtype);
+  prepare.padded_channels = header.padded_channels;
+  cuda::run_prepare_rows(prepare, nullptr);
+
+  const Buffer values(header.num_anchors * 4);
+  const Buffer gradients(
+      header.with_gradient ? header.num_anchors * header.channels * header.element_bytes : 0);
+  ContrastiveProblem problem{};
+  problem.objective = static_cast<Objective>(header.objective);
+  problem.features[0] = features1.data();
+  problem.features[1] = header.with_positives ? features2.data() : nullptr;
+  problem.row_strides[0] = problem.row_strides[1] = header.row_stride;
+  problem.feature_dtype = static_cast<DType>(header.feature_dtype);
+  problem.num_anchors = header.num_anchors;
+  problem.channels = header.channels;
+  problem.direction = direction.as<int8_t>();
+  problem.negatives = negatives.data();
+  problem.negative_dtype = static_cast<DType>(header.negative_dtype);
+  problem.num_negatives = header.num_negatives;
+  problem.padded_channels = header.padded_channels;
+  problem.same_class_begin = begin.as<int64_t>();
+  problem.same_class_end = end.as<int64_t>();
+  problem.temperature = header.temperature;
+  problem.normalize = header.normalize != 0;
+  problem.eps = header.eps;
+  problem.leading_rows = leading_rows.as<int64_t>();
+  problem.num_leading_rows = header.num_leading_rows;
+  problem.values = values.data();
+  problem.gradients = header.with_gradient ? gradients.data() : nullptr;
+
+  cuda::LaunchPlan plan =
+      cuda::plan_contrastive(problem, static_cast<cuda::Arithmetic>(header.arithmetic));
+  if (header.max_workers > 0) plan.max_workers = header.max_workers;
+  if (header.wave_tiles > 0) plan.wave_tiles = header.wave_tiles;
+  const Buffer workspace(cuda::workspace_bytes(problem, plan));
+  cuda::run_contrastive(problem, plan, workspace.data(), nullptr);
+  emulation::clear_gaps(workspace.data(), cuda::workspace_bytes(problem, plan));
+
+  values.write(result);
+  gradients.write(result);
+  const int64_t products = emulation::matrix_products;
+  std::fwrite(&products, sizeof(products), 1, result);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  require(argc == 3, "usage: emulate REQUEST RESULT");
+  std::FILE* request = std::fopen(argv[1], "rb");
+  std::FILE* result = std::fopen(argv[2], "wb");
+  require(request != nullptr && result != nullptr, "cannot open the files");
+  Header header;
+  while (std::fread(&header, sizeof(header), 1, request) == 1) run(header, request, result);
+  std::fclose(request);
+  std::fclose(result);
+  return 0;
+}
