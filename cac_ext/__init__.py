@@ -4,16 +4,11 @@ Source of the method: Lai et al., "Semi-supervised Semantic Segmentation with Di
 Context-aware Consistency", CVPR 2021.
 """
 
-from cac_ext._torch_check import check_torch_version, explain_load_failure
+from cac_ext._load import __version__  # first: loads the operators, or says why it cannot
 
-check_torch_version()
-try:
-    from cac_ext import _C  # noqa: F401  (registers the operators)
-except ImportError as error:
-    raise explain_load_failure(error) from error
+# isort: split
 
 from cac_ext import ops, reference
-from cac_ext._version import __version__
 from cac_ext.build_info import build_info
 from cac_ext.functional import (
     directional_contrastive_loss,

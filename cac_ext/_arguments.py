@@ -9,7 +9,7 @@ from torch import Tensor
 def cast_for_autocast(*features: Tensor) -> tuple[Tensor, ...]:
     """The features in autocast's type where autocast is on (float64 stays, as in torch)."""
     device = features[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return features
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -16,7 +16,10 @@ from cac_ext.reference import direction_masks, reduce_directions
 
 
 def _prepared(
-    negatives: Tensor | PreparedNegatives, negative_labels: Tensor | None, normalize: bool
+    negatives: Tensor | PreparedNegatives,
+    negative_labels: Tensor | None,
+    normalize: bool,
+    anchors: Tensor,
 ) -> PreparedNegatives:
     if isinstance(negatives, PreparedNegatives):
         if negative_labels is not None:
@@ -24,13 +27,21 @@ def _prepared(
                 "negative_labels must be left out when negatives are PreparedNegatives, which "
                 "carry their labels"
             )
-        return negatives
-    if negative_labels is None:
+        prepared = negatives
+    elif negative_labels is None:
         raise ValueError(
             "negative_labels are missing: pass one integer label [N] for each of the negatives "
             "[N, C], or negatives from cac_ext.prepare_negatives()"
         )
-    return prepare_negatives(negatives, negative_labels, normalize=normalize)
+    else:
+        prepared = prepare_negatives(negatives, negative_labels, normalize=normalize)
+    # The operators see channels after padding only.
+    if anchors.dim() == 2 and prepared.channels != anchors.shape[1]:
+        raise ValueError(
+            f"negatives must have {anchors.shape[1]} channels like the anchors' features, but "
+            f"have {prepared.channels}"
+        )
+    return prepared
 
 
 def _wants_gradient(*features: Tensor) -> bool:
@@ -63,7 +74,7 @@ def masked_logsumexp(
         ValueError, TypeError, RuntimeError: see `directional_contrastive_loss`.
     """
     anchors = cast_for_autocast(anchors)[0]
-    prepared = _prepared(negatives, negative_labels, normalize)
+    prepared = _prepared(negatives, negative_labels, normalize, anchors)
     value, _ = torch.ops.cac_ext.masked_logsumexp(
         anchors,
         prepared.features,
@@ -109,7 +120,7 @@ def masked_contrastive_loss(
     """
     reject_gradient(positives, "positives")
     anchors, positives = cast_for_autocast(anchors, positives)
-    prepared = _prepared(negatives, negative_labels, normalize)
+    prepared = _prepared(negatives, negative_labels, normalize, anchors)
     loss, _ = torch.ops.cac_ext.masked_contrastive_loss(
         anchors,
         positives,
@@ -184,7 +195,7 @@ def directional_contrastive_loss(
             derivative.
     """
     features1, features2 = cast_for_autocast(features1, features2)
-    prepared = _prepared(negatives, negative_labels, normalize)
+    prepared = _prepared(negatives, negative_labels, normalize, features1)
     if weights is not None and weights.shape != features1.shape[:1]:
         raise ValueError(
             f"weights must have shape [{features1.shape[0]}], one factor for each pixel, but got "

@@ -19,6 +19,8 @@ class PreparedNegatives(NamedTuple):
     labels: Tensor
     #: [min(N, 8000)] int64: where the first negatives, as given, went (used by ``eps`` only).
     leading_rows: Tensor
+    #: C, the number of channels before padding.
+    channels: int
 
 
 def prepare_negatives(
@@ -39,6 +41,5 @@ def prepare_negatives(
     """
     reject_gradient(negatives, "negatives")
     (negatives,) = cast_for_autocast(negatives)
-    return PreparedNegatives(
-        *torch.ops.cac_ext.prepare_negatives(negatives, negative_labels, normalize)
-    )
+    prepared = torch.ops.cac_ext.prepare_negatives(negatives, negative_labels, normalize)
+    return PreparedNegatives(*prepared, channels=negatives.shape[1])

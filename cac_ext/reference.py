@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Chunk of negatives over which the authors' code takes the row maximum (matters with ``eps`` only).
+#: Chunk of negatives over which the authors' code takes the row maximum (only with ``eps`` > 0).
 LEADING_CHUNK = 8000
 
 
@@ -30,14 +30,14 @@ def _logits(
     temperature: float,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``cos(a_i, n_j) / tau`` and the same with ``-inf`` where the labels agree, both ``[A, N]``."""
+    """``cos(a_i, n_j) / tau`` [A, N], and the same with ``-inf`` where the labels agree."""
     logits = _unit(anchors, normalize) @ _unit(negatives.detach(), normalize).T / temperature
     same_class = anchor_labels[:, None] == negative_labels[None, :]
     return logits, logits.masked_fill(same_class, float("-inf"))
 
 
 def _logsumexp(masked_logits: Tensor) -> Tensor:
-    """Row-wise log-sum-exp ``[A, N] -> [A]``; a row with nothing in it gives -inf, gradient zero."""
+    """Row-wise log-sum-exp, [A, N] -> [A]; an empty row gives -inf and the gradient zero."""
     has_negative = (masked_logits > float("-inf")).any(dim=1)
     # logsumexp of an all -inf row has the gradient nan; such rows are replaced before and after.
     safe = masked_logits.masked_fill(~has_negative[:, None], 0.0)
@@ -78,7 +78,7 @@ def masked_contrastive_loss(
 
     ``eps`` > 0 follows the authors' code: it is added to the denominator, in units of the row's
     maximum over the positive and the first ``LEADING_CHUNK`` negatives (whatever their class), and
-    again inside the logarithm.
+    again inside the logarithm. The maximum counts as a constant; its derivative is of order eps.
     """
     unit_anchors = _unit(anchors, normalize)  # [A, C]
     positive = (unit_anchors * _unit(positives.detach(), normalize)).sum(-1) / temperature  # [A]
@@ -112,7 +112,7 @@ def reduce_directions(
     weights: Tensor | None,  # [A]
     reduction: str,
 ) -> Tensor:
-    """Both directions' losses to one value, by the ``reduction`` of `directional_contrastive_loss`."""
+    """Both directions' losses to one value, as ``reduction`` of the loss says."""
     if weights is not None:
         loss = loss * weights
     if reduction == "none":

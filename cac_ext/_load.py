@@ -1,4 +1,4 @@
-"""Says in one sentence what is wrong if the compiled module does not fit the torch that runs."""
+"""Loads the compiled module, or says in one sentence what is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from cac_ext._version import __version__
+
+__all__ = ["__version__", "check_torch_version", "read_build_config"]
 
 _REBUILD = "rebuild it with `pip install --no-build-isolation --no-deps --force-reinstall cac_ext`"
 
@@ -22,11 +26,9 @@ def read_build_config() -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def check_torch_version() -> None:
+def check_torch_version(built: str, running: str) -> None:
     """Raise ImportError if cac_ext was built against another minor version of torch."""
-    built = read_build_config()["torch"]
-    running = torch.__version__
-    # torch promises no stable C++ interface between minor versions; loading would fail with an
+    # torch promises no stable C++ interface between minor versions: loading would fail with an
     # undefined symbol at best.
     if built.split(".")[:2] != running.split(".")[:2]:
         raise ImportError(
@@ -34,9 +36,12 @@ def check_torch_version() -> None:
         )
 
 
-def explain_load_failure(error: ImportError) -> ImportError:
-    """The error to raise when the compiled module does not load although the versions agree."""
-    return ImportError(
+_built_against = read_build_config()["torch"]
+check_torch_version(_built_against, torch.__version__)
+try:
+    from cac_ext import _C  # noqa: F401  (loading it registers the operators)
+except ImportError as error:
+    raise ImportError(
         f"the compiled module of cac_ext does not load ({error}); it was built against torch "
-        f"{read_build_config()['torch']}, torch {torch.__version__} is running: {_REBUILD}"
-    )
+        f"{_built_against}, and torch {torch.__version__} is running: {_REBUILD}"
+    ) from error

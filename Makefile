@@ -1,0 +1,55 @@
+# The set-up on a fresh machine: `make train` and `make test` need Python >= 3.10 with venv and a
+# C++ compiler, and bring the rest into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow bench lint format clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train: $(VENV)/installed ## train on the built-in data: SupOnly against the full method
+	$(BIN)/cac-ext compare synthetic
+
+test: $(VENV)/installed ## run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed ## run the longer tests too
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed ## time and memory of the loss against its rivals
+	$(BIN)/python -m benchmarks loss
+
+lint: $(VENV)/linters ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/linters ## rewrite files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info cac_ext/_C*.so cac_ext/build_config.json
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cac_ext needs Python >= 3.10")'
+	$(PYTHON) -m venv $(VENV) || (echo "The venv module is missing; on Debian or Ubuntu: apt-get install python3-venv" && exit 1)
+	$(BIN)/python -m pip install --upgrade 'pip>=25.1'
+
+# torch first: the extension is built against the very torch it will run with.
+$(VENV)/dependencies: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --group build
+	touch $@
+
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+$(VENV)/installed: $(VENV)/dependencies $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --no-build-isolation -e '.[train,bench,test]'
+	touch $@
+
+$(VENV)/linters: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --group lint
+	touch $@

@@ -1,0 +1,77 @@
+"""What is built says so, what does not fit says what to do, and the packages are whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import cac_ext
+from cac_ext._load import check_torch_version
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_build_info_tells_what_runs():
+    info = cac_ext.build_info()
+    assert info["version"] == cac_ext.__version__
+    assert info["torch_running"] == torch.__version__
+    assert info["torch_built"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert info["cpu_capability"] in info["cpu_capabilities"]
+    assert info["cpu_capabilities"][0] == "portable"
+    assert info["cuda"] == bool(info["cuda_architectures"])
+
+
+def test_another_torch_is_one_clear_sentence():
+    with pytest.raises(ImportError) as error:
+        check_torch_version("2.13.0+cpu", "2.14.1")
+    message = str(error.value)
+    assert "built against torch 2.13.0+cpu" in message
+    assert "torch 2.14.1 is running" in message
+    assert "pip install --no-build-isolation" in message
+    assert "\n" not in message
+
+
+def test_a_patch_release_of_torch_is_accepted():
+    check_torch_version("2.14.1+cu130", "2.14.0+cpu")
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    code = f"from setuptools.build_meta import build_{kind} as b; print(b({str(target)!r}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return target / result.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_sdist_holds_all_sources_and_builds_a_wheel_that_holds_none(tmp_path):
+    sdist = build("sdist", ROOT, tmp_path)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    for path in (ROOT / "csrc").rglob("*.*"):
+        assert (unpacked / path.relative_to(ROOT)).exists(), path
+    with zipfile.ZipFile(build("wheel", unpacked, tmp_path)) as wheel:
+        names = wheel.namelist()
+        wheel.extractall(tmp_path / "site")
+    assert not [n for n in names if n.endswith((".cpp", ".h", ".cu", ".cuh"))]
+    assert not [n for n in names if not n.startswith(("cac_ext/", "cac_ext-"))]
+    for needed in ("cac_ext/build_config.json", "cac_ext/configs/synthetic.yaml"):
+        assert needed in names
+    code = "import cac_ext; print(cac_ext.__file__)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "site",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(tmp_path) in loaded.stdout
