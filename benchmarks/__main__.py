@@ -13,6 +13,7 @@ COMMANDS = {
     "step": "a whole training step, encoder included, with our loss and with the official one",
     "convergence": "the same short training with our loss and with the reference",
     "report": "one HTML page from result files",
+    "readme": "the figures in a document, from result files",
     "compare": "two result files row by row, regressions flagged",
 }
 MEASURING = ("loss", "step", "convergence")
@@ -32,7 +33,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {arguments.device}: this torch finds no CUDA device")
-    torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(arguments.threads or usable)
     if arguments.device.startswith("cuda"):
         torch.cuda.set_device(arguments.device)
 

@@ -19,6 +19,10 @@ DEFAULT_ON_CPU = ["official", "tiled", "ours", "naive"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "implementations:\n" + "\n".join(
+        f"  {name:<18} {kind.description}" for name, kind in IMPLEMENTATIONS.items()
+    )
     parser.add_argument(
         "--cases",
         nargs="+",
@@ -30,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--implementations",
         nargs="+",
         metavar="NAME[:TYPE]",
-        help="with an input type (float32, bfloat16, float16) or in the usual ones; default on a "
-        f"CPU: {' '.join(DEFAULT_ON_CPU)}, on a GPU: all. "
-        + "; ".join(f"{name}: {kind.description}" for name, kind in IMPLEMENTATIONS.items()),
+        help="with an input type (float32, bfloat16, float16) or in the usual ones; see below; "
+        f"default on a CPU: {' '.join(DEFAULT_ON_CPU)}, on a GPU: all",
     )
     parser.add_argument("--repeats", type=int, default=20, help="timed calls each, at most")
     parser.add_argument(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.loss_table import SHORT_DTYPE
@@ -25,7 +26,7 @@ MARKERS = {"float32": "o", "bfloat16": "s", "float16": "^"}
 LINES = {"float32": "-", "bfloat16": "--", "float16": ":"}
 
 #: Same file, same bytes: no dates and no random identifiers inside.
-_STYLE = {"svg.hashsalt": "cac_ext", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+_STYLE = {"svg.hashsalt": "cac_ext"}
 
 
 def _style(row: Row) -> dict:
@@ -34,6 +35,12 @@ def _style(row: Row) -> dict:
         "marker": MARKERS.get(row.dtype, "x"),
         "label": f"{row.implementation} {SHORT_DTYPE.get(row.dtype, row.dtype)}",
     }
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=7)
 
 
 def _measured(results: Results) -> list[Row]:
@@ -71,7 +78,7 @@ def _against_n(
             **_style(points[0][2]),
         )
     axes.set(xscale="log", yscale="log", xlabel="negatives N", ylabel=unit, title=title)
-    axes.legend(fontsize=7)
+    _finish(axes)
     return figure
 
 
@@ -119,9 +126,10 @@ def share_of_peak(results: Results) -> Figure | None:
             label=f"{implementation} {SHORT_DTYPE.get(dtype, dtype)}",
         )
     axes.axhline(100, color="black", linewidth=0.8)
+    axes.set_xlim(-1, len(cases))
     axes.set_xticks(range(len(cases)), cases, rotation=30 if len(cases) > 3 else 0)
     axes.set(ylabel="% of the matrix-product rate", title="Executed operations against the peak")
-    axes.legend(fontsize=7)
+    _finish(axes)
     return figure
 
 
@@ -162,7 +170,7 @@ def roofline(results: Results) -> Figure | None:
         ylabel="Gop/s",
         title="Roofline, limits measured in the same run",
     )
-    axes.legend(fontsize=7)
+    _finish(axes)
     return figure
 
 
@@ -175,6 +183,10 @@ def loss_figures(results: Results) -> dict[str, Figure]:
         "roofline": roofline(results),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
+
+
+#: A distance of nothing is drawn here, at about the resolution of float32.
+FLOOR = 3e-8
 
 
 def step_figures(results: Results) -> dict[str, Figure]:
@@ -200,7 +212,7 @@ def step_figures(results: Results) -> dict[str, Figure]:
             )
         axes.set(xscale="log", xlabel="negatives N", ylabel=unit, title="Whole training step")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=7)
+        _finish(axes)
         figures[name] = figure
     return figures
 
@@ -214,13 +226,13 @@ def convergence_figures(results: Results) -> dict[str, Figure]:
     for i, (name, curve) in enumerate(curves.items()):
         left.plot(curve, label=name, linewidth=3 - i, linestyle=["-", "--", ":"][i % 3])
     for name, curve in others:
-        distances = [abs(a - b) / abs(b) for a, b in zip(curve, yardstick, strict=True)]
+        distances = [max(abs(a - b) / abs(b), FLOOR) for a, b in zip(curve, yardstick, strict=True)]
         right.plot(distances, label=name)
     left.set(xlabel="iteration", ylabel="loss", title="Training loss")
     right.set(xlabel="iteration", title=f"Relative distance from {first}")
-    right.set_yscale("log", nonpositive="clip")
-    left.legend(fontsize=7)
-    right.legend(fontsize=7)
+    right.set_yscale("log")
+    _finish(left)
+    _finish(right)
     return {"convergence": figure}
 
 
