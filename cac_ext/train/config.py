@@ -42,6 +42,8 @@ class DataConfig:
     labelled_list: Optional[str] = None  # file of lines "image mask"
     unlabelled_list: Optional[str] = None  # file of lines "image"; a second column is not read
     validation_list: Optional[str] = None  # file of lines "image mask"
+    labelled_ratio: Optional[str] = None  # "1/8", ...: of the training images; the rest unlabelled
+    split_seed: int = 0  # which images these are (`data/split.py`), whatever the run's seed
     num_classes: Optional[int] = None
     class_names: Optional[list[str]] = None
     ignore_index: int = 255  # mask value that is left out of loss and mIoU
@@ -71,6 +73,12 @@ class NetworkConfig:
     name: str = "small"  # a network of cac_ext.train.networks, or package.module:function
     width: int = 64  # channels of the small network's features
     dropout: float = 0.1  # in front of the classifier, supervised branch only
+    backbone: str = "resnet50"  # of deeplabv3plus (resnet101) and pspnet (resnet101, vgg16)
+    # Of the backbone: a file (.safetensors, .pth) or a name of torchvision's, e.g. IMAGENET1K_V1.
+    weights: Optional[str] = None
+    # Where a ResNet's stages are strided: torchvision's weights 3x3, the original ResNet's 1x1.
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    options: dict[str, Any] = field(default_factory=dict)  # of a network of your own
 
 
 @dataclass(frozen=True)

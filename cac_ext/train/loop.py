@@ -59,14 +59,14 @@ def train(
 
     # What is trained, on what.
     splits = build_datasets(config.data)
-    network = build_network(config.network, splits.num_classes)
+    checkpoint = folder / "checkpoint.pt"
+    network = build_network(config.network, splits.num_classes, pretrained=not checkpoint.exists())
     model = build_model(config, network).to(device)
     optimizer = build_optimizer(config.optimizer, model)
     bank = MemoryBank(config.method.selected_num, config.method.step_save)
 
     # From the start, or from a checkpoint.
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.pt"
     iteration, results = 0, {}
     if checkpoint.exists():
         if not resume:
@@ -195,7 +195,8 @@ def _summary(
     return (
         f"{config.data.name}: {splits.num_classes} classes, {len(splits.labelled)} labelled, "
         f"{unlabelled} unlabelled, {len(splits.validation)} validation images; "
-        f"{config.network.name} network, {parameters / 1e6:.2f} M parameters; "
+        f"{config.network.name} network, {parameters / 1e6:.2f} M parameters, "
+        f"{model.network.initial_weights}; "
         f"{config.iterations} iterations on {device}; writes to {folder}"
     )
 

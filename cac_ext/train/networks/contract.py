@@ -13,14 +13,19 @@
 
 * ``classifier``: ``[B, F, h, w] -> [B, K, h, w]`` logits. No dropout of its own: pseudo labels are
   computed without dropout noise, so dropout is an argument of `SegmentationNetwork`.
+
+Features and logits whose size is not what this says are an error of the first forward.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.networks.layers import upsample
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -35,6 +40,14 @@ class SegmentationNetwork(nn.Module):
         feature_pooling: window of the average pooling between the encoder and the unlabelled
             branch (projector and pseudo labels). The paper pools DeepLabv3+'s features 2x2 and
             PSPNet's not at all (section 4.1).
+        initial_weights: what the log says about where the weights come from.
+
+    Raises:
+        TypeError: the encoder lacks an attribute.
+        ValueError: the classifier holds dropout.
+
+    Warns:
+        UserWarning: the encoder holds dropout.
     """
 
     def __init__(
@@ -44,6 +57,7 @@ class SegmentationNetwork(nn.Module):
         *,
         dropout: float = 0.1,
         feature_pooling: int = 1,
+        initial_weights: str = "random weights",
     ) -> None:
         super().__init__()
         for attribute in ("out_channels", "stride"):
@@ -52,16 +66,24 @@ class SegmentationNetwork(nn.Module):
                     f"encoder.{attribute} must be an int, but is "
                     f"{getattr(encoder, attribute, None)!r}; see cac_ext.train.networks"
                 )
-        inner = [name for name, module in classifier.named_modules() if type(module) in _DROPOUTS]
+        inner = _dropouts(classifier)
         if inner:
             raise ValueError(
                 f"the classifier holds dropout ({', '.join(inner)}), which would put noise on the "
                 "pseudo labels; leave it out and give SegmentationNetwork(dropout=...) instead"
             )
+        inner = _dropouts(encoder)
+        if inner:
+            warnings.warn(
+                f"the encoder holds dropout ({', '.join(inner)}), which puts noise on the pseudo "
+                "labels; set its probability to 0 unless you want that",
+                stacklevel=2,
+            )
         self.encoder = encoder
         self.classifier = classifier
         self.dropout = nn.Dropout2d(dropout)
         self.feature_pooling = feature_pooling
+        self.initial_weights = initial_weights
 
     @property
     def grid(self) -> FeatureGrid:
@@ -73,21 +95,37 @@ class SegmentationNetwork(nn.Module):
         """Where the features of the unlabelled branch lie on the image."""
         return self.grid.pooled(self.feature_pooling)
 
+    def features(self, images: Tensor) -> Tensor:
+        """The encoder's features, ``[B, 3, H, W] -> [B, F, h, w]``; ValueError for other sizes."""
+        features = self.encoder(images)
+        height, width = images.shape[-2:]
+        grid = self.grid
+        expected = (
+            images.shape[0],
+            self.encoder.out_channels,
+            grid.size(height),
+            grid.size(width),
+        )
+        if features.shape != expected:
+            raise ValueError(
+                f"the encoder made features of shape {list(features.shape)} from images of shape "
+                f"{list(images.shape)}, but its out_channels {self.encoder.out_channels} and "
+                f"stride {self.encoder.stride} call for {list(expected)}; see "
+                "cac_ext.train.networks"
+            )
+        return features
+
     def pooled_features(self, images: Tensor) -> Tensor:
         """Features of the unlabelled branch, ``[B, 3, H, W] -> [B, F, h, w]``."""
-        features = self.encoder(images)
+        features = self.features(images)
         return (
             F.avg_pool2d(features, self.feature_pooling) if self.feature_pooling > 1 else features
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits at the size of the images, ``[B, 3, H, W] -> [B, K, H, W]``."""
-        logits = self.classifier(self.dropout(self.encoder(images)))  # [B, K, h, w]
-        # Corners of the feature grid lie on corners of the image, or its cells tile the image.
-        on_corners = self.grid.offset == 0
-        return F.interpolate(
-            logits, size=images.shape[-2:], mode="bilinear", align_corners=on_corners
-        )
+        logits = self.classifier(self.dropout(self.features(images)))  # [B, K, h, w]
+        return upsample(logits, self.grid.stride, self.grid.offset, images.shape[-2:])
 
     def parameter_groups(self, learning_rate: float, backbone_factor: float) -> list[dict]:
         """Optimiser groups: the encoder's ``backbone``, if it has one, and all the rest."""
@@ -100,3 +138,12 @@ class SegmentationNetwork(nn.Module):
             rate = learning_rate * backbone_factor
             groups.append({"name": "backbone", "params": slow, "learning_rate": rate})
         return groups
+
+
+def _dropouts(module: nn.Module) -> list[str]:
+    """Names of the dropout modules inside that drop anything."""
+    return [
+        name or type(inner).__name__
+        for name, inner in module.named_modules()
+        if isinstance(inner, _DROPOUTS) and inner.p > 0
+    ]

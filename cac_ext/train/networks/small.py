@@ -63,6 +63,10 @@ def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
             f"network.width of the small network must be a multiple of {2 * _GROUP_CHANNELS}, "
             f"but is {config.width}"
         )
+    if config.weights is not None:
+        raise ConfigError(
+            "network.weights: there are no pretrained weights for the small network; leave it out"
+        )
     encoder = SmallEncoder(config.width)
     classifier = nn.Conv2d(config.width, num_classes, 1)
     return SegmentationNetwork(encoder, classifier, dropout=config.dropout)

@@ -1,0 +1,108 @@
+"""Pretrained backbones: torchvision's ResNet and VGG-16, dilated to an output stride.
+
+A backbone returns ``{"low": ..., "high": ...}`` (VGG-16: "high" alone) and has the attributes
+``channels`` (of each of them) and ``grid_offset``. Its parameters carry torchvision's names, so
+that classification weights fit (`weights.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torchvision
+from torch import nn
+from torchvision.models import resnet
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.vgg import cfgs, make_layers
+
+from cac_ext.train.config import NetworkConfig, nearest
+from cac_ext.train.errors import ConfigError
+from cac_ext.train.networks.weights import load_backbone_weights
+
+RESNETS = ("resnet50", "resnet101")
+VGGS = ("vgg16", "vgg16_bn")
+
+
+def build_backbone(
+    config: NetworkConfig, allowed: Sequence[str], output_stride: int
+) -> tuple[IntermediateLayerGetter, str]:
+    """The backbone that ``config`` names, and one paragraph on where its weights come from.
+
+    Args:
+        config: ``backbone``, ``weights``, ``stride_in``.
+        allowed: the backbones this network is defined for.
+        output_stride: pixels from one "high" feature to the next, 8 or 16 (VGG-16: 8).
+
+    Raises:
+        ConfigError: another backbone, or weights that cannot be used.
+    """
+    if config.backbone not in allowed:
+        raise ConfigError(
+            f"network.backbone: {config.name} has no backbone {config.backbone!r}"
+            f"{nearest(config.backbone, allowed)}; allowed are {', '.join(allowed)}"
+        )
+    if config.backbone in VGGS:
+        if config.stride_in != "3x3":
+            raise ConfigError(
+                f"network.stride_in: {config.backbone} has no strided convolutions; leave it out"
+            )
+        backbone = _vgg16(batch_norm=config.backbone == "vgg16_bn")
+    else:
+        backbone = _resnet(config.backbone, output_stride, config.stride_in)
+    if config.weights is None:
+        return backbone, f"{config.backbone} backbone from random weights"
+    return backbone, str(load_backbone_weights(backbone, config.backbone, config.weights))
+
+
+def _resnet(name: str, output_stride: int, stride_in: str) -> IntermediateLayerGetter:
+    dilated = {8: [False, True, True], 16: [False, False, True]}[output_stride]
+    model = torchvision.models.get_model(name, weights=None, replace_stride_with_dilation=dilated)
+    if stride_in == "1x1":
+        move_stride_to_1x1(model)
+    backbone = IntermediateLayerGetter(model, {"layer1": "low", "layer4": "high"})
+    backbone.channels = {
+        "low": model.layer1[-1].conv3.out_channels,
+        "high": model.layer4[-1].conv3.out_channels,
+    }
+    backbone.grid_offset = 0.0
+    return backbone
+
+
+def move_stride_to_1x1(model: resnet.ResNet) -> None:
+    """Moves each stage's stride from the 3x3 convolution to the first 1x1, as in the ResNet paper.
+
+    Weights trained with one placement lose accuracy in the other. Where a stage's stride has been
+    replaced by dilation there is none to move, but the placement still counts: behind a strided
+    1x1 convolution the first 3x3 already sees every second position only, so that it must be
+    dilated like the rest of its stage. (torchvision dilates it like the stage before, which is
+    right for a stride in the 3x3 itself.)
+    """
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        first, second = stage[0], stage[1]
+        first.conv1.stride, first.conv2.stride = first.conv2.stride, (1, 1)
+        first.conv2.dilation = first.conv2.padding = second.conv2.dilation
+
+
+def _vgg16(*, batch_norm: bool) -> IntermediateLayerGetter:
+    """VGG-16's convolutions at stride 8: no pool4 and pool5, the last three convolutions dilated.
+
+    The fully connected layers are left out. Pooling rounds sizes up, so that a feature map has
+    ``ceil(H / 8)`` rows and no pixel is lost.
+    """
+    features = make_layers(cfgs["D"], batch_norm=batch_norm)
+    pools = [name for name, module in features.named_children() if isinstance(module, nn.MaxPool2d)]
+    for name in pools[:3]:
+        features.get_submodule(name).ceil_mode = True
+    fourth, fifth = int(pools[3]), int(pools[4])
+    features[fourth] = nn.Identity()
+    for module in features[fourth:fifth]:
+        if isinstance(module, nn.Conv2d):
+            module.dilation = module.padding = (2, 2)
+    for module in features.modules():  # as torchvision's VGG, which would build 123 M more
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    backbone = IntermediateLayerGetter(features, {str(fifth - 1): "high"})
+    backbone.channels = {"high": 512}
+    backbone.grid_offset = 3.5  # three poolings of 2 x 2: a feature is centred in its 8 x 8 pixels
+    return backbone

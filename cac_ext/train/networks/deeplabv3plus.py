@@ -1,0 +1,64 @@
+"""DeepLabv3+ on a ResNet: the paper's main network (section 4.1, [7])."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from cac_ext.train.config import NetworkConfig
+from cac_ext.train.networks.backbones import RESNETS, build_backbone
+from cac_ext.train.networks.contract import SegmentationNetwork
+from cac_ext.train.networks.layers import conv_bn_relu, require_batch, upsample
+
+_ATROUS_RATES = (6, 12, 18)  # beside the 1x1 convolution and the image pooling
+_LOW_CHANNELS = 48
+_CHANNELS = 256
+_HIGH_STRIDE, _LOW_STRIDE = 16, 4
+
+
+class DeepLabV3PlusEncoder(nn.Module):
+    """Backbone, ASPP and decoder: ``[B, 3, H, W] -> [B, 256, ceil(H / 4), ceil(W / 4)]``.
+
+    Args:
+        backbone: see `backbones.py`; "low" at stride 4, "high" at stride 16.
+    """
+
+    stride = _LOW_STRIDE
+    out_channels = _CHANNELS
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.aspp = ASPP(backbone.channels["high"], _ATROUS_RATES, _CHANNELS)
+        # torchvision ends it with dropout, whose noise would reach the pseudo labels.
+        self.aspp.project[-1] = nn.Identity()
+        self.low_projection = conv_bn_relu(backbone.channels["low"], _LOW_CHANNELS, 1)
+        self.decoder = nn.Sequential(
+            conv_bn_relu(_CHANNELS + _LOW_CHANNELS, _CHANNELS, 3),
+            conv_bn_relu(_CHANNELS, _CHANNELS, 3),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        require_batch(images, self.aspp.convs[-1][2])
+        maps = self.backbone(images)
+        low = self.low_projection(maps["low"])  # [B, 48, h, w]
+        high = self.aspp(maps["high"])  # [B, 256, ceil(h / 4), ceil(w / 4)]
+        high = upsample(high, _HIGH_STRIDE // _LOW_STRIDE, 0, low.shape[-2:])
+        return self.decoder(torch.cat([high, low], dim=1))
+
+
+def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
+    """DeepLabv3+ on ``config.backbone`` (resnet50, resnet101).
+
+    The unlabelled branch sees the features pooled 2x2, at stride 8 (section 4.1).
+    """
+    backbone, initial_weights = build_backbone(config, RESNETS, output_stride=_HIGH_STRIDE)
+    encoder = DeepLabV3PlusEncoder(backbone)
+    return SegmentationNetwork(
+        encoder,
+        nn.Conv2d(_CHANNELS, num_classes, 1),
+        dropout=config.dropout,
+        feature_pooling=2,
+        initial_weights=initial_weights,
+    )

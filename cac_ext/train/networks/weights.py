@@ -1,0 +1,202 @@
+"""Initial weights of a backbone: torchvision's by name, or a file; and what of it fitted."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from cac_ext.train.config import nearest
+from cac_ext.train.errors import ConfigError
+
+_SAFETENSORS, _PICKLES = (".safetensors",), (".pth", ".pt", ".tar", ".bin", ".ckpt")
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What was found in a file of weights.
+
+    Attributes:
+        source: the file or torchvision's name.
+        loaded, wanted: number of the backbone's tensors that were set, and that there are.
+        converted: how many of them the file holds in another dtype (fp16).
+        prefix: what stood in front of the backbone's names in the file.
+        missing: the backbone's tensors that the file does not hold.
+        mismatched: tensors of another shape, each with both shapes.
+        unused: the file's tensors that the backbone does not have, such as the classifier.
+    """
+
+    source: str
+    loaded: int
+    wanted: int
+    converted: int
+    prefix: str
+    missing: Sequence[str]
+    mismatched: Sequence[str]
+    unused: Sequence[str]
+
+    def __str__(self) -> str:
+        parts = [f"backbone weights from {self.source}: {self.loaded} of {self.wanted} tensors"]
+        if self.converted:
+            parts.append(f"{self.converted} converted from another dtype")
+        if self.prefix:
+            parts.append(f"found behind the prefix {self.prefix!r}")
+        for what, names in (
+            ("missing", self.missing),
+            ("of another shape", self.mismatched),
+            ("not used", self.unused),
+        ):
+            if names:
+                parts.append(f"{what}: {_shorten(names)}")
+        return "; ".join(parts)
+
+
+def load_backbone_weights(backbone: nn.Module, architecture: str, weights: str) -> WeightsReport:
+    """Sets a backbone's parameters and statistics from ``weights``.
+
+    Args:
+        backbone: its parameters carry torchvision's names.
+        architecture: torchvision's name of it, e.g. "resnet50".
+        weights: a file (``.safetensors`` or what `torch.save` wrote: a state dict, alone or inside
+            a checkpoint, under any prefix and in any floating-point dtype), or a name such as
+            "IMAGENET1K_V1" or "ResNet50_Weights.IMAGENET1K_V2", which is downloaded once.
+
+    Raises:
+        ConfigError: no such file or name, it cannot be read or downloaded, it holds values that
+            are not finite, or nothing in it fits.
+
+    Warns:
+        UserWarning: only a part fits.
+    """
+    path = Path(weights).expanduser()
+    if path.suffix in _SAFETENSORS + _PICKLES or path.exists() or "/" in weights:
+        state = _read_file(path)
+    else:
+        state = _download(architecture, weights)
+    report = _copy(backbone, state, weights)
+    if not report.loaded:
+        wanted = [name for name, _ in backbone.named_parameters()]
+        raise ConfigError(
+            f"network.weights: nothing in {weights} fits the {architecture} backbone. It needs "
+            f"tensors such as {_shorten(wanted, 3)}, and holds {_shorten(list(state), 3)}"
+            + (f"; of another shape: {_shorten(report.mismatched)}" if report.mismatched else "")
+        )
+    if report.missing or report.mismatched:
+        warnings.warn(f"only a part of the weights fits: {report}", stacklevel=2)
+    return report
+
+
+def _copy(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> WeightsReport:
+    # Batch counters have no influence, and files of before 2018 lack them.
+    own = {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    prefix = _common_prefix(own, state)
+    found, missing, mismatched = [], [], []
+    for name, tensor in own.items():
+        given = state.get(prefix + name)
+        if given is None:
+            missing.append(name)
+        elif given.shape != tensor.shape:
+            shapes = f"{list(given.shape)} in the file, {list(tensor.shape)} in the network"
+            mismatched.append(f"{name} ({shapes})")
+        elif not given.isfinite().all():
+            raise ConfigError(f"network.weights: {prefix + name} in {source} is not finite")
+        else:
+            found.append((tensor, given))
+    for tensor, given in found:
+        tensor.copy_(given)
+    known = {prefix + name for name in backbone.state_dict()}
+    return WeightsReport(
+        source=source,
+        loaded=len(found),
+        wanted=len(own),
+        converted=sum(given.dtype != tensor.dtype for tensor, given in found),
+        prefix=prefix,
+        missing=missing,
+        mismatched=mismatched,
+        unused=[name for name in state if name not in known],
+    )
+
+
+def _common_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What to put in front of the backbone's names so that most of them are in the file.
+
+    "module." in a DDP checkpoint, "features." in VGG, "backbone." in a segmentation network.
+    """
+    first = next(iter(own))
+    candidates = [""] + [
+        name.removesuffix(first) for name in state if name.endswith(f".{first}") and name != first
+    ]
+    return max(candidates, key=lambda prefix: sum(prefix + name in state for name in own))
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"network.weights: there is no file {path}")
+    try:
+        if path.suffix in _SAFETENSORS:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"network.weights: {path} is not a file of tensors alone; save the state_dict of the "
+            f"model instead of the model itself ({str(error).splitlines()[0]})"
+        ) from error
+    except Exception as error:  # safetensors and zip files have their own exceptions
+        raise ConfigError(f"network.weights: cannot read {path}: {error}") from error
+    state = _largest_state(content)
+    if not state:
+        raise ConfigError(f"network.weights: {path} holds no tensors with names")
+    return state
+
+
+def _largest_state(content: object) -> dict[str, Tensor]:
+    """The tensors of a state dict, or of the largest one directly inside a checkpoint."""
+    if not isinstance(content, Mapping):
+        return {}
+    states = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+    tensors = [
+        {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        for state in states
+    ]
+    return max(tensors, key=len)
+
+
+def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
+    enum = torchvision.models.get_model_weights(architecture)
+    # Others expect another mean and deviation of the input than the trainer gives.
+    usable = [entry for entry in enum if "std" not in entry.transforms.keywords]
+    names = [entry.name for entry in usable] + ["DEFAULT"]
+    _, _, short = name.rpartition(".")
+    if name not in (short, f"{enum.__name__}.{short}") or short not in names:
+        raise ConfigError(
+            f"network.weights: torchvision has no weights {name!r} for {architecture}"
+            f"{nearest(short, names)}; allowed are {', '.join(names)}, and a file (.safetensors, "
+            ".pth)"
+        )
+    entry = enum[short]
+    try:
+        return entry.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; a damaged download
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+        raise ConfigError(
+            f"network.weights: cannot download {entry.url}: {error}. Without a network, fetch it "
+            f"elsewhere and put it at {cache}, or give its path as network.weights"
+        ) from error
+
+
+def _shorten(names: Sequence[str], shown: int = _NAMES_SHOWN) -> str:
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
