@@ -157,7 +157,7 @@ class LossRun:
                 continue
             jobs += [_Job(contender, training) for training in (True, False)]
 
-        self._first_round(case, jobs, by_dtype, workload)
+        self._first_round(case, jobs, by_dtype, workload, deadline)
         self._later_rounds(case, jobs, by_dtype, rates, deadline)
         for rate in rates.values():
             rate.sample()
@@ -209,7 +209,12 @@ class LossRun:
         )
 
     def _first_round(
-        self, case: Case, jobs: list[_Job], by_dtype: dict[torch.dtype, Inputs], workload: Workload
+        self,
+        case: Case,
+        jobs: list[_Job],
+        by_dtype: dict[torch.dtype, Inputs],
+        workload: Workload,
+        deadline: float,
     ) -> None:
         for job in list(jobs):
             if job not in jobs:
@@ -220,6 +225,14 @@ class LossRun:
             expected = contender.seconds_per_operation * implementation.executed_operations(
                 workload, "both"
             )
+            if expected > WARM_UP_BELOW and time.monotonic() > deadline:
+                jobs.remove(job)
+                if job.training:
+                    detail = f"the time budget was used up; a run takes about {expected:.0f} s"
+                    jobs[:] = [other for other in jobs if other.contender is not contender]
+                    self._add_rows(case, contender, workload, [], "skipped", detail)
+                self.bar.update()
+                continue
             job.warmed_up = implementation.compiles or expected < WARM_UP_BELOW
             try:
                 if job.warmed_up:
@@ -289,7 +302,7 @@ class LossRun:
             if job.training:
                 operations = implementation.executed_operations(workload, "both")
                 contender.predict_from(percentile(samples["both"], 0.5), operations)
-        for phase in PHASES if jobs else ("both",):
+        for phase in [phase for phase in PHASES if phase in samples] or ["both"]:
             self.results.rows.append(
                 Row(
                     case=case.name,

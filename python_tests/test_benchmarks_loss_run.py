@@ -98,3 +98,16 @@ def test_unknown_names_are_answered_with_the_known_ones(capsys) -> None:
     assert "voc" in capsys.readouterr().err
     assert main(["loss", "--implementations", "tilde"]) == 2
     assert "tiled" in capsys.readouterr().err
+
+
+def test_a_hopeless_rival_does_not_hold_up_the_others(
+    run_loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naive = IMPLEMENTATIONS["naive"]
+    monkeypatch.setattr(naive, "executed_operations", lambda self, workload, phase: 10**18)
+    monkeypatch.setattr(
+        "benchmarks.loss_run.time_training", lambda loss, inputs: {"both": 1e12, "backward": 1.0}
+    )
+    (row,) = run_loss("--implementations", "naive", "--no-memory").rows
+    assert row.status == "skipped"
+    assert "time budget" in row.detail
