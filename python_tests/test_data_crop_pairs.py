@@ -67,6 +67,35 @@ def test_overlap_features_show_the_same_pixels(
         assert len(seen_flips) > 1
 
 
+@pytest.mark.parametrize("scale", [0.3, 0.8, 1.0, 1.37, 2.0])
+@pytest.mark.parametrize(("crop_size", "stride", "pool"), [(65, 4, 1), (96, 4, 2), (90, 16, 1)])
+def test_scaled_flipped_and_padded_views_agree_at_the_overlap(
+    scale: float, crop_size: int, stride: int, pool: int, seed: int
+) -> None:
+    """An encoder that returns what lies at its position gives equal overlaps, and no padding."""
+    torch.manual_seed(seed)
+    grid = grid_of("convolution", stride, pool)
+    rows, columns = torch.meshgrid(torch.arange(120), torch.arange(150), indexing="ij")
+    noise = torch.randint(0, 256, (120, 150))
+    image = torch.stack([rows + 100, columns + 100, noise]).to(torch.uint8)  # no mean colour: > 0
+    config = AugmentConfig(crop_size=crop_size, unlabelled_scale=(scale, scale), **PLAIN)
+    for flips in ([0, 0], [0, 1], [1, 0], [1, 1]):
+        # A probability of its own for each view, so that all four cases are seen.
+        sampler = CropPairSampler(crop_size, grid, (0.1, 1.0), torch.tensor(flips))
+        augment = CropPairAugment(config, sampler)
+        overlaps = 0
+        for _ in range(6):
+            item = augment({"image": image, "name": "coordinates"})
+            gathered = []
+            for view in ("1", "2"):
+                features = features_of(item[f"view{view}"], "convolution", stride, pool)
+                gathered.append(features.flatten(1)[:, item[f"overlap{view}"]])  # [3, L]
+                assert item[f"valid{view}"].flatten()[item[f"overlap{view}"]].all()
+            torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=1e-5)
+            overlaps += gathered[0].shape[1]
+        assert overlaps > 0
+
+
 @pytest.mark.parametrize("iou_range", [(0.1, 1.0), (0.1, 0.3), (0.4, 0.45), (1.0, 1.0)])
 def test_the_iou_stays_in_its_range(iou_range: tuple[float, float], seed: int) -> None:
     torch.manual_seed(seed)

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+from cac_ext.train.errors import DataError
 
 
 class Numbers(Dataset):
@@ -57,3 +58,21 @@ def test_drawing_does_not_disturb_the_global_generator(seed: int) -> None:
     torch.manual_seed(seed)
     batches(seed, 0, 3)
     assert torch.equal(torch.rand(3), expected)
+
+
+class Broken(Numbers):
+    def __getitem__(self, index: int) -> dict:
+        if index == 7:
+            raise DataError("train.txt, line 8: cannot read the image seven.png: truncated")
+        return super().__getitem__(index)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_ends_the_stream_with_its_name(workers: int, seed: int) -> None:
+    """And with nothing else, such as a worker's traceback, and without waiting for anything."""
+    stream = Stream(Broken(), augment, seed, "numbers")
+    loader = stream_loader(stream, IterationSampler(0, 10, 4), num_workers=workers)
+    with pytest.raises(DataError) as error:
+        list(loader)
+    assert str(error.value) == "train.txt, line 8: cannot read the image seven.png: truncated"

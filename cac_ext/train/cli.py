@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cac_ext.train import config as configuration
+from cac_ext.train.data_commands import add_data_commands
 from cac_ext.train.errors import ConfigError, UserError
 
 _CONFIG_HELP = "a shipped configuration ({shipped}) or the path of a YAML file"
@@ -23,16 +24,23 @@ _USAGE_ERROR, _INTERRUPTED = 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes all overrides from one place only; people also put them behind an option.
+    if rest:
+        if not hasattr(options, "overrides") or any(
+            word.startswith("-") or "=" not in word for word in rest
+        ):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides += rest
     try:
-        options.command(options)
+        code = options.command(options)
     except UserError as error:
         print(f"cac-ext: error: {error}", file=sys.stderr)
         return _USAGE_ERROR
     except KeyboardInterrupt:
         print("\ncac-ext: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    return 0
+    return code or 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("config", metavar="CONFIG", help=config_help)
     show.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
     show.set_defaults(command=_show)
+
+    add_data_commands(commands, config_help, _OVERRIDES_HELP)
     return parser
 
 

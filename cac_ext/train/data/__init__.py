@@ -9,16 +9,21 @@ The way of an image:
 A data set is a map-style ``torch.utils.data.Dataset``: ``len(dataset)`` and ``dataset[i]``, which
 returns a sample, a dict of
 
-* ``"image"``: `torchvision.tv_tensors.Image`, uint8 ``[3, H, W]``; sizes may differ by image;
-* ``"mask"``: `torchvision.tv_tensors.Mask`, uint8 or int64 ``[H, W]``, class ids or
-  ``ignore_index``. Unlabelled images have none, and nobody asks for one;
+* ``"image"``: uint8 tensor ``[3, H, W]``; sizes may differ by image;
+* ``"mask"``: integer tensor ``[H, W]``, class ids or ``ignore_index``. Unlabelled images have none,
+  and nobody asks for one;
 * ``"name"``: str, to name the image in errors, pictures and predictions.
 
 ``dataset[i]`` must not depend on anything but ``i``: augmentation and order belong to the stream,
 which makes a run repeatable and resumable whatever the number of workers or processes.
 
 To add a data set, write ``build(config: DataConfig) -> DatasetSplits`` in a module of this package
-and name it in `DATASETS`. Your own needs no change here: ``data.name: my_package.my_module:build``.
+and name it in `DATASETS`; for images in files, `file_splits` does nearly all of it. Your own needs
+no change here. ``data.name: my_package.my_module:build`` names such a function, and
+``data.name: my_package.my_module:MyDataset`` a data set class, which is called as
+``MyDataset(config, split)`` with the `DataConfig` and "labelled", "unlabelled" or "validation", and
+has the attributes ``class_names`` (else ``data.class_names`` must be given) and, if wanted,
+``ignore_index`` and ``palette``. Where there are no unlabelled images, its length for them is 0.
 """
 
 from __future__ import annotations
@@ -29,12 +34,16 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from cac_ext.train.config import DataConfig
+from cac_ext.train.errors import ConfigError
 from cac_ext.train.registry import find_builder
 
 #: ``data.name`` -> "module:function" of its builder, imported only when asked for.
 DATASETS = {
     "synthetic": "cac_ext.train.data.synthetic:build",
     "folder": "cac_ext.train.data.list_folder:build",
+    "voc": "cac_ext.train.data.voc:build",
+    "cityscapes": "cac_ext.train.data.cityscapes:build",
+    "camvid": "cac_ext.train.data.camvid:build",
 }
 
 
@@ -63,13 +72,59 @@ class DatasetSplits:
         return len(self.class_names)
 
 
-def build_datasets(config: DataConfig) -> DatasetSplits:
+def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
     """The data that ``config.name`` names.
 
+    Args:
+        config: the section ``data`` of a configuration.
+        check: find now what is cheap to find (`check.quick_check`): a missing file, an empty list,
+            samples that are not what is promised above.
+
     Raises:
-        ConfigError: the name is neither registered nor an importable "package.module:function".
+        ConfigError: the name is neither registered nor an importable "package.module:name", or
+            the settings do not fit the data set.
+        DataError: a list or file cannot be used.
     """
-    return find_builder(config.name, DATASETS, "data.name")(config)
+    from cac_ext.train.data.check import quick_check  # these need DatasetSplits
+    from cac_ext.train.data.image_files import ImageFiles
+
+    builder = find_builder(config.name, DATASETS, "data.name")
+    if isinstance(builder, type) and issubclass(builder, Dataset):
+        splits = _splits_of_class(builder, config)
+    else:
+        splits = builder(config)
+    if not isinstance(splits, DatasetSplits):
+        raise ConfigError(
+            f"data.name: {config.name} must return a cac_ext.train.data.DatasetSplits, but "
+            f"returned {type(splits).__name__}"
+        )
+    own = config.name not in DATASETS
+    if config.labelled_ratio and not own and not isinstance(splits.labelled, ImageFiles):
+        raise ConfigError(f"data.labelled_ratio is for images in files, not for {config.name!r}")
+    if check:
+        quick_check(splits)
+    return splits
+
+
+def _splits_of_class(dataset: type[Dataset], config: DataConfig) -> DatasetSplits:
+    """The splits of a user's data set class, see the module's docstring."""
+    class_names = getattr(dataset, "class_names", None) or config.class_names
+    if not class_names:
+        raise ConfigError(
+            f"data.name: the class {config.name} needs an attribute class_names, a name for each "
+            "class, or the configuration data.class_names"
+        )
+    labelled, unlabelled, validation = (
+        dataset(config, split) for split in ("labelled", "unlabelled", "validation")
+    )
+    return DatasetSplits(
+        labelled=labelled,
+        unlabelled=unlabelled if len(unlabelled) else None,
+        validation=validation,
+        class_names=class_names,
+        ignore_index=getattr(dataset, "ignore_index", config.ignore_index),
+        palette=getattr(dataset, "palette", None),
+    )
 
 
 __all__ = ["DATASETS", "DatasetSplits", "build_datasets"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
@@ -38,7 +39,10 @@ class LabelledAugment:
     def __call__(self, sample: dict) -> dict[str, Tensor]:
         size = self.config.crop_size
         image, mask = _rescale(
-            self.config.labelled_scale, self.config.base_size, sample["image"], sample["mask"]
+            self.config.labelled_scale,
+            self.config.base_size,
+            tv_tensors.Image(sample["image"]),
+            tv_tensors.Mask(sample["mask"]),
         )
         top = int(torch.randint(max(image.shape[1] - size, 0) + 1, ()))
         left = int(torch.randint(max(image.shape[2] - size, 0) + 1, ()))
@@ -71,7 +75,8 @@ class CropPairAugment:
         )
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
-        (image,) = _rescale(self.config.unlabelled_scale, self.config.base_size, sample["image"])
+        image = tv_tensors.Image(sample["image"])
+        (image,) = _rescale(self.config.unlabelled_scale, self.config.base_size, image)
         height, width = image.shape[1:]
         padded_height = max(height, self.sampler.min_size)
         padded_width = max(width, self.sampler.min_size)

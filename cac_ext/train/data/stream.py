@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cac_ext.train.errors import DataError
 from cac_ext.train.seeding import derive_seed, seeded
 
 
@@ -89,8 +90,11 @@ def stream_loader(
     collate: Callable[[list[dict]], dict] | None = None,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of the stream, in the sampler's order, whatever the number of workers."""
-    return DataLoader(
+    """Batches of the stream, in the sampler's order, whatever the number of workers.
+
+    A file that cannot be read ends the iteration with the DataError that names it.
+    """
+    return _StreamLoader(
         stream,
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -99,3 +103,13 @@ def stream_loader(
         # A generator of its own: starting a loader must not advance the global one.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+class _StreamLoader(DataLoader):
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            # One raised in a worker carries the worker's traceback in front of its message.
+            message = str(error).rpartition(f"{DataError.__name__}: ")[2].strip()
+            raise DataError(message) from error

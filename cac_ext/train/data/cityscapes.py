@@ -1,0 +1,88 @@
+"""Cityscapes with fine annotations: 2,975 training and 500 validation images, 19 classes.
+
+    cityscapes/                     data.root
+        leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
+        gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelTrainIds.png
+
+Where there is no ``labelTrainIds.png``, which the data set's own tools have to make, the
+``labelIds.png`` of the download is read and its ids are turned into train ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import Cityscapes
+
+from cac_ext.train.config import DataConfig
+from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.file_splits import (
+    FileLayout,
+    build_file_splits,
+    find_root,
+    require_fixed_classes,
+)
+from cac_ext.train.data.image_files import ImageFiles
+from cac_ext.train.data.list_file import Entry, relative_name
+from cac_ext.train.errors import DataError
+
+_IGNORED = 255
+_CLASSES = sorted(
+    (known for known in Cityscapes.classes if 0 <= known.train_id < _IGNORED),
+    key=lambda known: known.train_id,
+)
+CLASS_NAMES = tuple(known.name for known in _CLASSES)
+PALETTE = tuple(known.color for known in _CLASSES)
+
+_IMAGE_END = "_leftImg8bit.png"
+_TRAIN_IDS_END, _IDS_END = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
+_TRAIN_ID = np.full(256, _IGNORED, np.uint8)  # [label id] -> train id
+for _known in _CLASSES:
+    _TRAIN_ID[_known.id] = _known.train_id
+
+
+class CityscapesFiles(ImageFiles):
+    """`ImageFiles` that also reads masks of label ids."""
+
+    def class_ids(self, path: Path, ids: np.ndarray) -> np.ndarray:
+        return _TRAIN_ID[ids] if path.name.endswith(_IDS_END) else ids
+
+
+def build(config: DataConfig) -> DatasetSplits:
+    """Cityscapes: 19 classes."""
+    require_fixed_classes(config, CLASS_NAMES)
+    root = find_root(config, ["leftImg8bit"])
+    layout = FileLayout(
+        root,
+        CLASS_NAMES,
+        palette=PALETTE,
+        train=partial(_entries, root, "train"),
+        validation=partial(_entries, root, "val"),
+        repair=_existing_mask,
+        dataset=CityscapesFiles,
+    )
+    return build_file_splits(config, layout)
+
+
+def _entries(root: Path, part: str) -> list[Entry]:
+    folder = root / "leftImg8bit" / part
+    images = sorted(folder.glob(f"*/*{_IMAGE_END}"))
+    if not images:
+        raise DataError(f"there are no images CITY/*{_IMAGE_END} in {folder}")
+    entries = []
+    for image in images:
+        stem = image.name.removesuffix(_IMAGE_END)
+        mask = root / "gtFine" / part / image.parent.name / f"{stem}{_TRAIN_IDS_END}"
+        entries.append(_existing_mask(Entry(relative_name(image, root), image, mask, str(folder))))
+    return entries
+
+
+def _existing_mask(entry: Entry) -> Entry:
+    """The entry with the mask of label ids, where the one of train ids is not there."""
+    if entry.mask is None or entry.mask.is_file():
+        return entry
+    of_ids = entry.mask.with_name(entry.mask.name.replace(_TRAIN_IDS_END, _IDS_END))
+    return replace(entry, mask=of_ids) if of_ids.is_file() else entry

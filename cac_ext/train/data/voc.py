@@ -1,0 +1,108 @@
+"""PASCAL VOC 2012 with the masks of SBD ("SegmentationClassAug", 10,582 training images).
+
+    VOC2012/                        data.root, or a folder that holds it or VOCdevkit/
+        JPEGImages/2007_000032.jpg
+        SegmentationClassAug/2007_000032.png     ids 0 to 20, 255 on borders; grey or with palette
+        ImageSets/Segmentation/val.txt           an id a line: the 1,449 validation images
+        ImageSets/Segmentation/trainaug.txt      optional
+
+Training images are those of ``trainaug.txt`` (or ``train_aug.txt``); where there is no such list,
+all with a mask in SegmentationClassAug that are not validation images. A list in the configuration
+has "image mask" per line or, as VOC's own, an id per line.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from cac_ext.train.config import DataConfig
+from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.file_splits import (
+    FileLayout,
+    build_file_splits,
+    find_root,
+    require_fixed_classes,
+)
+from cac_ext.train.data.list_file import Entry, read_list
+from cac_ext.train.errors import DataError
+
+CLASS_NAMES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
+_IMAGES, _MASKS, _LISTS = "JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"
+_TRAIN_LISTS = ("trainaug.txt", "train_aug.txt")
+
+
+def colour_map(count: int) -> tuple[tuple[int, int, int], ...]:
+    """VOC's colours: three bits of a class id after the other go to the top bits of R, G and B."""
+
+    def channel(class_id: int, first_bit: int) -> int:
+        return sum(((class_id >> (3 * k + first_bit)) & 1) << (7 - k) for k in range(3))
+
+    return tuple(tuple(channel(class_id, bit) for bit in range(3)) for class_id in range(count))
+
+
+def build(config: DataConfig) -> DatasetSplits:
+    """VOC 2012 + SBD: 21 classes."""
+    require_fixed_classes(config, CLASS_NAMES)
+    root = find_root(config, [_IMAGES], ["VOC2012", "VOCdevkit/VOC2012"])
+    layout = FileLayout(
+        root,
+        CLASS_NAMES,
+        palette=colour_map(len(CLASS_NAMES)),
+        train=partial(_train_entries, root),
+        validation=partial(_read, root, root / _LISTS / "val.txt"),
+        expand=_expand_id,
+    )
+    return build_file_splits(config, layout)
+
+
+def _train_entries(root: Path) -> list[Entry]:
+    for name in _TRAIN_LISTS:
+        path = root / _LISTS / name
+        if path.is_file():
+            return _read(root, path)
+    if not (root / _MASKS).is_dir():
+        raise DataError(
+            f"there is neither {root / _LISTS / _TRAIN_LISTS[0]} nor a folder {root / _MASKS} of "
+            "VOC's and SBD's masks in one place (12,031 PNG files); give data.labelled_list, or "
+            "unpack them there"
+        )
+    held_out = {entry.image for entry in _read(root, root / _LISTS / "val.txt")}
+    entries = [
+        Entry(f"{_IMAGES}/{mask.stem}.jpg", root / _IMAGES / f"{mask.stem}.jpg", mask, str(mask))
+        for mask in sorted((root / _MASKS).glob("*.png"))
+    ]
+    return [entry for entry in entries if entry.image not in held_out]
+
+
+def _read(root: Path, list_file: Path) -> list[Entry]:
+    return read_list(list_file, root, with_masks=True, expand=_expand_id)
+
+
+def _expand_id(columns: list[str]) -> list[str]:
+    """An id alone stands for its image and mask."""
+    if len(columns) == 1 and not Path(columns[0]).suffix:
+        return [f"{_IMAGES}/{columns[0]}.jpg", f"{_MASKS}/{columns[0]}.png"]
+    return columns

@@ -1,0 +1,116 @@
+"""The commands ``cac-ext data split`` and ``cac-ext data check``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from cac_ext.train import config as configuration
+from cac_ext.train.errors import ConfigError, DataError
+
+_FAULTY = 1  # exit code of a check that found problems
+
+
+def add_data_commands(
+    commands: argparse._SubParsersAction, config_help: str, overrides_help: str
+) -> None:
+    """Adds ``data`` and what belongs to it to the command line's grammar."""
+    data = commands.add_parser(
+        "data",
+        help="make lists of labelled images, look for faults in the data",
+        description="Prepares the data of a configuration.",
+    )
+    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    split = actions.add_parser(
+        "split",
+        help="write lists of labelled and unlabelled images",
+        description="Splits the training images of CONFIG (those of data.labelled_list, or the "
+        "data set's own) into labelled and unlabelled ones and writes list files of lines 'image "
+        "mask': OUTPUT/1_8/seed0/labelled.txt and unlabelled.txt. The same seed gives the same "
+        "lists on every machine, and the images of 1/16 are among those of 1/8. The same split "
+        "without files: data.labelled_ratio=1/8 data.split_seed=0.",
+    )
+    split.add_argument("config", metavar="CONFIG", help=config_help)
+    split.add_argument("overrides", metavar="key=value", nargs="*", help=overrides_help)
+    split.add_argument(
+        "--ratios",
+        default="1/16,1/8,1/4,full",
+        help="labelled shares separated by commas (default: %(default)s)",
+    )
+    split.add_argument(
+        "--seeds", default="0,1,2", help="a list for each of them (default: %(default)s)"
+    )
+    split.add_argument(
+        "--output", type=Path, help="folder of the lists (default: lists/NAME of CONFIG)"
+    )
+    split.set_defaults(command=_split)
+
+    check = actions.add_parser(
+        "check",
+        help="read every image and mask and name all faults",
+        description="Reads all images and masks of CONFIG: missing and broken files, masks of "
+        "another size than their image, ids out of range, empty lists, images listed twice, "
+        "validation images that are trained on. Prints each with its file and line and how often "
+        "each class occurs. Exit code 0: no problems; 1: problems; 2: CONFIG cannot be used.",
+    )
+    check.add_argument("config", metavar="CONFIG", help=config_help)
+    check.add_argument("overrides", metavar="key=value", nargs="*", help=overrides_help)
+    check.set_defaults(command=_check)
+
+
+def _split(options: argparse.Namespace) -> None:
+    from cac_ext.train.data import build_datasets
+    from cac_ext.train.data.image_files import ImageFiles
+    from cac_ext.train.data.split import parse_ratio, write_split
+
+    config = configuration.load(options.config, options.overrides)
+    ratios = {parse_ratio(text): None for text in options.ratios.split(",")}  # each once
+    seeds = _seeds(options.seeds)
+    whole = replace(config.data, labelled_ratio=None, unlabelled_list=None)
+    images = build_datasets(whole).labelled
+    if not isinstance(images, ImageFiles):
+        raise ConfigError(
+            f"the images of the data set {config.data.name!r} are not files, and no list can name "
+            "them"
+        )
+    output = options.output or Path("lists") / config.name
+    written = []
+    for ratio in ratios:
+        for seed in seeds if ratio < 1 else seeds[:1]:  # all labelled: one list, whatever the seed
+            folder = output / "full"
+            if ratio < 1:
+                folder = output / f"{ratio.numerator}_{ratio.denominator}" / f"seed{seed}"
+            lists = write_split(folder, images.root, images.entries, ratio, seed)
+            for path in filter(None, lists):
+                print(f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} images")
+            written.append(lists)
+    labelled, unlabelled = (path or "null" for path in written[0])
+    given = " ".join([options.config, *options.overrides])
+    print(
+        f"train with the first: cac-ext train {given} data.labelled_list={labelled} "
+        f"data.unlabelled_list={unlabelled}"
+    )
+
+
+def _check(options: argparse.Namespace) -> int:
+    from cac_ext.train.data import build_datasets
+    from cac_ext.train.data.check import check, format_report
+
+    config = configuration.load(options.config, options.overrides)
+    try:
+        splits = build_datasets(config.data, check=False)
+    except DataError as error:  # a list that cannot be read is a finding, too
+        print(f"problem: {error}")
+        return _FAULTY
+    report = check(splits, num_workers=config.data.num_workers)
+    print(format_report(report, splits.class_names))
+    return _FAULTY if report.problems else 0
+
+
+def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise ConfigError(f"--seeds takes integers separated by commas, but got {text!r}")
+    return [int(part) for part in text.split(",")]
