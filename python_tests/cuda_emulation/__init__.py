@@ -6,7 +6,9 @@ changed; `Emulator.run` writes calls to a file, lets the program run them and re
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import os
 import shutil
 import struct
@@ -24,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 KERNELS = CSRC / "kernels" / "cuda"
 
-COMPILE = ["-std=c++20", "-O1", "-g", "-fno-strict-aliasing", "-DCAC_DEVICE_EMULATION"]
+COMPILE = ["-std=c++20", "-O1", "-g1", "-fno-strict-aliasing", "-DCAC_DEVICE_EMULATION"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 FEATURE_DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # enum class DType
@@ -51,6 +53,7 @@ def build(
     folder: Path,
     *,
     sanitize: bool = False,
+    flags: Sequence[str] = COMPILE,
     csrc: Path = CSRC,
     only: Sequence[str] | None = None,
     other_objects: Path | None = None,
@@ -63,7 +66,7 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     sources = {path.stem: path for path in sorted((csrc / "kernels" / "cuda").glob("*.cu"))}
     sources |= {path.stem: path for path in sorted(HERE.glob("*.cpp"))}
-    flags = COMPILE + (SANITIZE if sanitize else [])
+    flags = [*flags, *(SANITIZE if sanitize else [])]
 
     def compile_one(stem: str) -> Path:
         if only is not None and stem not in only:
@@ -80,6 +83,14 @@ def build(
     program = folder / "emulate"
     run_command([compiler(), *flags, *map(str, objects), "-o", str(program)])
     return program
+
+
+@functools.cache
+def shared_build(sanitize: bool = False) -> Path:
+    """The program as it stands in the tree, built once a process."""
+    folder = tempfile.TemporaryDirectory(prefix="cac_cuda_emulation_")
+    atexit.register(folder.cleanup)
+    return build(Path(folder.name), sanitize=sanitize)
 
 
 def run_command(command: list[str]) -> None:
@@ -123,7 +134,7 @@ def numpy_of(tensor: Tensor) -> np.ndarray:
 
 
 def span(tensor: Tensor) -> bytes:
-    """The memory of a [R, C] tensor from its first element to its last, gaps between rows included."""
+    """The memory of a [R, C] tensor from its first element to its last, with gaps between rows."""
     rows, columns = tensor.shape
     if rows == 0:
         return b""
@@ -188,7 +199,9 @@ class Emulator:
             with request.open("wb") as file:
                 for call in calls:
                     file.write(serialize(call))
-            environment = dict(os.environ, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1")
+            environment = dict(
+                os.environ, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1"
+            )
             done = subprocess.run(
                 [self.program, request, result],
                 capture_output=True,
@@ -197,7 +210,9 @@ class Emulator:
                 env=environment,
             )
             if done.returncode != 0:
-                raise EmulationError(f"emulate ended with {done.returncode}:\n{done.stderr[-4000:]}")
+                raise EmulationError(
+                    f"emulate ended with {done.returncode}:\n{done.stderr[-4000:]}"
+                )
             data = result.read_bytes()
         outcomes = []
         offset = 0
@@ -207,12 +222,18 @@ class Emulator:
             size = int(np.prod(shape)) * dtype.itemsize
             part = bytearray(data[offset : offset + size])
             offset += size
-            return torch.frombuffer(part, dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+            return (
+                torch.frombuffer(part, dtype=dtype).reshape(shape)
+                if size
+                else torch.empty(shape, dtype=dtype)
+            )
 
         for call in calls:
             num_anchors, channels = call.features1.shape
             values = take(torch.float32, num_anchors)
-            gradients = take(call.features1.dtype, num_anchors, channels) if call.with_gradient else None
+            gradients = (
+                take(call.features1.dtype, num_anchors, channels) if call.with_gradient else None
+            )
             outcomes.append(Outcome(values, gradients, int(take(torch.int64, 1))))
         return outcomes
 

@@ -24,7 +24,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define threadIdx (::cac::emulation::thread_index())
 #define blockIdx (::cac::emulation::block_index())

@@ -76,7 +76,7 @@ struct Fragments {
 // For GPUs without TF32: the product of the same fragments by float32 arithmetic, whose operands
 // shuffles bring to the lanes. Many times slower than a matrix unit, but it does run there. Not
 // inlined, because hundreds of copies of it would take minutes to compile.
-__device__ __noinline__ static Fragments multiply_by_shuffles(Fragments x) {
+static __device__ __attribute__((noinline)) Fragments multiply_by_shuffles(Fragments x) {
   const int group = static_cast<int>(threadIdx.x) % 32 / 4;
   const int pair = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll

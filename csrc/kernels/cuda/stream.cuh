@@ -22,7 +22,8 @@ struct TileShape {
   static constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Element));
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kBlocksOf16 = kRowBytes <= 256 ? 2 : 1;  // 16-row blocks of anchors a warp
+  // 16-row blocks of anchors a warp. Arithmetic::kSplit needs registers for more accumulators.
+  static constexpr int kBlocksOf16 = kRowBytes <= 256 && !Arithmetic::kSplit ? 2 : 1;
   static constexpr int kWarpRows = 16 * kBlocksOf16;
   static constexpr int kTileRows = kWarps * kWarpRows;
   static constexpr int kNegatives = kRowBytes <= 256 ? 64 : 16384 / kRowBytes;
@@ -85,7 +86,8 @@ __device__ __forceinline__ void load_unit(const StreamParams& params, device::Sh
   }
 }
 
-// Writes the warp's own rows of the tile of anchors: unit length, rounded, zero where nothing is.
+// Writes the warp's rows of the tile of anchors: unit length, rounded, zero where nothing is. The
+// barrier before the first unit makes them visible.
 template <class Shape, class Arithmetic>
 __device__ __forceinline__ void load_anchors(const StreamParams& params, char* tile_memory,
                                              int first_slot, int num_active, int warp, int lane) {
@@ -131,7 +133,6 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
       }
     }
   }
-  __syncwarp();
 }
 
 // scores = A N^T of the warp's anchors and one unit.
@@ -139,33 +140,41 @@ template <class Shape, class Arithmetic>
 __device__ __forceinline__ void multiply_scores(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], device::SharedAddress tile,
     device::SharedAddress stage, int warp, int lane) {
-#pragma unroll
-  for (int m = 0; m < Shape::kBlocksOf16; ++m) {
-#pragma unroll
-    for (int n = 0; n < Shape::kColumnBlocks; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
-    }
-  }
+  // See Arithmetic::kSplit.
+  constexpr int kStepsOfSum = Arithmetic::kSplit ? 4 : Shape::kSteps;
   const device::SharedAddress anchors =
       tile + swizzled<Shape>(warp * Shape::kWarpRows + lane % 16, lane / 16);
   const device::SharedAddress negatives =
       stage + swizzled<Shape>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
-  for (int step = 0; step < Shape::kSteps; ++step) {
-    uint32_t a[Shape::kBlocksOf16][4];
+  for (int first = 0; first < Shape::kSteps; first += kStepsOfSum) {
+    float sums[Shape::kBlocksOf16][Shape::kColumnBlocks][4] = {};
 #pragma unroll
-    for (int m = 0; m < Shape::kBlocksOf16; ++m) {
-      device::load_matrices(a[m], further(anchors, 2 * step) + 16 * m * Shape::kRowBytes);
-    }
-#pragma unroll
-    for (int n = 0; n < Shape::kColumnBlocks; n += 2) {
-      uint32_t b[4];
-      device::load_matrices(b, further(negatives, 2 * step) + 8 * n * Shape::kRowBytes);
+    for (int step = first; step < first + kStepsOfSum; ++step) {
+      uint32_t a[Shape::kBlocksOf16][4];
 #pragma unroll
       for (int m = 0; m < Shape::kBlocksOf16; ++m) {
-        Arithmetic::multiply(scores[m][n], a[m], b[0], b[1]);
-        Arithmetic::multiply(scores[m][n + 1], a[m], b[2], b[3]);
+        device::load_matrices(a[m], further(anchors, 2 * step) + 16 * m * Shape::kRowBytes);
+      }
+#pragma unroll
+      for (int n = 0; n < Shape::kColumnBlocks; n += 2) {
+        uint32_t b[4];
+        device::load_matrices(b, further(negatives, 2 * step) + 8 * n * Shape::kRowBytes);
+#pragma unroll
+        for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+          Arithmetic::multiply(sums[m][n], a[m], b[0], b[1]);
+          Arithmetic::multiply(sums[m][n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+#pragma unroll
+      for (int n = 0; n < Shape::kColumnBlocks; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          scores[m][n][i] = first == 0 ? sums[m][n][i] : scores[m][n][i] + sums[m][n][i];
+        }
       }
     }
   }

@@ -1,0 +1,129 @@
+"""Calls of the CUDA kernels for the tests, and what the float64 oracle says of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cac_ext import reference
+
+from . import ARITHMETICS, Call, Outcome
+
+#: Features of the types that each arithmetic serves; the first is the usual one.
+FEATURE_DTYPES = {
+    "bf16": [torch.bfloat16, torch.float32],
+    "fp16": [torch.float16, torch.float32, torch.bfloat16],
+    "tf32": [torch.float32],
+    "fp32": [torch.float32, torch.float16],
+}
+
+#: Largest error of a cosine. For the first three half an ulp of both factors, which bounds it for
+#: any unit vectors; float32 keeps 22 bits of every factor.
+COSINE_ERROR = {"bf16": 2.0**-8, "fp16": 2.0**-10, "tf32": 2.0**-10, "fp32": 2.0**-20}
+
+#: Stated error of the gradient at temperature 0.1, relative to the whole gradient's norm.
+GRADIENT_ERROR = {"bf16": 1.5e-2, "fp16": 2e-3, "tf32": 2e-3, "fp32": 1e-5}
+
+
+def make_call(
+    seed: int,
+    anchors: int,
+    negatives: int,
+    channels: int,
+    arithmetic: str = "bf16",
+    *,
+    classes: int = 4,
+    logsumexp: bool = False,
+    dtype: torch.dtype | None = None,
+    **options,
+) -> Call:
+    """Random features, clustered a little by class; a third of the anchors is inactive, and some
+    anchors are of a class that no negative has."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = dtype or FEATURE_DTYPES[arithmetic][0]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    centres = normal(classes + 1, channels)
+    anchor_labels = torch.randint(0, classes + 1, (anchors,), generator=generator)
+    negative_labels = torch.randint(0, classes, (negatives,), generator=generator)
+    common = centres[anchor_labels] + normal(anchors, channels)
+    features = [3 * common + normal(anchors, channels) for _ in range(2)]
+    if options.get("normalize") is False:
+        features = [torch.nn.functional.normalize(x, dim=1) for x in features]
+    source = centres[negative_labels] + normal(negatives, channels)
+    if options.get("normalize") is False:
+        source = torch.nn.functional.normalize(source, dim=1)
+    return Call(
+        features1=features[0].to(dtype),
+        features2=None if logsumexp else features[1].to(dtype),
+        direction=torch.randint(0, 3, (anchors,), generator=generator).to(torch.int8),
+        anchor_labels=anchor_labels,
+        negatives=source.to(dtype),
+        negative_labels=negative_labels,
+        arithmetic=arithmetic,
+        **options,
+    )
+
+
+def eager(call: Call, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Values [A] and their gradients [A, C] by `cac_ext.reference`, computed in ``dtype``."""
+    options = {"temperature": call.temperature, "normalize": call.normalize}
+    negatives = call.negatives.to(dtype)
+    labels = (call.anchor_labels, call.negative_labels)
+    active = call.direction != 0
+    if call.features2 is None:
+        anchors = call.features1.to(dtype).clone().requires_grad_()
+        values = reference.masked_logsumexp(anchors, negatives, *labels, **options)
+        values = torch.where(active, values, torch.zeros_like(values))
+    else:
+        towards1 = (call.direction == 2)[:, None]
+        view1, view2 = call.features1.to(dtype), call.features2.to(dtype)
+        anchors = torch.where(towards1, view2, view1).clone().requires_grad_()
+        values = reference.masked_contrastive_loss(
+            anchors,
+            torch.where(towards1, view1, view2),
+            negatives,
+            *labels,
+            active=active,
+            eps=call.eps,
+            **options,
+        )
+    # -inf (no negative differs) has the gradient zero.
+    torch.where(values.isfinite(), values, 0).sum().backward()
+    return values.detach(), anchors.grad
+
+
+def assert_equals_oracle(call: Call, outcome: Outcome) -> tuple[float, float]:
+    """Values and gradients within the stated errors; returns the two errors found."""
+    values, gradients = eager(call)
+    assert torch.equal(outcome.values.isneginf(), values.isneginf())
+    finite = values.isfinite()
+    value_error = relative_error = 0.0
+    if finite.any():
+        value_error = (outcome.values.double() - values)[finite].abs().max().item()
+        allowed = COSINE_ERROR[call.arithmetic] / call.temperature
+        allowed += 2e-6 * max(1.0, values[finite].abs().max().item())
+        assert value_error <= allowed, f"values: error {value_error:.2e} > {allowed:.2e}"
+    inactive = call.direction == 0
+    assert (outcome.values[inactive] == 0).all()
+    if call.with_gradient and gradients.numel():
+        assert outcome.gradients.isfinite().all()
+        assert (outcome.gradients[inactive] == 0).all()
+        error = (outcome.gradients.double() - gradients).norm().item()
+        norm = gradients.norm().item()
+        stated = GRADIENT_ERROR[call.arithmetic] * max(1.0, 0.1 / call.temperature)
+        # What the type of the gradient itself cannot hold.
+        stated += torch.finfo(call.features1.dtype).eps
+        smallest = torch.finfo(call.features1.dtype).smallest_normal
+        floor = smallest * gradients.numel() ** 0.5
+        assert error <= stated * norm + floor, (
+            f"gradients: relative error {error / max(norm, 1e-300):.2e} > {stated:.2e}"
+        )
+        relative_error = error / norm if norm > 0 else 0.0
+    return value_error, relative_error
+
+
+def all_arithmetics() -> list[str]:
+    return list(ARITHMETICS)

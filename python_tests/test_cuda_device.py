@@ -1,0 +1,173 @@
+"""What only a GPU can show: streams, devices, graphs, memory, 64-bit indexing, repeatability.
+
+That values and gradients are right on CUDA is the promise of the tests with a ``device`` fixture.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loss_cases import LossCase, make_case
+from torch import Tensor
+
+import cac_ext
+from cac_ext import reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def loss_and_gradients(case: LossCase, **options) -> tuple[Tensor, Tensor, Tensor]:
+    features1 = case.features1.detach().clone().requires_grad_()
+    features2 = case.features2.detach().clone().requires_grad_()
+    loss = cac_ext.directional_contrastive_loss(
+        features1, features2, *case.arguments()[2:], confidence_threshold=0.3, **options
+    )
+    loss.backward()
+    return loss.detach(), features1.grad, features2.grad
+
+
+def copy_into(target: LossCase, source: LossCase) -> None:
+    for x, y in zip(target.arguments(), source.arguments(), strict=True):
+        x.copy_(y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bitwise_repeatable(seed, dtype):
+    case = make_case(seed, 3000, 20_000, 128, 21, dtype, "cuda")
+    first = loss_and_gradients(case)
+    for _ in range(5):
+        for x, y in zip(first, loss_and_gradients(case), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_no_host_synchronisation(seed):
+    case = make_case(seed, 500, 3000, 64, 5, torch.bfloat16, "cuda")
+    loss_and_gradients(case)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_and_gradients(case)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_a_cuda_graph_replays_forward_and_backward_on_new_data(seed, eps):
+    case, other = (make_case(seed + i, 700, 3000, 64, 5, torch.bfloat16, "cuda") for i in (0, 1))
+    static = make_case(seed, 700, 3000, 64, 5, torch.bfloat16, "cuda")
+    static.features1.requires_grad_()
+    static.features2.requires_grad_()
+
+    def step() -> Tensor:
+        loss = cac_ext.directional_contrastive_loss(
+            *static.arguments(), confidence_threshold=0.3, eps=eps
+        )
+        loss.backward()
+        return loss.detach()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            static.features1.grad = static.features2.grad = None
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    static.features1.grad = static.features2.grad = None
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    for data in (other, case):
+        with torch.no_grad():
+            copy_into(static, data)
+        graph.replay()
+        expected = loss_and_gradients(data, eps=eps)
+        for x, y in zip(
+            (loss, static.features1.grad, static.features2.grad), expected, strict=True
+        ):
+            assert torch.equal(x, y)
+
+
+def test_a_side_stream_is_honoured(seed):
+    case = make_case(seed, 500, 3000, 64, 5, torch.float32, "cuda")
+    expected = loss_and_gradients(case)
+    late = LossCase(*(torch.zeros_like(x) for x in case.arguments()))
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        # The data come long after the launch would read them on another stream.
+        torch.cuda._sleep(50_000_000)
+        copy_into(late, case)
+        result = loss_and_gradients(late)
+    side.synchronize()
+    for x, y in zip(expected, result, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
+def test_a_second_gpu_is_honoured(seed):
+    case = make_case(seed, 500, 3000, 64, 5, torch.float32, "cuda:1")
+    assert torch.cuda.current_device() == 0
+    loss, gradient1, _ = loss_and_gradients(case)
+    assert loss.device == gradient1.device == torch.device("cuda:1")
+    on_cpu = LossCase(*(x.cpu() for x in case.arguments()))
+    assert loss.item() == pytest.approx(loss_and_gradients(on_cpu)[0].item(), rel=1e-4)
+
+
+def test_memory_does_not_grow_with_anchors_times_negatives(seed):
+    case = make_case(seed, 6400, 51_200, 128, 21, torch.bfloat16, "cuda")
+    prepared = cac_ext.prepare_negatives(case.negatives, case.negative_labels)
+    features1 = case.features1.clone().requires_grad_()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss = cac_ext.directional_contrastive_loss(features1, *case.arguments()[1:6], prepared)
+    outputs = torch.cuda.memory_allocated() - before
+    extra = torch.cuda.max_memory_allocated() - before - outputs
+    assert loss.isfinite()
+    assert extra <= 2 * prepared.features.nbytes
+
+
+@pytest.mark.slow
+def test_more_than_2_31_elements(seed):
+    anchors, channels = 2**23 + 1000, 256
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GiB of free GPU memory")
+    generator = torch.Generator("cuda").manual_seed(seed)
+    features = torch.randn(
+        anchors, channels, device="cuda", dtype=torch.bfloat16, generator=generator
+    )
+    negatives = torch.randn(512, channels, device="cuda", dtype=torch.bfloat16)
+    labels = torch.arange(anchors, device="cuda") % 3
+    negative_labels = torch.arange(512, device="cuda") % 3
+    active = torch.zeros(anchors, dtype=torch.bool, device="cuda")
+    active[-300:] = True
+    features.requires_grad_()
+    loss = cac_ext.masked_contrastive_loss(
+        features, features.detach(), negatives, labels, negative_labels, active=active
+    )
+    loss.sum().backward()
+    tail = features.detach()[-300:].double()
+    expected = reference.masked_contrastive_loss(
+        tail, tail, negatives.double(), labels[-300:], negative_labels
+    )
+    assert (loss[-300:].double() - expected).abs().max() < 0.04
+    assert (loss[:-300] == 0).all()
+    assert features.grad[-300:].abs().sum() > 0
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("highest", 2e-5), ("high", 1e-2)])
+def test_float32_follows_the_matmul_precision(seed, precision, allowed):
+    case = make_case(seed, 500, 3000, 128, 5, torch.float32, "cuda")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        loss = loss_and_gradients(case, reduction="mean")[0]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact = reference.directional_contrastive_loss(
+        *case.to_float64().arguments(), confidence_threshold=0.3, reduction="mean"
+    )
+    assert abs(loss.double() - exact) <= allowed

@@ -1,0 +1,248 @@
+"""The CUDA kernels compute what the oracle says, executed on an emulated device.
+
+The .cu sources themselves run here, compiled as C++ (see cuda_emulation/device_emulation.h): every
+arithmetic, channel bucket and variant, on shapes that end inside tiles, also under sanitizers.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_emulation import (
+    ARITHMETICS,
+    COMPILE,
+    CSRC,
+    Call,
+    EmulationError,
+    Emulator,
+    build,
+    compiler,
+    mutate,
+    shared_build,
+)
+from cuda_emulation.cases import FEATURE_DTYPES, assert_equals_oracle, eager, make_call
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+#: One of each bucket of channels (64, 128, 256), none of them whole.
+CHANNELS = [5, 100, 250]
+
+#: "No worse than eager PyTorch at the same input type, times this." tf32 is left out: it is what
+#: torch.set_float32_matmul_precision("high") permits, eager PyTorch on the CPU does not use it.
+NO_WORSE_THAN_EAGER = {"bf16": 1.0, "fp16": 1.0, "fp32": 4.0}
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Emulator:
+    return Emulator(shared_build())
+
+
+def check(emulator: Emulator, *calls: Call) -> None:
+    for call, outcome in zip(calls, emulator.run(calls), strict=True):
+        assert_equals_oracle(call, outcome)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_every_instance_equals_the_oracle(seed, emulator, arithmetic, channels):
+    options = [
+        {"temperature": 0.1},
+        {"temperature": 0.02},  # running maximum
+        {"temperature": 0.1, "with_gradient": False},
+        {"temperature": 0.5, "logsumexp": True},
+        {"temperature": 0.07, "eps": 1e-3},
+        {"temperature": 0.1, "normalize": False},
+    ]
+    check(
+        emulator,
+        *(make_call(seed + i, 90, 150, channels, arithmetic, **o) for i, o in enumerate(options)),
+    )
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_every_type_of_features(seed, emulator, arithmetic):
+    check(
+        emulator,
+        *(make_call(seed, 40, 80, 24, arithmetic, dtype=d) for d in FEATURE_DTYPES[arithmetic]),
+    )
+
+
+@pytest.mark.parametrize("arithmetic", NO_WORSE_THAN_EAGER)
+def test_no_worse_than_eager_at_the_same_type(seed, emulator, arithmetic):
+    # Many values at once, for the largest of a few errors is a matter of luck.
+    call = make_call(seed, 200, 400, 128, arithmetic)
+    (outcome,) = emulator.run([call])
+    exact, exact_gradients = eager(call)
+    values, gradients = eager(call, call.features1.dtype)
+    finite = exact.isfinite()
+    for name, ours, theirs, truth in (
+        ("values", outcome.values[finite], values[finite], exact[finite]),
+        ("gradients", outcome.gradients, gradients, exact_gradients),
+    ):
+        error = (ours.double() - truth).norm()
+        allowed = NO_WORSE_THAN_EAGER[arithmetic] * (theirs.double() - truth).norm()
+        assert error <= allowed, f"{name}: error {error:.2e} > {allowed:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("anchors", "negatives"),
+    [(1, 1), (1, 300), (129, 1), (128, 64), (127, 63), (129, 65), (300, 257), (40, 0)],
+)
+def test_tiles_that_end_anywhere(seed, emulator, anchors, negatives):
+    check(
+        emulator,
+        make_call(seed, anchors, negatives, 16),
+        make_call(seed, anchors, negatives, 16, logsumexp=True),
+        make_call(seed, anchors, negatives, 16, temperature=0.01, eps=1e-4),
+    )
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
+def test_masks_that_begin_and_end_at_tile_borders(seed, emulator, arithmetic):
+    calls = []
+    for sizes in ([63, 1, 64, 65], [64, 64, 64], [1, 126, 1, 128], [0, 128, 0, 127], [32, 31, 33]):
+        call = make_call(seed, 140, sum(sizes), 16, arithmetic, classes=len(sizes))
+        labels = torch.cat([torch.full((n,), i) for i, n in enumerate(sizes)])
+        call.negative_labels = labels[torch.randperm(len(labels))]
+        calls.append(call)
+    check(emulator, *calls)
+
+
+def test_no_anchor_active_one_and_all(seed, emulator):
+    nobody, one, everybody = (make_call(seed, 200, 130, 16) for _ in range(3))
+    nobody.direction.zero_()
+    one.direction.zero_()
+    one.direction[157] = 2
+    everybody.direction.fill_(1)
+    check(emulator, nobody, one, everybody)
+    assert emulator.run([nobody])[0].matrix_products == 0
+
+
+def test_one_class_only(seed, emulator):
+    call = make_call(seed, 130, 200, 16)
+    call.negative_labels.fill_(3)
+    check(emulator, call)
+    call.anchor_labels.fill_(3)
+    (outcome,) = emulator.run([call])
+    assert (outcome.values == 0).all()
+    assert (outcome.gradients == 0).all()
+    assert outcome.matrix_products == 0
+    call.features2 = None
+    (outcome,) = emulator.run([call])
+    assert outcome.values[call.direction != 0].isneginf().all()
+
+
+def test_own_class_is_skipped_not_masked(seed, emulator):
+    # 4 units of 64 negatives are class 0, 1 is class 1; anchors of class 0 meet the last one only.
+    call = make_call(seed, 128, 320, 64)
+    call.direction.fill_(1)
+    call.anchor_labels.zero_()
+    call.negative_labels = (torch.arange(320) >= 256).long()
+    (of_class_0,) = emulator.run([call])
+    call.anchor_labels.fill_(7)
+    (of_no_class,) = emulator.run([call])
+    assert of_no_class.matrix_products == 5 * of_class_0.matrix_products > 0
+    # Mixed with one anchor in ten of class 1, sorting still keeps their tiles apart.
+    call = make_call(seed, 256, 320, 64)
+    call.direction.fill_(1)
+    call.anchor_labels = (torch.arange(256) % 2).long()
+    call.negative_labels = (torch.arange(320) >= 256).long()
+    (both,) = emulator.run([call])
+    assert both.matrix_products == 5 * of_class_0.matrix_products
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32"])
+def test_work_divided_in_any_way_gives_the_same(seed, emulator, arithmetic):
+    options = [{"max_workers": w, "wave_tiles": t} for w, t in [(1, 0), (2, 2), (5, 1), (11, 0)]]
+    options += [{"max_workers": 5, "wave_tiles": 1, "eps": 1e-3, "temperature": 0.05}]
+    calls = [make_call(seed, 300, 700, 8, arithmetic, **o) for o in options]
+    check(emulator, *calls)
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
+def test_bitwise_the_same_in_every_order_of_warps_and_blocks(seed, emulator, arithmetic):
+    calls = [
+        make_call(seed, 200, 500, 20, arithmetic, max_workers=3, wave_tiles=1, schedule=schedule)
+        for schedule in (0, 1, seed + 2, seed + 3)
+    ]
+    first, *others = emulator.run(calls)
+    for other in others:
+        assert torch.equal(first.values, other.values)
+        assert torch.equal(first.gradients, other.gradients)
+
+
+def test_rows_with_gaps_between_them(seed, emulator):
+    call = make_call(seed, 50, 70, 24)
+    dense = emulator.run([call])[0]
+    for name in ("features1", "features2", "negatives"):
+        spread = torch.full((getattr(call, name).shape[0], 37), torch.nan, dtype=torch.bfloat16)
+        spread[:, 5:29] = getattr(call, name)
+        setattr(call, name, spread[:, 5:29])
+    spread = emulator.run([call])[0]
+    assert torch.equal(dense.values, spread.values)
+    assert torch.equal(dense.gradients, spread.gradients)
+
+
+def test_a_feature_row_of_zeros(seed, emulator):
+    call = make_call(seed, 20, 70, 24, "fp32", logsumexp=True)
+    call.features1[3] = 0
+    call.direction.fill_(1)
+    (outcome,) = emulator.run([call])
+    values, gradients = eager(call)
+    assert outcome.values[3].item() == pytest.approx(values[3].item(), abs=1e-5)
+    # torch divides by 1e-12 here; so do the kernels.
+    assert torch.allclose(outcome.gradients[3].double(), gradients[3], rtol=1e-3)
+
+
+def test_nan_in_one_anchor_stays_in_its_row(seed, emulator):
+    call = make_call(seed, 60, 130, 24)
+    call.direction.fill_(1)
+    clean = emulator.run([call])[0]
+    call.features1[17, 3] = torch.nan
+    dirty = emulator.run([call])[0]
+    others = torch.arange(60) != 17
+    assert dirty.values[17].isnan()
+    assert torch.equal(clean.values[others], dirty.values[others])
+
+
+def test_float32_on_a_gpu_without_tf32(seed, tmp_path, emulator):
+    objects = emulator.program.parent
+    flags = [*COMPILE, "-DCAC_EMULATED_ARCHITECTURE=750"]
+    program = build(tmp_path, flags=flags, only=["stream_fp32"], other_objects=objects)
+    check(Emulator(program), make_call(seed, 40, 90, 30, "fp32"))
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> Emulator:
+    return Emulator(shared_build(sanitize=True))
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_no_access_out_of_bounds_nor_undefined(seed, sanitized, arithmetic):
+    calls = []
+    for channels, anchors, negatives in [(3, 131, 66), (72, 30, 130), (136, 65, 17), (256, 33, 32)]:
+        calls += [
+            make_call(seed, anchors, negatives, channels, arithmetic),
+            make_call(seed, anchors, negatives, channels, arithmetic, temperature=0.01, eps=1e-3),
+        ]
+    calls += [make_call(seed, 1, 1, 1, arithmetic), make_call(seed, 20, 0, 8, arithmetic)]
+    calls += [make_call(seed, 150, 200, 16, arithmetic, max_workers=5, wave_tiles=1)]
+    check(sanitized, *calls)
+
+
+def test_the_sanitizer_sees_one_row_too_many(seed, tmp_path, sanitized: Emulator):
+    old, new = "i * kRowsAtOnce < rows_left", "i * kRowsAtOnce <= rows_left"
+
+    def change(name: str, text: str) -> str:
+        assert name != "stream.cuh" or old in text
+        return text.replace(old, new)
+
+    program = build(
+        tmp_path / "built",
+        sanitize=True,
+        csrc=mutate(CSRC, tmp_path, change),
+        only=["stream_bf16"],
+        other_objects=sanitized.program.parent,
+    )
+    with pytest.raises(EmulationError, match="AddressSanitizer"):
+        check(Emulator(program), make_call(seed, 30, 64 + 32, 64))

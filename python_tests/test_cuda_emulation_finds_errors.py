@@ -1,0 +1,115 @@
+"""Errors planted in the CUDA kernels are found: passing on the emulated device is no accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_emulation import CSRC, EmulationError, Emulator, build, compiler, mutate, shared_build
+from cuda_emulation.cases import assert_equals_oracle, make_call
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+#: What is planted -> (source file, text, what takes its place, unit to compile anew).
+MUTATIONS = {
+    "barrier before a buffer is filled again removed": (
+        "stream.cuh",
+        "    // Also: every warp is done with the buffer that the next copy goes to.\n"
+        "    __syncthreads();\n",
+        "",
+        "stream_fp32",
+    ),
+    "barrier between two pieces of work removed": (
+        "stream.cuh",
+        "        // The next piece writes the shared memory that slower warps may still read.\n"
+        "        __syncthreads();\n",
+        "",
+        "stream_fp32",
+    ),
+    "mask off by one": (
+        "stream.cuh",
+        "negative < same_class.y)",
+        "negative <= same_class.y)",
+        "stream_fp32",
+    ),
+    "wait for the copies left out": (
+        "stream.cuh",
+        "    device::wait_for_copies<Shape::kStages - 2>();\n",
+        "",
+        "stream_fp32",
+    ),
+    "wait for one copy too few": (
+        "stream.cuh",
+        "wait_for_copies<Shape::kStages - 2>",
+        "wait_for_copies<Shape::kStages - 1>",
+        "stream_fp32",
+    ),
+    "one unit too many skipped": (
+        "plan.cu",
+        "common_end == all ? units : common_end / params.unit_negatives",
+        "common_end == all ? units : common_end / params.unit_negatives + 1",
+        "plan",
+    ),
+    "warp's counters read before all lanes have": (
+        "plan.cu",
+        "    const int32_t offset = bucket >= 0 ? mine[bucket] : 0;\n    __syncwarp();\n",
+        "    const int32_t offset = bucket >= 0 ? mine[bucket] : 0;\n",
+        "plan",
+    ),
+    "last piece of a tile forgotten": (
+        "combine.cu",
+        "last - first + 1}",
+        "last - first}",
+        "combine",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def objects() -> Path:
+    return shared_build().parent
+
+
+def check(program: Path, seed: int) -> None:
+    """A few calls under several orders of warps, in float32, whose bounds are the tightest.
+
+    There are tiles of one class (5 of 10 units are skipped) and of two (something is masked), most
+    workers meet parts of two tiles, and every buffer is used more than once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    calls = []
+    for schedule, max_workers in ((0, 1), (1, 3), (seed + 2, 4)):
+        call = make_call(seed, 300, 600, 64, "fp32", schedule=schedule, max_workers=max_workers)
+        # Features without a common part: nothing hides behind one large probability.
+        for name in ("features1", "features2", "negatives"):
+            shape = getattr(call, name).shape
+            setattr(call, name, torch.randn(shape, generator=generator))
+        call.direction = (1 + torch.arange(300) % 2).to(torch.int8)
+        call.direction[:30] = 0
+        call.anchor_labels = torch.arange(300) % 3
+        call.negative_labels = (torch.randperm(600, generator=generator) >= 320).long()
+        calls.append(call)
+    for call, outcome in zip(calls, Emulator(program).run(calls), strict=True):
+        assert_equals_oracle(call, outcome)
+
+
+def test_without_a_mutation_the_check_passes(seed, objects):
+    check(objects / "emulate", seed)
+
+
+@pytest.mark.parametrize("planted", MUTATIONS)
+def test_planted_error_is_found(seed, tmp_path, objects, planted):
+    file, old, new, unit = MUTATIONS[planted]
+
+    def change(name: str, text: str) -> str:
+        if name != file:
+            return text
+        assert text.count(old) >= 1, f"{file} no longer has: {old}"
+        return text.replace(old, new)
+
+    program = build(
+        tmp_path / "built", csrc=mutate(CSRC, tmp_path, change), only=[unit], other_objects=objects
+    )
+    with pytest.raises((AssertionError, EmulationError)):
+        check(program, seed)
