@@ -25,11 +25,21 @@ TINY_RUN = [
     "schedule.unlabelled_batch=2",
     "schedule.log_every=1",
     "augment.crop_size=33",
+    "data.synthetic.image_size=48",
     "data.synthetic.labelled=4",
     "data.synthetic.unlabelled=4",
     "data.synthetic.validation=2",
     "method.confidence_threshold=0.05",
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On feature maps as small as these, threads wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
