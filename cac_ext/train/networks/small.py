@@ -31,6 +31,8 @@ class _ResidualBlock(nn.Module):
         self.first = _normalised_conv(channels, channels, dilation=dilation)
         self.second = _normalised_conv(channels, channels)
         self.relu = nn.ReLU(inplace=True)
+        # A block starts as the identity: the first few hundred iterations get much further.
+        nn.init.zeros_(self.second[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, F, h, w]
         return self.relu(x + self.second(self.relu(self.first(x))))
