@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include "kernels/cuda/contrastive.h"
+#include "ops/aten_backend.h"
 #include "ops/backend.h"
 #include "ops/contrastive.h"
 
@@ -29,9 +30,7 @@ int current_architecture() {
 class CudaBackend final : public Backend {
  public:
   at::ScalarType compute_type(at::ScalarType features) const override {
-    TORCH_CHECK_TYPE(features != at::kDouble,
-                     "the CUDA kernels take float32, bfloat16 and float16 features, but got "
-                     "float64; cac_ext.reference takes any type");
+    if (features == at::kDouble) return fallback_.compute_type(features);
     // Turing multiplies neither bfloat16 nor TF32; float16 holds unit vectors as closely.
     const bool turing = current_architecture() < 80;
     if (features == at::kFloat) {
@@ -43,6 +42,7 @@ class CudaBackend final : public Backend {
     return turing ? at::kHalf : features;
   }
 
+  // Rows of whole 16 bytes, the unit of asynchronous copies.
   int64_t channel_multiple(at::ScalarType compute_type) const override {
     return 16 / static_cast<int64_t>(c10::elementSize(compute_type));
   }
@@ -51,12 +51,14 @@ class CudaBackend final : public Backend {
   void check_finite(const at::Tensor&, const char*) const override {}
 
   void prepare_rows(const PrepareRows& rows) const override {
-    check_channels(rows.channels);
+    if (!has_kernels(rows.source_dtype, rows.padded_channels)) return fallback_.prepare_rows(rows);
     cuda::run_prepare_rows(rows, c10::cuda::getCurrentCUDAStream());
   }
 
   void contrastive(const ContrastiveProblem& problem) const override {
-    check_channels(problem.channels);
+    if (!has_kernels(problem.feature_dtype, problem.padded_channels)) {
+      return fallback_.contrastive(problem);
+    }
     TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(problem.negatives) % 16 == 0,
                       "prepared negatives must begin at a multiple of 16 bytes; pass them as "
                       "prepare_negatives() returned them");
@@ -70,10 +72,8 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  static void check_channels(int64_t channels) {
-    TORCH_CHECK_VALUE(channels <= cuda::kMaxPaddedChannels, "the CUDA kernels take at most ",
-                      cuda::kMaxPaddedChannels, " channels, but got ", channels,
-                      "; project the features to fewer, or use cac_ext.reference");
+  static bool has_kernels(DType features, int64_t padded_channels) {
+    return features != DType::kFloat64 && padded_channels <= cuda::kMaxPaddedChannels;
   }
 
   static cuda::Arithmetic arithmetic(const ContrastiveProblem& problem) {
@@ -81,8 +81,8 @@ class CudaBackend final : public Backend {
     switch (problem.negative_dtype) {
       case DType::kBFloat16:
         TORCH_CHECK_TYPE(!turing,
-                         "this GPU does not multiply bfloat16; prepare the negatives on "
-                         "the GPU that uses them");
+                         "this GPU does not multiply bfloat16; prepare the negatives on the GPU "
+                         "that uses them");
         return cuda::Arithmetic::kBFloat16;
       case DType::kFloat16:
         return cuda::Arithmetic::kFloat16;
@@ -93,6 +93,8 @@ class CudaBackend final : public Backend {
                    : cuda::Arithmetic::kTensorFloat32;
     }
   }
+
+  const AtenBackend fallback_{at::kCUDA};
 };
 
 const CudaBackend backend;

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "kernels/cpu/cpu_capability.h"
+#include "ops/aten_backend.h"
 #include "ops/backend.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -22,4 +23,13 @@ PYBIND11_MODULE(_C, m) {
       },
       pybind11::arg("device"), pybind11::arg("dtype"),
       "Type (as at::ScalarType) and channel multiple of prepared negatives.");
+  m.def(
+      "replace_cpu_backend_by_aten",
+      [](bool replace) {
+        static const cac::Backend* kernels = &cac::backend_for(at::kCPU);
+        static const cac::AtenBackend aten(at::kCPU);
+        cac::register_backend(at::kCPU, replace ? &aten : kernels);
+      },
+      pybind11::arg("replace"),
+      "Run on the CPU what other devices fall back on where their kernels end; for tests.");
 }

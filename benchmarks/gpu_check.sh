@@ -1,0 +1,174 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one go of under ten minutes and without a network: build, device
+# tests, compute-sanitizer, the loss benchmark. Environment and sources stay as they are.
+#
+#   benchmarks/gpu_check.sh [--output DIR] [--python PYTHON] [--budget SECONDS]
+#
+# DIR (default build/gpu_check) receives summary.json, one log a step, and the benchmark's JSON and table.
+# Without a GPU the build still runs, the rest is skipped and says so. Ends with 1 if a step failed.
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+output=$root/build/gpu_check
+python=python3
+budget=270
+usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --output) output=${2:?--output needs a folder}; shift 2 ;;
+    --python) python=${2:?--python needs a program}; shift 2 ;;
+    --budget) budget=${2:?--budget needs the seconds of the benchmark}; shift 2 ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "unknown option $1" >&2; usage >&2; exit 2 ;;
+  esac
+done
+mkdir -p "$output"
+output=$(cd "$output" && pwd)
+python=$(command -v "$python") || { echo "there is no python by that name; use --python" >&2; exit 2; }
+PATH="$(dirname "$python"):$PATH"
+tree=$(mktemp -d)
+trap 'rm -rf "$tree"' EXIT
+rm -f "$output"/steps.tsv
+failed=0
+
+# step NAME LIMIT COMMAND...: run it within what is left of the time, keep its output, note how it
+# ended.
+step() {
+  local name=$1 limit=$2 begin=$SECONDS left=$((590 - SECONDS)) state
+  shift 2
+  if ((left < 10)); then
+    skip "$name" "no time left"
+    failed=1
+    return 1
+  fi
+  ((limit > left)) && limit=$left
+  echo "== $name"
+  if timeout "$limit" "$@" > "$output/$name.log" 2>&1; then
+    state=passed
+  else
+    state=failed
+    failed=1
+    tail -n 25 "$output/$name.log"
+  fi
+  printf '%s\t%s\t%s\t\n' "$name" "$state" $((SECONDS - begin)) >> "$output/steps.tsv"
+  echo "== $name: $state after $((SECONDS - begin)) s"
+  [[ $state == passed ]]
+}
+skip() {
+  echo "== $1: SKIPPED, $2"
+  printf '%s\t%s\t0\t%s\n' "$1" skipped "$2" >> "$output/steps.tsv"
+}
+summarize() {
+  "$python" - "$output" << 'PYTHON'
+import json, pathlib, platform, sys
+
+folder = pathlib.Path(sys.argv[1])
+rows = [line.split("\t") for line in (folder / "steps.tsv").read_text().splitlines()]
+summary = {
+    "steps": [
+        {"name": n, "state": s, "seconds": int(t), **({"reason": r} if r else {})}
+        for n, s, t, r in rows
+    ],
+    "platform": platform.platform(),
+}
+try:
+    import torch
+
+    summary["torch"] = torch.__version__
+    summary["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+except ImportError as error:
+    summary["torch"] = str(error)
+(folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+(folder / "steps.tsv").unlink()
+print(f"{'step':<22}{'state':<10}{'seconds':>8}")
+for step in summary["steps"]:
+    print(f"{step['name']:<22}{step['state']:<10}{step['seconds']:>8}  {step.get('reason', '')}")
+PYTHON
+  echo "written to $output"
+}
+
+gpu=$("$python" -c 'import torch; print("".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else "")') \
+  || { echo "$python cannot import torch" >&2; exit 2; }
+
+# --- Build, in a copy, for this GPU alone (or for one common architecture to show that it builds) --
+cp -r "$root"/{CMakeLists.txt,csrc,cac_ext,python_tests,benchmarks,pyproject.toml} "$tree"
+rm -f "$tree"/cac_ext/_C*.so "$tree"/cac_ext/build_config.json
+generator="Unix Makefiles"
+command -v ninja > /dev/null && generator=Ninja
+build() {
+  cmake -S "$tree" -B "$tree/build" -G "$generator" -DPython_EXECUTABLE="$python" \
+    -DCMAKE_CUDA_ARCHITECTURES="${gpu:-80}-real" -DCMAKE_INSTALL_PREFIX="$tree/cac_ext" \
+    ${gpu:+-DCAC_CUDA=ON} \
+    && cmake --build "$tree/build" -j "$(nproc)" && cmake --install "$tree/build"
+}
+export -f build
+export tree generator gpu python
+export PYTHONPATH="$tree"
+cd "$tree" || exit 1
+if step build 420 bash -c build \
+  && step import 120 "$python" -c 'import cac_ext, json; print(json.dumps(cac_ext.build_info(), indent=2))'; then
+  cat "$output/import.log"
+else
+  summarize
+  exit 1
+fi
+
+if [[ -z $gpu ]]; then
+  reason="this torch finds no CUDA device"
+  for name in device_tests memcheck racecheck synccheck benchmark_loss benchmark_precision; do
+    skip "$name" "$reason"
+  done
+  summarize
+  exit "$failed"
+fi
+
+nvidia-smi > "$output/nvidia-smi.log" 2>&1
+step device_tests 180 "$python" -m pytest -m "gpu and not slow" python_tests
+
+# --- compute-sanitizer on small shapes, our kernels only ---------------------------------------------
+cat > "$tree/small_shapes.py" << 'PYTHON'
+import torch, cac_ext
+
+for precision in ("highest", "high"):
+    torch.set_float32_matmul_precision(precision)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for channels, anchors, negatives in ((5, 131, 66), (100, 70, 300), (250, 33, 130)):
+            for temperature, eps in ((0.1, 0.0), (0.01, 1e-3)):
+                torch.manual_seed(0)
+                features = [
+                    torch.randn(anchors, channels, device="cuda", dtype=dtype, requires_grad=True)
+                    for _ in range(2)
+                ]
+                loss = cac_ext.directional_contrastive_loss(
+                    *features,
+                    *torch.rand(2, anchors, device="cuda"),
+                    *torch.randint(0, 3, (2, anchors), device="cuda"),
+                    torch.randn(negatives, channels, device="cuda", dtype=dtype),
+                    torch.randint(0, 3, (negatives,), device="cuda"),
+                    temperature=temperature, eps=eps, confidence_threshold=0.3,
+                )
+                loss.backward()
+                assert loss.isfinite()
+print("done")
+PYTHON
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
+for tool in memcheck racecheck synccheck; do
+  if [[ -z $sanitizer ]]; then
+    skip $tool "compute-sanitizer is not installed"
+  else
+    # Without torch's caching allocator every tensor has bounds of its own.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 120 "$sanitizer" --tool $tool --error-exitcode 1 \
+      --kernel-regex kns=cac "$python" small_shapes.py
+  fi
+done
+
+# --- The loss against its rivals; the matrix-product rate is measured in the same run -----------------
+step benchmark_loss $((budget + 60)) "$python" -m benchmarks loss --device cuda \
+  --cases voc cityscapes scale-n --time-budget $((budget * 3 / 4)) --output "$output/loss.json" \
+  && cat "$output/benchmark_loss.log"
+step benchmark_precision $((budget + 60)) "$python" -m benchmarks loss --device cuda --cases voc \
+  --implementations ours official tiled --float32-matmul-precision high --no-memory \
+  --time-budget $((budget / 4)) --output "$output/loss_high.json" \
+  && cat "$output/benchmark_precision.log"
+summarize
+exit "$failed"

@@ -1,0 +1,187 @@
+#include "ops/aten_backend.h"
+
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "kernels/row_math.h"
+
+namespace cac {
+namespace {
+
+// Elements of a part of the A x N matrix.
+constexpr int64_t kPartElements = int64_t{1} << 22;
+
+at::ScalarType scalar_type(DType type) {
+  switch (type) {
+    case DType::kFloat64:
+      return at::kDouble;
+    case DType::kFloat32:
+      return at::kFloat;
+    case DType::kBFloat16:
+      return at::kBFloat16;
+    case DType::kFloat16:
+      return at::kHalf;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown type");
+}
+
+struct UnitRows {
+  at::Tensor rows;   // [R, C]
+  at::Tensor norms;  // [R, 1] before; undefined without normalisation
+};
+
+UnitRows unit_rows(const at::Tensor& features, bool normalize) {
+  if (!normalize) return {features, {}};
+  const at::Tensor norms = features.norm(2, {1}, /*keepdim=*/true);
+  return {features / norms.clamp_min(kMinNorm), norms};
+}
+
+// The tensor form of row_result (kernels/row_math.h); all [R, 1].
+struct RowResults {
+  at::Tensor value;
+  at::Tensor weight_negatives;
+  at::Tensor weight_positive;
+};
+
+RowResults row_results(Objective objective, const at::Tensor& log_sum, const at::Tensor& positive,
+                       double eps, const at::Tensor& row_max) {
+  if (objective == Objective::kLogSumExp) {
+    return {log_sum, at::ones_like(log_sum), at::zeros_like(log_sum)};
+  }
+  if (eps == 0) {
+    const at::Tensor margin = log_sum - positive;
+    const at::Tensor weight = margin.sigmoid();
+    return {margin.clamp_min(0) + margin.abs().neg().exp().log1p(), weight, weight};
+  }
+  const at::Tensor positive_exp = (positive - row_max).exp();
+  const at::Tensor negative_exp = (log_sum - row_max).exp();
+  const at::Tensor denominator = positive_exp + negative_exp + eps;
+  const at::Tensor probability = positive_exp / denominator;
+  const at::Tensor scale = probability / (probability + eps);
+  return {(probability + eps).log().neg(), scale * negative_exp / denominator,
+          scale * (negative_exp + eps) / denominator};
+}
+
+}  // namespace
+
+at::ScalarType AtenBackend::compute_type(at::ScalarType features) const {
+  return features == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+int64_t AtenBackend::channel_multiple(at::ScalarType) const { return 1; }
+
+void AtenBackend::check_finite(const at::Tensor&, const char*) const {}
+
+at::Tensor AtenBackend::wrap(const void* pointer, at::IntArrayRef sizes, at::IntArrayRef strides,
+                             at::ScalarType type) const {
+  const auto options = at::TensorOptions().device(device_).dtype(type);
+  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return at::empty(sizes, options);
+  return at::from_blob(const_cast<void*>(pointer), sizes, strides, options);
+}
+
+void AtenBackend::prepare_rows(const PrepareRows& rows) const {
+  const at::Tensor source = wrap(rows.source, {rows.num_rows, rows.channels}, {rows.row_stride, 1},
+                                 scalar_type(rows.source_dtype));
+  const at::Tensor order = wrap(rows.order, {rows.num_rows}, {1}, at::kLong);
+  const at::ScalarType type = scalar_type(rows.destination_dtype);
+  at::Tensor destination = wrap(rows.destination, {rows.num_rows, rows.padded_channels},
+                                {rows.padded_channels, 1}, type);
+  const at::ScalarType wide = compute_type(source.scalar_type());
+  const at::Tensor sorted = source.index_select(0, order).to(wide);
+  destination.zero_();
+  destination.narrow(1, 0, rows.channels).copy_(unit_rows(sorted, rows.normalize).rows);
+}
+
+void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
+  const int64_t num_anchors = problem.num_anchors;
+  const int64_t num_negatives = problem.num_negatives;
+  const int64_t channels = problem.channels;
+  const at::ScalarType type = scalar_type(problem.feature_dtype);
+  const at::ScalarType wide = compute_type(type);
+  const bool has_positive = problem.objective == Objective::kContrastiveLoss;
+  const bool wants_gradient = problem.gradients != nullptr;
+
+  const at::Tensor view1 =
+      wrap(problem.features[0], {num_anchors, channels}, {problem.row_strides[0], 1}, type);
+  const at::Tensor view2 = has_positive ? wrap(problem.features[1], {num_anchors, channels},
+                                               {problem.row_strides[1], 1}, type)
+                                        : at::Tensor();
+  const at::Tensor direction = wrap(problem.direction, {num_anchors}, {1}, at::kChar);
+  const at::Tensor begin = wrap(problem.same_class_begin, {num_anchors}, {1}, at::kLong);
+  const at::Tensor end = wrap(problem.same_class_end, {num_anchors}, {1}, at::kLong);
+  const at::Tensor negatives =
+      wrap(problem.negatives, {num_negatives, channels}, {problem.padded_channels, 1},
+           scalar_type(problem.negative_dtype))
+          .to(wide);
+  const at::Tensor leading_rows =
+      wrap(problem.leading_rows, {problem.num_leading_rows}, {1}, at::kLong);
+  const at::Tensor values = wrap(problem.values, {num_anchors}, {1}, wide);
+  const at::Tensor gradients =
+      wants_gradient ? wrap(problem.gradients, {num_anchors, channels}, {channels, 1}, type)
+                     : at::Tensor();
+  const at::Tensor columns = at::arange(num_negatives, begin.options());
+  const double scale = 1.0 / problem.temperature;
+
+  const int64_t part_rows =
+      std::max<int64_t>(1, kPartElements / std::max<int64_t>(1, num_negatives));
+  for (int64_t first = 0; first < num_anchors; first += part_rows) {
+    const int64_t rows = std::min(part_rows, num_anchors - first);
+    const auto part = [&](const at::Tensor& tensor) { return tensor.narrow(0, first, rows); };
+    const at::Tensor is_active = part(direction).ne(kInactive).unsqueeze(1);  // [R, 1]
+    at::Tensor anchors = part(view1).to(wide);
+    at::Tensor positives;
+    if (has_positive) {
+      const at::Tensor swapped = part(direction).eq(kTowards1).unsqueeze(1);
+      positives = part(view2).to(wide);
+      std::tie(anchors, positives) =
+          std::pair(at::where(swapped, positives, anchors), at::where(swapped, anchors, positives));
+    }
+    const UnitRows unit = unit_rows(anchors, problem.normalize);
+
+    const at::Tensor logits = unit.rows.matmul(negatives.t()) * scale;  // [R, N]
+    const at::Tensor same_class =
+        columns.ge(part(begin).unsqueeze(1)).logical_and_(columns.lt(part(end).unsqueeze(1)));
+    constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+    const at::Tensor masked = logits.masked_fill(same_class, kMinusInfinity);
+    const at::Tensor none = at::full({rows, 1}, kMinusInfinity, masked.options());
+    at::Tensor largest = at::cat({masked, none}, 1).amax({1}, /*keepdim=*/true);  // [R, 1]
+    largest = largest.masked_fill(largest.eq(kMinusInfinity), 0);
+    const at::Tensor exponentials = (masked - largest).exp();      // [R, N]
+    const at::Tensor sum = exponentials.sum(1, /*keepdim=*/true);  // [R, 1]
+    const at::Tensor log_sum = largest + sum.log();
+
+    at::Tensor positive_logit = at::zeros_like(log_sum);
+    UnitRows positive_unit;
+    if (has_positive) {
+      positive_unit = unit_rows(positives, problem.normalize);
+      positive_logit = (unit.rows * positive_unit.rows).sum(1, /*keepdim=*/true) * scale;
+    }
+    at::Tensor row_max;
+    if (problem.eps > 0) {
+      row_max = at::cat({logits.index_select(1, leading_rows), positive_logit}, 1)
+                    .amax({1}, /*keepdim=*/true);
+    }
+    const RowResults result =
+        row_results(problem.objective, log_sum, positive_logit, problem.eps, row_max);
+    part(values).copy_(at::where(is_active, result.value, 0).squeeze(1));
+    if (!wants_gradient) continue;
+
+    const at::Tensor mean = exponentials.matmul(negatives) / sum;  // [R, C]
+    at::Tensor gradient = at::where(sum.eq(0), 0, result.weight_negatives * mean);
+    if (has_positive) gradient = gradient - result.weight_positive * positive_unit.rows;
+    gradient = gradient * scale;
+    if (problem.normalize) {
+      // Through x / |x|: what is left is tangent to the sphere.
+      const at::Tensor radial = (gradient * unit.rows).sum(1, /*keepdim=*/true) * unit.rows;
+      gradient = (gradient - at::where(unit.norms.gt(kMinNorm), radial, 0)) /
+                 unit.norms.clamp_min(kMinNorm);
+    }
+    part(gradients).copy_(at::where(is_active, gradient, 0));
+  }
+}
+
+}  // namespace cac

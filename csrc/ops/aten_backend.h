@@ -1,0 +1,30 @@
+// A backend of plain ATen operations: slow, but for any type, any number of channels, any device.
+//
+// Devices fall back on it where their kernels end; the A x N matrix is cut into rows of anchors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "ops/backend.h"
+
+namespace cac {
+
+class AtenBackend final : public Backend {
+ public:
+  explicit AtenBackend(at::DeviceType device) : device_(device) {}
+
+  at::ScalarType compute_type(at::ScalarType features) const override;
+  int64_t channel_multiple(at::ScalarType compute_type) const override;
+  void check_finite(const at::Tensor& features, const char* name) const override;
+  void prepare_rows(const PrepareRows& rows) const override;
+  void contrastive(const ContrastiveProblem& problem) const override;
+
+ private:
+  // The memory as a tensor, without a copy. `pointer` may be null if there is no element.
+  at::Tensor wrap(const void* pointer, at::IntArrayRef sizes, at::IntArrayRef strides,
+                  at::ScalarType type) const;
+
+  at::DeviceType device_;
+};
+
+}  // namespace cac
