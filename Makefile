@@ -47,7 +47,7 @@ $(VENV)/dependencies: pyproject.toml | $(BIN)/python
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 $(VENV)/installed: $(VENV)/dependencies $(SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --no-build-isolation -e '.[train,bench,test]'
+	$(BIN)/python -m pip install --no-build-isolation -e '.[train,bench,test]'
 	touch $@
 
 $(VENV)/linters: pyproject.toml | $(BIN)/python

@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from functools import partial
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -25,7 +27,11 @@ class CMakeBuild(build_ext):
         # Objects compiled against another torch or Python must not be linked again.
         shutil.rmtree(build_dir, ignore_errors=True)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        subprocess.check_call(
+        # cmake and ninja from this environment are found even if it is not activated.
+        scripts = sysconfig.get_path("scripts")
+        environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ["PATH"]])}
+        run = partial(subprocess.check_call, env=environment)
+        run(
             [
                 "cmake",
                 *("-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
@@ -33,8 +39,8 @@ class CMakeBuild(build_ext):
                 f"-DCMAKE_INSTALL_PREFIX={package_dir}",
             ]
         )
-        subprocess.check_call(["cmake", "--build", str(build_dir), "-j", jobs])
-        subprocess.check_call(["cmake", "--install", str(build_dir)])
+        run(["cmake", "--build", str(build_dir), "-j", jobs])
+        run(["cmake", "--install", str(build_dir)])
 
     def copy_extensions_to_source(self) -> None:
         """For editable installs: setuptools knows of the module only, not of what lies beside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -43,15 +44,19 @@ def test_a_patch_release_of_torch_is_accepted():
 
 def build(kind: str, source: Path, target: Path) -> Path:
     code = f"from setuptools.build_meta import build_{kind} as b; print(b({str(target)!r}))"
+    # Whether CUDA builds is another test's promise; here it would only take minutes.
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=source,
+        env={**os.environ, "CAC_CUDA": "OFF"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return target / result.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_the_sdist_holds_all_sources_and_builds_a_wheel_that_holds_none(tmp_path):
     sdist = build("sdist", ROOT, tmp_path)
     with tarfile.open(sdist) as archive:
