@@ -73,10 +73,10 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
     compute_losses = loop.compute_losses
     for stop_at in (1, 5, 8):  # in the warm-up, in the middle of an epoch, at the start of one
 
-        def stop(config, model, bank, labelled, pairs, iteration, ignore, stop_at=stop_at):
-            if iteration == stop_at:
+        def stop(*arguments, stop_at=stop_at):
+            if arguments[5] == stop_at:  # iteration
                 raise KeyboardInterrupt
-            return compute_losses(config, model, bank, labelled, pairs, iteration, ignore)
+            return compute_losses(*arguments)
 
         monkeypatch.setattr(loop, "compute_losses", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -155,7 +155,7 @@ def test_compare_ends_with_a_table_and_a_picture(
 
     # Once more: nothing is trained again, the table is the same.
     assert main([*arguments, "--methods", "sup_only,cac", "--seeds", "4,5"]) == 0
-    assert table == capsys.readouterr().out
+    assert table.partition("\nmethod")[2] == capsys.readouterr().out.partition("\nmethod")[2]
 
 
 def _assert_identical(one: object, other: object, where: str) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cac_ext.train.config import Config, to_mapping
+from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.errors import CheckpointError
+from cac_ext.train.files import write_whole
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.step import TrainingModel
 
-_FORMAT = "cac_ext checkpoint 1"
+_FORMAT = "cac_ext checkpoint 2"
 #: Settings that may differ between a run and its continuation: they do not change the result.
 _FREE_KEYS = ("name", "output", "data.num_workers", "data.root")
 
@@ -24,39 +26,51 @@ def save_checkpoint(
     config: Config,
     model: TrainingModel,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     bank: MemoryBank,
     iteration: int,
     results: dict[str, Any],
+    processes: Processes = ALONE,
 ) -> None:
     """Writes the state after ``iteration`` steps; an earlier file stays until this one is whole.
 
     Order and augmentation need no state: they follow from the seed and the iteration
-    (`seeding.py`). ``results`` are the latest evaluation's, plain values.
+    (`seeding.py`). The bank is the same in every process; of the random states, each process's is
+    kept. All processes call this, rank 0 writes. ``results`` are the latest evaluation's, plain
+    values.
+
+    Raises:
+        CheckpointError: it cannot be written; an earlier one is kept.
     """
+    random = processes.gather(_random_state())
+    if not processes.is_main:
+        return
     state = {
         "format": _FORMAT,
         "config": to_mapping(config),
         "iteration": iteration,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
         "bank": bank.state_dict(),
-        "random": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "random": random,
         "results": results,
     }
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    kept = "; the earlier checkpoint is kept" if path.exists() else ""
     try:
-        os.fsync(folder)  # so that the new name itself survives a power cut
-    finally:
-        os.close(folder)
+        write_whole(path, lambda file: torch.save(state, file))
+    except (OSError, RuntimeError) as error:  # torch's writer turns some OSErrors into the other
+        raise CheckpointError(
+            f"cannot write the checkpoint {path} after iteration {iteration}: {error}{kept}. Make "
+            f"room for it and go on with `cac-ext resume {path.parent}`"
+        ) from error
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's own GPU
+    return state
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -69,7 +83,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint written by this version of cac_ext")
@@ -82,13 +96,18 @@ def restore(
     config: Config,
     model: TrainingModel,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     bank: MemoryBank,
     device: torch.device,
+    processes: Processes = ALONE,
 ) -> tuple[int, dict[str, Any]]:
     """Puts a checkpoint's state in place; returns its iteration and the latest results.
 
     Raises:
-        CheckpointError: it belongs to a run with other settings.
+        CheckpointError: it belongs to a run with other settings, or another network.
+
+    Warns:
+        UserWarning: it was written by another number of processes.
     """
     differing = _differences(state["config"], to_mapping(config))
     if differing:
@@ -96,12 +115,24 @@ def restore(
             f"{path} belongs to a run with other settings: {'; '.join(differing)}. Continue it "
             "with its own configuration, or start anew in another folder"
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit the network: {error}") from error
+    scaler.load_state_dict(state["scaler"])
     bank.load_state_dict(state["bank"], device)
-    torch.set_rng_state(state["random"]["cpu"])
-    if state["random"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    if len(state["random"]) == processes.size:
+        random = state["random"][processes.rank]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"])
+    else:
+        warnings.warn(
+            f"{path} was written by {len(state['random'])} process(es) and goes on with "
+            f"{processes.size}: dropout and rounding will differ from those of an unbroken run",
+            stacklevel=2,
+        )
     return state["iteration"], state["results"]
 
 

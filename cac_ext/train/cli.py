@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from cac_ext.train import config as configuration
 from cac_ext.train.data_commands import add_data_commands
 from cac_ext.train.errors import ConfigError, UserError
+from cac_ext.train.signals import TrainingStopped
 
 _CONFIG_HELP = "a shipped configuration ({shipped}) or the path of a YAML file"
 _OVERRIDES_HELP = "settings that replace those of CONFIG, e.g. schedule.epochs=2 augment.flip=0"
 _FOLDER_HELP = "where to write; made anew, by default in the folder that 'output' names"
 
-#: Exit codes, as shells expect them: 2 for what the user can mend, 130 after Ctrl-C.
-_USAGE_ERROR, _INTERRUPTED = 2, 130
+#: Exit codes, as shells expect them: 2 for what the user can mend, 130 after Ctrl-C, 143 after
+#: SIGTERM (the step was finished and a checkpoint written).
+_USAGE_ERROR, _INTERRUPTED, _TERMINATED = 2, 130, 143
+#: Failures of a disk or its permissions: to be mended by the user, not by a traceback.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"cac-ext: error: {error}", file=sys.stderr)
         return _USAGE_ERROR
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"cac-ext: error: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+    except TrainingStopped as stopped:
+        print(f"cac-ext: {stopped}", file=sys.stderr)
+        return _TERMINATED
     except KeyboardInterrupt:
         print("\ncac-ext: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -112,8 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     config = configuration.load(options.config, options.overrides)
-    folder = options.folder or _new_folder(config.output, config.name)
-    _run(config, folder, resume=False)
+    _run(config, options.folder, resume=False)
 
 
 def _resume(options: argparse.Namespace) -> None:
@@ -123,14 +136,17 @@ def _resume(options: argparse.Namespace) -> None:
     _run(configuration.load(str(saved)), options.folder, resume=True)
 
 
-def _run(config: configuration.Config, folder: Path, *, resume: bool) -> None:
+def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> None:
+    from cac_ext.train.distributed import process_group
     from cac_ext.train.loop import train
 
-    try:
-        result = train(config, folder, resume=resume)
-    except KeyboardInterrupt:
-        _print_interrupted(f"cac-ext resume {folder}", folder)
-        raise
+    with process_group(config.device) as processes:
+        # All processes write into the same folder: that of rank 0's clock.
+        folder = processes.first(folder or _new_folder(config.output, config.name))
+        with _telling_how_to_go_on(f"cac-ext resume {folder}", folder):
+            result = train(config, folder, resume=resume)
+        if not processes.is_main:
+            return
     width = max(map(len, result.class_iou))
     for name, iou in result.class_iou.items():
         print(f"{name:{width}}  {100 * iou:6.2f}")
@@ -139,17 +155,19 @@ def _run(config: configuration.Config, folder: Path, *, resume: bool) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from cac_ext.train.compare import compare, plan
+    from cac_ext.train.distributed import process_group
 
     first = configuration.load(options.config, options.overrides)
     seeds = [first.seed] if options.seeds is None else _integers(options.seeds)
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     runs = plan(options.config, options.overrides, methods, seeds)
-    folder = options.folder or _new_folder(first.output, f"{first.name}-compare")
-    try:
-        table = compare(runs, folder)
-    except KeyboardInterrupt:
-        _print_interrupted(f"the same command with --folder {folder}", folder)
-        raise
+    with process_group(first.device) as processes:
+        folder = options.folder or _new_folder(first.output, f"{first.name}-compare")
+        folder = processes.first(folder)
+        with _telling_how_to_go_on(f"the same command with --folder {folder}", folder):
+            table = compare(runs, folder)
+        if not processes.is_main:
+            return
     print(f"\n{table}\n\npicture: {folder / 'picture.png'}\nrun folders: {folder}")
 
 
@@ -174,8 +192,14 @@ def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _print_interrupted(command: str, folder: Path) -> None:
-    if any(folder.rglob("checkpoint.pt")):
-        print(f"\nstopped; the checkpoint is in {folder}. To go on: {command}", file=sys.stderr)
-    else:
-        print(f"\nstopped before the first checkpoint of {folder}", file=sys.stderr)
+@contextmanager
+def _telling_how_to_go_on(command: str, folder: Path) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM says whether the run can go on, and how."""
+    try:
+        yield
+    except (KeyboardInterrupt, TrainingStopped):
+        if any(folder.rglob("checkpoint.pt")):
+            print(f"\nthe checkpoint is in {folder}. To go on: {command}", file=sys.stderr)
+        else:
+            print(f"\nstopped before the first checkpoint of {folder}", file=sys.stderr)
+        raise

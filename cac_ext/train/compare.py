@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from cac_ext.train.config import Config, load
+from cac_ext.train.distributed import current
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.methods import method_overrides, title
@@ -42,6 +43,9 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
             config, run_folder, label=label, resume=True, progress=progress
         )
 
+    table = format_table({key: result.miou for key, result in results.items()})
+    if not current().is_main:
+        return table
     first_seed = next(iter(runs))[1]
     shown = {title(m): r.network for (m, seed), r in results.items() if seed == first_seed}
     save_panel(folder / "picture.png", results[next(iter(runs))].splits, shown)
@@ -50,7 +54,6 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
         for (method, seed), result in results.items()
     ]
     (folder / "results.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-    table = format_table({key: result.miou for key, result in results.items()})
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     return table
 

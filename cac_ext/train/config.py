@@ -127,6 +127,19 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class RunConfig:
+    """How it is computed: arithmetic, memory layout, several processes."""
+
+    # bf16, fp16: mixed precision (autocast), fp16 with loss scaling. The weights stay fp32.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False  # torch.compile; the first steps take longer
+    channels_last: bool = False  # memory layout that tensor cores prefer
+    nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is nan or inf
+    # Losses are means over all processes' pixels and anchors, not means of each process's means.
+    normalize_over_ranks: bool = True
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run. The same configuration on the same machine gives the same result."""
 
@@ -140,6 +153,7 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
     @property
     def iterations(self) -> int:

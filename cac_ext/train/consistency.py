@@ -13,6 +13,7 @@ from torch import Tensor
 
 import cac_ext
 from cac_ext.train.config import MethodConfig
+from cac_ext.train.distributed import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,12 @@ def consistency_loss(
     num_images: int,
     negatives: Tensor,  # [N, C] unit length
     negative_labels: Tensor,  # [N]
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """Both directions' loss, a scalar; gradient to each direction's anchors only."""
+    """Both directions' loss, a scalar; gradient to each direction's anchors only.
+
+    Its mean over ``processes`` is the loss of all their images together.
+    """
     weights = _overlap_weights(image_index, num_images) if config.normalizer == "overlap" else None
     threshold = config.confidence_threshold if config.positive_filtering else 0.0
     labels1, labels2 = view1.pseudo_labels, view2.pseudo_labels
@@ -41,8 +46,13 @@ def consistency_loss(
         labels1, labels2 = torch.ones_like(labels1), torch.ones_like(labels2)
         negative_labels = torch.zeros_like(negative_labels)
 
+    masks = active_masks(config, view1, view2)
+    if weights is None:
+        counts = processes.mean(torch.stack([mask.sum() for mask in masks]).double())  # [2]
+        shares = counts.clamp(min=1 / processes.size).reciprocal().float()
+
     if config.loss == "contrastive" and config.directional:
-        return cac_ext.directional_contrastive_loss(
+        losses = cac_ext.directional_contrastive_loss(
             view1.projections,
             view2.projections,
             view1.confidences,
@@ -54,15 +64,15 @@ def consistency_loss(
             temperature=config.temperature,
             confidence_threshold=threshold,
             weights=weights,
-            reduction="active_mean" if weights is None else "sum",
+            reduction="none" if weights is None else "sum",
             normalize=False,
-        )
+        )  # [2, A] or a scalar
+        return losses if weights is not None else (losses.sum(dim=1) * shares).sum()
 
     total = view1.projections.new_zeros(())
-    for anchor, positive, labels in ((view1, view2, labels1), (view2, view1, labels2)):
-        active = positive.confidences > threshold  # [A]
-        if config.directional:
-            active = active & (anchor.confidences < positive.confidences)
+    directions = ((view1, view2, labels1), (view2, view1, labels2))
+    for index, (anchor, positive, labels) in enumerate(directions):
+        active = masks[index]  # [A]
         if config.loss == "l2":
             distance = (anchor.projections - positive.projections.detach()).square().sum(dim=1)
             loss = torch.where(active, distance, 0.0)  # [A]
@@ -77,19 +87,25 @@ def consistency_loss(
                 temperature=config.temperature,
                 normalize=False,
             )  # [A]
-        share = 1.0 / active.sum().clamp(min=1) if weights is None else weights
+        share = shares[index] if weights is None else weights
         total = total + (loss * share).sum()
     return total
 
 
-def active_share(config: MethodConfig, view1: Overlap, view2: Overlap) -> Tensor:
-    """Share of overlap pixels that are an anchor in at least one direction, a scalar."""
+def active_masks(config: MethodConfig, view1: Overlap, view2: Overlap) -> tuple[Tensor, Tensor]:
+    """Which overlap pixels are anchors in direction 1 -> 2 and in 2 -> 1 (Eq. 2 and 7), ``[A]``."""
     threshold = config.confidence_threshold if config.positive_filtering else 0.0
     towards1, towards2 = view1.confidences > threshold, view2.confidences > threshold
     if config.directional:
         towards1 = towards1 & (view2.confidences < view1.confidences)
         towards2 = towards2 & (view1.confidences < view2.confidences)
-    return (towards1 | towards2).float().mean() if len(towards1) else towards1.new_zeros(()).float()
+    return towards2, towards1
+
+
+def active_share(config: MethodConfig, view1: Overlap, view2: Overlap) -> Tensor:
+    """Share of overlap pixels that are an anchor in at least one direction, a scalar."""
+    first, second = active_masks(config, view1, view2)
+    return (first | second).float().mean() if len(first) else first.new_zeros(()).float()
 
 
 def _overlap_weights(image_index: Tensor, num_images: int) -> Tensor:

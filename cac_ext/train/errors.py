@@ -15,3 +15,7 @@ class DataError(UserError, ValueError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be read, or does not belong to this run."""
+
+
+class NonFiniteError(UserError, ArithmeticError):
+    """A loss or gradient is nan or infinite; the message says where its batch is kept."""

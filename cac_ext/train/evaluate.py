@@ -12,7 +12,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
 from cac_ext.train.data.augment import normalise
+from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.signals import leave_signals_to_the_main_process
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,28 @@ def evaluate(
     *,
     num_workers: int = 0,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Evaluates a network on all images of a data set with masks. Leaves its mode as it was."""
+    """Evaluates a network on all images of a data set with masks. Leaves its mode as it was.
+
+    Several processes share the images, each of which counts once; the result is the same in all.
+    """
     device = next(network.parameters()).device
     confusion = MulticlassConfusionMatrix(
-        num_classes, ignore_index=ignore_index, validate_args=False
+        num_classes, ignore_index=ignore_index, validate_args=False, sync_on_compute=False
     ).to(device)
     was_training = network.training
     network.eval()
     loader = DataLoader(
-        dataset, batch_size=None, num_workers=num_workers, generator=torch.Generator()
+        dataset,
+        batch_size=None,
+        sampler=range(processes.rank, len(dataset), processes.size),
+        num_workers=num_workers,
+        worker_init_fn=leave_signals_to_the_main_process,
+        generator=torch.Generator(),
     )
     for sample in tqdm(loader, "evaluate", unit="image", leave=False, disable=not progress):
         truth = sample["mask"].to(device).long()  # [H, W]
         confusion.update(predict(network, sample["image"]), truth)
     network.train(was_training)
-    return Evaluation(confusion.compute().long().cpu())
+    return Evaluation(processes.sum(confusion.compute().long()).cpu())

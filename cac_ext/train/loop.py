@@ -15,14 +15,27 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+from cac_ext.train.distributed import (
+    Processes,
+    current,
+    distribute,
+    find_device,
+    synchronise_batch_norm,
+)
 from cac_ext.train.errors import CheckpointError, ConfigError
 from cac_ext.train.evaluate import evaluate
+from cac_ext.train.files import write_text_whole
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.picture import save_panel
-from cac_ext.train.run_log import RunLog
+from cac_ext.train.run_log import NoLog, RunLog, peak_memory
+from cac_ext.train.seeding import derive_seed
+from cac_ext.train.signals import StopRequest, TrainingStopped
 from cac_ext.train.step import TrainingModel, build_model, compute_losses
+
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,65 +66,112 @@ def train(
         resume: go on from the folder's checkpoint, if there is one; otherwise a checkpoint there
             is an error, so that no run is overwritten.
         progress: progress bars on the terminal.
+
+    Within `distributed.process_group` all processes call it, with the same arguments.
+
+    Raises:
+        UserError: something given cannot be used; a step is not finite.
+        TrainingStopped: SIGTERM came; the step was finished and a checkpoint written.
     """
+    processes = current()
+    progress = progress and processes.is_main
     device = find_device(config.device)
     torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
 
     # What is trained, on what.
     splits = build_datasets(config.data)
     checkpoint = folder / "checkpoint.pt"
-    network = build_network(config.network, splits.num_classes, pretrained=not checkpoint.exists())
+    has_checkpoint = processes.first(checkpoint.exists())
+    network = build_network(config.network, splits.num_classes, pretrained=not has_checkpoint)
     model = build_model(config, network).to(device)
+    synchronise_batch_norm(model, processes, device)
+    if config.run.channels_last:
+        model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(config.optimizer, model)
-    bank = MemoryBank(config.method.selected_num, config.method.step_save)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.run.precision == "fp16")
+    bank = _build_bank(config, processes)
+    if processes.rank:  # other dropout in each process
+        torch.manual_seed(derive_seed(config.seed, "process", processes.rank))
 
     # From the start, or from a checkpoint.
-    folder.mkdir(parents=True, exist_ok=True)
     iteration, results = 0, {}
-    if checkpoint.exists():
+    if has_checkpoint:
         if not resume:
             raise CheckpointError(
                 f"{folder} already holds a run: take another folder, or go on with "
                 f"`cac-ext resume {folder}`"
             )
         state = read_checkpoint(checkpoint)
-        iteration, results = restore(state, checkpoint, config, model, optimizer, bank, device)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        iteration, results = restore(
+            state, checkpoint, config, model, optimizer, scaler, bank, device, processes
+        )
+    if processes.is_main:
+        _prepare_folder(folder, config)
 
     # Batches, from this iteration on. SupOnly and the warm-up know no crop pairs.
     schedule = config.schedule
     first_pairs = config.iterations
     if config.method.unsupervised_weight > 0:
         first_pairs = schedule.warmup_epochs * schedule.iterations_per_epoch
-    labelled_batches = iter(_labelled_loader(config, splits, device, iteration))
+    labelled_batches = iter(_labelled_loader(config, splits, device, iteration, processes))
     if first_pairs < config.iterations:
         start = max(iteration, first_pairs)
-        pair_batches = iter(_pair_loader(config, splits, network, device, start))
+        pair_batches = iter(_pair_loader(config, splits, network, device, start, processes))
 
     if progress:
-        print(_summary(config, splits, model, device, folder))
+        print(_summary(config, splits, model, device, folder, processes))
     model.train()
-    with RunLog(folder, label, iteration, config.iterations, progress=progress) as log:
+    if config.run.compile:
+        model.compile()
+    trained = distribute(model, processes, device)
+    autocast = torch.autocast(
+        device.type, _AUTOCAST[config.run.precision], enabled=config.run.precision != "fp32"
+    )
+    guard = NonFiniteGuard(config.run, folder, model, processes)
+    log = NoLog()
+    if processes.is_main:
+        log = RunLog(folder, label, iteration, config.iterations, progress=progress)
+    with StopRequest() as stop, log:
         while iteration < config.iterations:
-            labelled = _to_device(next(labelled_batches), device)
+            labelled = _to_device(next(labelled_batches), device, config.run.channels_last)
             pairs = None
             if iteration >= first_pairs:
-                pairs = _to_device(next(pair_batches), device)
+                pairs = _to_device(next(pair_batches), device, config.run.channels_last)
 
             set_learning_rate(optimizer, config.optimizer, iteration, config.iterations)
-            losses = compute_losses(
-                config, model, bank, labelled, pairs, iteration, splits.ignore_index
-            )
+            guard.before()
+            with autocast:
+                losses = compute_losses(
+                    config,
+                    trained,
+                    bank,
+                    labelled,
+                    pairs,
+                    iteration,
+                    splits.ignore_index,
+                    processes,
+                )
             optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            optimizer.step()
+            finite = losses.finite
+            if finite:
+                scaler.scale(losses.total).backward()
+                # The scaler itself skips steps in which fp16 overflows, and lowers the scale.
+                finite = scaler.is_enabled() or gradients_are_finite(model)
+            if finite:
+                scaler.step(optimizer)
+                scaler.update()
+                guard.passed()
+            else:
+                guard.failed(iteration, labelled, pairs)
             iteration += 1
 
             log.step()
-            if iteration % schedule.log_every == 0:
+            if iteration % schedule.log_every == 0 and losses.finite:
                 images = schedule.labelled_batch + (schedule.unlabelled_batch if pairs else 0)
-                log.train(iteration, losses.scalars(), images)
-            if iteration % schedule.iterations_per_epoch == 0:
+                scalars = processes.mean_scalars(losses.scalars())
+                log.train(iteration, {**scalars, "memory_mib": peak_memory(device)}, images)
+            ends_epoch = iteration % schedule.iterations_per_epoch == 0
+            if ends_epoch:
                 epoch = iteration // schedule.iterations_per_epoch
                 if epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs:
                     evaluation = evaluate(
@@ -121,36 +181,63 @@ def train(
                         splits.ignore_index,
                         num_workers=config.data.num_workers,
                         progress=progress,
+                        processes=processes,
                     )
                     class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
                     results = {"miou": evaluation.miou, "class_iou": class_iou}
                     log.evaluation(iteration, **results)
-                save_checkpoint(checkpoint, config, model, optimizer, bank, iteration, results)
-    save_panel(folder / "picture.png", splits, {"prediction": network})
+            stopping = processes.any(stop.requested) and iteration < config.iterations
+            if ends_epoch or stopping:
+                save_checkpoint(
+                    checkpoint,
+                    config,
+                    model,
+                    optimizer,
+                    scaler,
+                    bank,
+                    iteration,
+                    results,
+                    processes,
+                )
+            if stopping:
+                raise TrainingStopped(f"stopped after iteration {iteration} of {config.iterations}")
+    if processes.is_main:
+        save_panel(folder / "picture.png", splits, {"prediction": network})
+    processes.any(False)  # nobody leaves before the picture is there
     return TrainResult(folder, network, splits, **results)
 
 
-def find_device(name: str) -> torch.device:
-    """The device of ``config.device``; "auto" is the first GPU, or the CPU where there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _build_bank(config: Config, processes: Processes) -> MemoryBank:
+    """The bank of this process, which selects its share, rounded up, of ``selected_num``."""
+    selected_num = config.method.selected_num
+    if selected_num is not None:
+        selected_num = -(-selected_num // processes.size)
+    return MemoryBank(selected_num, config.method.step_save)
+
+
+def _prepare_folder(folder: Path, config: Config) -> None:
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_whole(folder / "config.yaml", to_yaml(config))
+    except OSError as error:
         raise ConfigError(
-            f"device: {name!r} is no device: give auto, cpu, cuda or cuda:1"
+            f"cannot write into the run folder {folder}: {error}. Give another one by --folder or "
+            "output=..."
         ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {name}, but there is no CUDA device here: use cpu or auto")
-    return device
 
 
 def _labelled_loader(
-    config: Config, splits: DatasetSplits, device: torch.device, start: int
+    config: Config,
+    splits: DatasetSplits,
+    device: torch.device,
+    start: int,
+    processes: Processes,
 ) -> DataLoader:
     augment = LabelledAugment(config.augment, splits.ignore_index)
     stream = Stream(splits.labelled, augment, config.seed, "labelled")
-    sampler = IterationSampler(start, config.iterations, config.schedule.labelled_batch)
+    batch = config.schedule.labelled_batch
+    processes.share(batch, "schedule.labelled_batch")
+    sampler = IterationSampler(start, config.iterations, batch, processes.rank, processes.size)
     return stream_loader(
         stream,
         sampler,
@@ -165,6 +252,7 @@ def _pair_loader(
     network: SegmentationNetwork,
     device: torch.device,
     start: int,
+    processes: Processes,
 ) -> DataLoader:
     # In the paper's full-data setting the unlabelled branch takes the labelled images (4.1).
     images = splits.labelled if splits.unlabelled is None else splits.unlabelled
@@ -172,7 +260,9 @@ def _pair_loader(
         config.augment.crop_size, network.pooled_grid, config.method.iou_range, config.augment.flip
     )
     stream = Stream(images, CropPairAugment(config.augment, sampler), config.seed, "unlabelled")
-    batches = IterationSampler(start, config.iterations, config.schedule.unlabelled_batch)
+    batch = config.schedule.unlabelled_batch
+    processes.share(batch, "schedule.unlabelled_batch")
+    batches = IterationSampler(start, config.iterations, batch, processes.rank, processes.size)
     return stream_loader(
         stream,
         batches,
@@ -188,8 +278,10 @@ def _summary(
     model: TrainingModel,
     device: torch.device,
     folder: Path,
+    processes: Processes,
 ) -> str:
     """One line on what is about to be trained."""
+    together = f" and {processes.size - 1} more" if processes.size > 1 else ""
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     unlabelled = "the labelled" if splits.unlabelled is None else len(splits.unlabelled)
     return (
@@ -197,9 +289,15 @@ def _summary(
         f"{unlabelled} unlabelled, {len(splits.validation)} validation images; "
         f"{config.network.name} network, {parameters / 1e6:.2f} M parameters, "
         f"{model.network.initial_weights}; "
-        f"{config.iterations} iterations on {device}; writes to {folder}"
+        f"{config.iterations} iterations on {device}{together}; writes to {folder}"
     )
 
 
-def _to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+def _to_device(
+    batch: dict[str, Tensor], device: torch.device, channels_last: bool
+) -> dict[str, Tensor]:
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    if channels_last:
+        images = {key: value for key, value in moved.items() if value.ndim == 4}
+        moved |= {k: v.contiguous(memory_format=torch.channels_last) for k, v in images.items()}
+    return moved

@@ -23,6 +23,10 @@ class MemoryBank:
         self._steps: deque[tuple[Tensor, Tensor]] = deque(maxlen=step_save + 1)
         self._warned = False
 
+    def most_selected(self, positions: int) -> int:
+        """The most candidates that `select` finds in a view of so many positions."""
+        return positions if self.selected_num is None else min(self.selected_num, positions)
+
     def select(
         self,
         projections: Tensor,  # [B, C, h, w] one view's projector outputs

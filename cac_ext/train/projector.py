@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Projector(nn.Module):
     """1x1 convolution, ReLU, 1x1 convolution, unit length (paper section 4.1). Not for inference.
 
-    ``[B, F, h, w] -> [B, C, h, w]``, each position of length 1.
+    ``[B, F, h, w] -> [B, C, h, w]``, each position of length 1, in float32 also under autocast.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -21,11 +21,11 @@ class Projector(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.layers(features), dim=1)
+        return F.normalize(self.layers(features).float(), dim=1)
 
 
 class NoProjector(nn.Module):
     """The features themselves at unit length: "no projector" of the paper's Table 3."""
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(features, dim=1)
+        return F.normalize(features.float(), dim=1)

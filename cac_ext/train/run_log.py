@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from cac_ext.train.files import write_text_whole
 
 
 class RunLog:
@@ -91,6 +96,33 @@ class RunLog:
                 self._board.add_scalar(tag, scalar, iteration)
 
 
+class NoLog:
+    """The log of a process that writes none."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def step(self) -> None:
+        pass
+
+    def train(self, iteration: int, scalars: dict[str, float], images: int) -> None:
+        pass
+
+    def evaluation(self, iteration: int, miou: float, class_iou: dict[str, float]) -> None:
+        pass
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory used so far in MiB: tensors on a GPU; the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
     lines = []
@@ -105,7 +137,7 @@ def read_metrics(path: Path) -> list[dict]:
 def _drop_beyond(path: Path, iteration: int) -> None:
     if path.exists():
         kept = [line for line in read_metrics(path) if line["iteration"] <= iteration]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _finite(value: object) -> object:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cac_ext.train.config import Config
 from cac_ext.train.consistency import Overlap, active_share, consistency_loss
+from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.projector import NoProjector, Projector
@@ -52,13 +53,17 @@ def build_model(config: Config, network: SegmentationNetwork) -> TrainingModel:
 
 @dataclass
 class StepLosses:
-    """Losses of one step and what is worth logging beside them; scalars."""
+    """Losses of one step and what is worth logging beside them; scalars.
+
+    ``finite`` is False where logits or projections of any process are not; then the step is void.
+    """
 
     total: Tensor
     supervised: Tensor
     unsupervised: Tensor | None = None
     active_share: Tensor | None = None  # of overlap pixels, anchors in one of the directions
     negatives: int = 0  # N
+    finite: bool = True
 
     def scalars(self) -> dict[str, float]:
         values = {"loss": self.total.item(), "loss_supervised": self.supervised.item()}
@@ -78,16 +83,26 @@ def compute_losses(
     | None,  # see collate_pairs; None while only the supervised loss counts
     iteration: int,
     ignore_index: int,
+    processes: Processes = ALONE,
 ) -> StepLosses:
-    """``cross entropy + lambda * consistency``. Puts this step's negatives into the bank."""
+    """``cross entropy + lambda * consistency``. Puts this step's negatives into the bank.
+
+    With several processes a loss is the process's own, and DDP takes the gradients' mean.
+    """
     views = None if pairs is None else torch.cat([pairs["view1"], pairs["view2"]])  # [2B, 3, S, S]
     logits, outputs = model(labelled["image"], views)
-    supervised = _cross_entropy(logits, labelled["mask"], ignore_index)
+    normalising = processes if config.run.normalize_over_ranks else ALONE
+    supervised, finite = _cross_entropy(logits, labelled["mask"], ignore_index, normalising)
+    if outputs is not None:
+        finite = finite & outputs[0].isfinite().all()
+    if processes.any(not finite):
+        return StepLosses(total=supervised, supervised=supervised, finite=False)
     if outputs is None:
         return StepLosses(total=supervised, supervised=supervised)
 
     halves = [output.chunk(2) for output in outputs]  # of view 1 and of view 2
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "negatives", iteration))
+    seed = derive_seed(config.seed, "negatives", iteration, processes.rank)
+    generator = torch.Generator().manual_seed(seed)
     selected, overlaps = [], []
     for view, (projections, confidences, pseudo_labels) in enumerate(zip(*halves, strict=True), 1):
         selected.append(bank.select(projections, pseudo_labels, pairs[f"valid{view}"], generator))
@@ -101,7 +116,9 @@ def compute_losses(
             )
         )
     features, labels = zip(*selected, strict=True)
-    negatives, negative_labels = bank.enqueue(torch.cat(features), torch.cat(labels))
+    capacity = 2 * bank.most_selected(pairs["valid1"].numel())
+    gathered = processes.gather_negatives(torch.cat(features), torch.cat(labels), capacity)
+    negatives, negative_labels = bank.enqueue(*gathered)
 
     unsupervised = consistency_loss(
         config.method,
@@ -110,6 +127,7 @@ def compute_losses(
         len(pairs["view1"]),
         negatives,
         negative_labels,
+        normalising,
     )
     return StepLosses(
         total=supervised + config.method.unsupervised_weight * unsupervised,
@@ -120,8 +138,11 @@ def compute_losses(
     )
 
 
-def _cross_entropy(logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
-    """Mean over the pixels that count; 0 rather than nan where a batch has none."""
-    counted = (mask != ignore_index).sum()
+def _cross_entropy(
+    logits: Tensor, mask: Tensor, ignore_index: int, processes: Processes
+) -> tuple[Tensor, Tensor]:
+    """Mean over the pixels that count, 0 rather than nan where there are none; is it finite?"""
+    counted = processes.mean((mask != ignore_index).sum().double())
     total = F.cross_entropy(logits, mask, ignore_index=ignore_index, reduction="sum")
-    return total / counted.clamp(min=1)
+    loss = total / counted.clamp(min=1 / processes.size).float()
+    return loss, loss.detach().isfinite()

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cac_ext.train.errors import DataError
 from cac_ext.train.seeding import derive_seed, seeded
+from cac_ext.train.signals import leave_signals_to_the_main_process
 
 
 class Stream(Dataset):
@@ -100,6 +101,7 @@ def stream_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
+        worker_init_fn=leave_signals_to_the_main_process,
         # A generator of its own: starting a loader must not advance the global one.
         generator=torch.Generator().manual_seed(0),
     )

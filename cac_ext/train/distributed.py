@@ -1,0 +1,228 @@
+"""Several processes, one training: torchrun starts them, DDP averages their gradients.
+
+    torchrun --nproc_per_node=2 -m cac_ext.train train CONFIG
+
+NCCL joins GPUs, one a process; gloo joins CPU processes. Every process takes its share of the same
+global batch (``schedule.labelled_batch``), so that the number of processes is no part of the
+method: with ``run.normalize_over_ranks`` the result is that of one process, up to rounding (and up
+to dropout and, with ``method.selected_num``, the choice of negatives).
+
+Batch statistics are those of all processes. torch's SyncBatchNorm does that on CUDA alone; on CPUs
+`GlooBatchNorm` stands in for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from cac_ext.train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run. Alone, every method is the identity of its kind."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process shows progress and writes files."""
+        return self.rank == 0
+
+    def share(self, total: int, key: str) -> int:
+        """This process's part of ``total``; ConfigError where it cannot be shared equally."""
+        if total % self.size:
+            raise ConfigError(
+                f"{key} is {total}, which {self.size} processes cannot share equally: it must be "
+                f"a multiple of {self.size}"
+            )
+        return total // self.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, without gradient."""
+        total = values.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, without gradient."""
+        return self.sum(values) / self.size
+
+    def mean_scalars(self, scalars: dict[str, float]) -> dict[str, float]:
+        """The mean of each value over all processes, which have the same keys."""
+        means = self.mean(torch.tensor(list(scalars.values()), dtype=torch.float64))
+        return dict(zip(scalars, means.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process. All wait for all here."""
+        if self.size == 1:
+            return flag
+        seen = torch.tensor(int(flag))  # on the CPU, by gloo: no GPU has to wait
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+        return bool(seen)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable value of each process, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, value: Any) -> Any:
+        """Rank 0's value, in every process."""
+        return self.gather(value)[0]
+
+    def gather_negatives(
+        self,
+        features: Tensor,  # [M, C] of this process, no gradient
+        labels: Tensor,  # [M] >= 0
+        capacity: int,  # >= M in every process, and the same in every process
+    ) -> tuple[Tensor, Tensor]:
+        """All processes' rows in the order of ranks, ``[sum of M, C]`` and ``[sum of M]``.
+
+        One collective: features and labels travel as bytes, filled up to ``capacity`` rows, which
+        the label -1 tells from the others. The counts M may differ.
+        """
+        if self.size == 1:
+            return features, labels
+        count, channels = features.shape
+        feature_bytes = channels * features.element_size()
+        packed = features.new_zeros((capacity, feature_bytes + 4), dtype=torch.uint8)
+        packed[:count, :feature_bytes] = features.detach().contiguous().view(torch.uint8)
+        sent = labels.new_full((capacity, 1), -1, dtype=torch.int32)
+        sent[:count, 0] = labels.to(torch.int32)
+        packed[:, feature_bytes:] = sent.view(torch.uint8)
+        received = packed.new_empty((self.size * capacity, packed.shape[1]))
+        dist.all_gather_into_tensor(received, packed)
+        all_labels = received[:, feature_bytes:].contiguous().view(torch.int32).squeeze(1)
+        all_features = received[:, :feature_bytes].contiguous().view(features.dtype)
+        filled = all_labels >= 0  # [size * capacity]
+        return all_features[filled], all_labels[filled].to(labels.dtype)
+
+
+ALONE = Processes()
+
+
+def current() -> Processes:
+    """This process among those of the initialised process group, or alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Processes]:
+    """Joins the processes that torchrun started; alone where it did not, or started only one.
+
+    Args:
+        device: ``config.device``; it decides between NCCL and gloo.
+    """
+    if dist.is_initialized() or "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        yield current()
+        return
+    on_gpu = find_device(device).type == "cuda"
+    # gloo beside NCCL: what lies on the CPU is agreed on without making a GPU wait.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield current()
+    finally:
+        dist.destroy_process_group()
+
+
+def find_device(name: str) -> torch.device:
+    """The device of ``config.device``; "auto" is a GPU, or the CPU where there is none.
+
+    Each process of a node has a GPU of its own, that of its local rank.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    gpu = int(os.environ.get("LOCAL_RANK", 0)) if several else None
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device: {name!r} is no device: give auto, cpu, cuda or cuda:1"
+        ) from error
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device is {name}, but there is no CUDA device here: use cpu or auto")
+    if gpu is not None:
+        if device.index is not None:
+            raise ConfigError(f"device is {name}, but several processes were started: use cuda")
+        device = torch.device("cuda", gpu)
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{device} is asked for, but this machine has {torch.cuda.device_count()} CUDA "
+            "device(s): start one process a GPU (--nproc_per_node)"
+        )
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def distribute(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """The model to call in training: in DDP, or the model itself where the process is alone."""
+    if processes.size == 1:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        # The projector takes no part in the warm-up and in SupOnly.
+        find_unused_parameters=True,
+    )
+
+
+def synchronise_batch_norm(model: nn.Module, processes: Processes, device: torch.device) -> None:
+    """Makes all batch normalisation in the model count the images of all processes, in place.
+
+    The names in its state stay the same.
+    """
+    if processes.size == 1:
+        return
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if device.type != "cuda":
+        for module in model.modules():
+            if type(module) is nn.SyncBatchNorm:
+                module.__class__ = GlooBatchNorm  # the same parameters and buffers
+
+
+class GlooBatchNorm(nn.SyncBatchNorm):
+    """SyncBatchNorm on CPUs, where torch has none: sums over processes by two all-reduces."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, ...] -> [B, C, ...]``."""
+        if not self.training:
+            return super().forward(x)
+        dims = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        total = all_reduce(torch.cat([x.sum(dims), count]))  # [C + 1]
+        size = total[-1].detach()
+        mean = total[:-1] / size  # [C]
+        centred = x - mean.view(shape)
+        variance = all_reduce(centred.square().sum(dims)) / size  # [C]
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = self.momentum
+                if momentum is None:
+                    momentum = 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * size / (size - 1).clamp(min=1), momentum)
+        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+        return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out

@@ -1,0 +1,71 @@
+"""Children of a test: several that train together, and ones that can be killed.
+
+They come from a server process that has the trainer imported, so that starting one takes no time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["cac_ext.train.loop", "cac_ext.train.cli"])
+
+
+def start(function: Callable, *arguments: Any) -> BaseProcess:
+    """Starts ``function(*arguments)``, both picklable, on one thread in a process of its own."""
+    child = CONTEXT.Process(target=_alone, args=(function, arguments))
+    child.start()
+    return child
+
+
+def run_together(count: int, function: Callable, *arguments: Any) -> list[Any]:
+    """``function(*arguments)`` in each of ``count`` processes, as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    queue = CONTEXT.Queue()
+    children = [
+        CONTEXT.Process(target=_member, args=(rank, count, port, queue, function, arguments))
+        for rank in range(count)
+    ]
+    for child in children:
+        child.start()
+    results = {}
+    try:
+        while len(results) < count:
+            rank, result, failure = queue.get(timeout=120)
+            assert failure is None, f"process {rank}:\n{failure}"
+            results[rank] = result
+    finally:
+        for child in children:
+            child.join(timeout=10 if len(results) == count else 0)
+            child.kill()
+    return [results[rank] for rank in range(count)]
+
+
+def _alone(function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _member(rank: int, count: int, port: int, queue, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    try:
+        queue.put((rank, function(*arguments), None))
+    except BaseException:
+        queue.put((rank, None, traceback.format_exc()))

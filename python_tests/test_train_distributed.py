@@ -1,0 +1,219 @@
+"""Several gloo processes with a share of the batch each are one process with the whole batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from torch import nn
+
+from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.config import load
+from cac_ext.train.distributed import GlooBatchNorm, Processes, current, process_group
+from cac_ext.train.errors import ConfigError
+from cac_ext.train.evaluate import evaluate
+from cac_ext.train.loop import train
+
+#: Relative rounding that may differ: float32 sums in another order, over a few steps.
+TOLERANCE = 2e-4
+
+TINY = [
+    "device=cpu",
+    "network.width=16",
+    "network.dropout=0",  # its noise differs by process
+    "augment.crop_size=33",
+    "data.synthetic.image_size=48",
+    "data.synthetic.labelled=6",
+    "data.synthetic.unlabelled=10",
+    "data.synthetic.validation=5",
+    "schedule.epochs=3",
+    "schedule.iterations_per_epoch=2",
+    "schedule.warmup_epochs=1",
+    "schedule.labelled_batch=4",
+    "schedule.unlabelled_batch=4",
+    "schedule.log_every=1",
+    "method.unsupervised_weight=1",
+    "method.confidence_threshold=0.1",
+    "optimizer.learning_rate=0.01",
+]
+
+
+def _train(overrides: list[str], folder: Path, resume: bool = False) -> float:
+    with process_group("cpu"):
+        config = load("synthetic", overrides)
+        return train(config, folder, resume=resume, progress=False).miou
+
+
+def _metrics(folder: Path, key: str) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.mark.parametrize("normalizer", ["overlap", "active"])
+def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
+    normalizer: str, tmp_path: Path, seed: int
+) -> None:
+    overrides = [*TINY, f"seed={seed}", f"method.normalizer={normalizer}"]
+    miou = _train(overrides, tmp_path / "one")
+    mious = processes.run_together(2, _train, overrides, tmp_path / "two")
+    assert mious[0] == mious[1]
+    assert mious[0] == pytest.approx(miou, abs=0.02)  # single pixels may change their class
+
+    for key in ("loss_supervised", "loss_unsupervised", "negatives"):
+        one, two = (_metrics(tmp_path / name, key) for name in ("one", "two"))
+        assert len(one) == (6 if key == "loss_supervised" else 4)
+        assert two == pytest.approx(one, rel=TOLERANCE), key
+    models = [
+        read_checkpoint(tmp_path / name / "checkpoint.pt")["model"] for name in ("one", "two")
+    ]
+    for name, weights in models[0].items():
+        torch.testing.assert_close(
+            models[1][name], weights, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: n + m
+        )
+
+
+def test_without_normalising_over_ranks_the_loss_is_another(tmp_path: Path, seed: int) -> None:
+    overrides = [*TINY, f"seed={seed}", "method.normalizer=active", "schedule.epochs=2"]
+    losses = []
+    for value in ("true", "false"):
+        folder = tmp_path / value
+        processes.run_together(2, _train, [*overrides, f"run.normalize_over_ranks={value}"], folder)
+        losses.append(_metrics(folder, "loss_unsupervised"))
+    assert losses[0] != pytest.approx(losses[1], rel=TOLERANCE)
+
+
+def test_two_processes_resume_bit_for_bit(tmp_path: Path, seed: int) -> None:
+    overrides = [*TINY, f"seed={seed}", "network.dropout=0.5", "method.selected_num=9"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    processes.run_together(2, _train, overrides, whole)
+    processes.run_together(2, _train_until, overrides, broken, 5)
+    assert read_checkpoint(broken / "checkpoint.pt")["iteration"] == 4
+    processes.run_together(2, _train, overrides, broken, True)
+    states = [read_checkpoint(folder / "checkpoint.pt") for folder in (whole, broken)]
+    assert len(states[0]["random"]) == 2
+    assert not torch.equal(*(state["cpu"] for state in states[0]["random"]))
+    for part in ("model", "bank", "random"):
+        torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+    assert _metrics(whole, "loss") == _metrics(broken, "loss")
+
+    with pytest.warns(UserWarning, match=r"written by 2 process\(es\) and goes on with 1"):
+        _train(overrides, broken, True)
+
+
+def _train_until(overrides: list[str], folder: Path, iteration: int) -> None:
+    from cac_ext.train import loop
+
+    compute_losses = loop.compute_losses
+
+    def stop(*arguments):
+        if arguments[5] == iteration:
+            raise KeyboardInterrupt
+        return compute_losses(*arguments)
+
+    loop.compute_losses = stop
+    with pytest.raises(KeyboardInterrupt):
+        _train(overrides, folder)
+
+
+def test_negatives_of_all_processes_arrive_in_the_order_of_ranks(seed: int) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        received = processes.run_together(3, _gather, seed, dtype)
+        expected = [_negatives(seed, rank, dtype) for rank in range(3)]
+        for features, labels, collectives in received:
+            assert torch.equal(torch.tensor(features), torch.cat([f for f, _ in expected]).float())
+            assert labels == torch.cat([x for _, x in expected]).tolist()
+            assert collectives == 1
+
+
+def _negatives(seed: int, rank: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed + rank)
+    count = (5, 0, 8)[rank]  # different counts, one of them none
+    features = torch.randn(count, 6, generator=generator).to(dtype)
+    return features, torch.randint(0, 300, (count,), generator=generator)
+
+
+def _gather(seed: int, dtype: torch.dtype) -> tuple[list, list, int]:
+    from torch import distributed
+
+    calls = 0
+    with process_group("cpu") as group:
+        gather = distributed.all_gather_into_tensor
+
+        def counted(*arguments):
+            nonlocal calls
+            calls += 1
+            return gather(*arguments)
+
+        distributed.all_gather_into_tensor = counted
+        features, labels = group.gather_negatives(*_negatives(seed, group.rank, dtype), 8)
+    assert not features.requires_grad
+    return features.float().tolist(), labels.tolist(), calls
+
+
+def test_every_image_is_evaluated_once(seed: int) -> None:
+    alone = _evaluate(seed)
+    assert processes.run_together(3, _evaluate, seed) == [alone] * 3  # 5 images: 2, 2 and 1
+
+
+def _evaluate(seed: int) -> list:
+    from cac_ext.train.data import build_datasets
+    from cac_ext.train.networks import build_network
+
+    with process_group("cpu") as group:
+        torch.manual_seed(seed)
+        config = load("synthetic", TINY)
+        splits = build_datasets(config.data)
+        network = build_network(config.network, splits.num_classes).eval()
+        return evaluate(
+            network, splits.validation, splits.num_classes, 255, progress=False, processes=group
+        ).confusion.tolist()
+
+
+def test_batch_statistics_on_cpus_are_those_of_the_whole_batch(seed: int) -> None:
+    one = _normalise(seed)
+    for rank, two in enumerate(processes.run_together(2, _normalise, seed)):
+        for key in ("out", "gradient"):
+            half = torch.tensor(one[key]).chunk(2)[rank]
+            torch.testing.assert_close(torch.tensor(two[key]), half, rtol=1e-5, atol=1e-5)
+        for key in ("running_mean", "running_var"):
+            torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)
+
+
+def _normalise(seed: int) -> dict:
+    with process_group("cpu") as group:
+        torch.manual_seed(seed)
+        x = (3 + 2 * torch.randn(4, 3, 5, 2)).chunk(group.size)[group.rank].requires_grad_()
+        weights = torch.randn(4, 3, 5, 2).chunk(group.size)[group.rank]
+        norm = nn.BatchNorm2d(3) if group.size == 1 else GlooBatchNorm(3)
+        out = norm(x)
+        (out.square() * weights).sum().backward()
+        return {
+            "out": out.tolist(),
+            "gradient": x.grad.tolist(),
+            "running_mean": norm.running_mean.tolist(),
+            "running_var": norm.running_var.tolist(),
+        }
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="which 2 processes cannot share"):
+        Processes(0, 2).share(7, "schedule.labelled_batch")
+    assert current() == Processes(0, 1)
+
+
+def test_torchrun_starts_the_command(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "cac_ext.train", "train", "synthetic", *TINY, "schedule.epochs=1"]
+    done = subprocess.run(
+        [*command, "--folder", str(folder)], capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mIoU") == 1  # rank 0 alone speaks
+    assert read_checkpoint(folder / "checkpoint.pt")["iteration"] == 2
+    assert (folder / "picture.png").stat().st_size > 0
