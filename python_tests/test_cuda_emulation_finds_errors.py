@@ -28,7 +28,7 @@ MUTATIONS = {
         "stream_fp32",
     ),
     "mask off by one": (
-        "stream.cuh",
+        "tile.cuh",
         "negative < same_class.y)",
         "negative <= same_class.y)",
         "stream_fp32",

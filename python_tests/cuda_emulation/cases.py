@@ -114,10 +114,15 @@ def assert_equals_oracle(call: Call, outcome: Outcome) -> tuple[float, float]:
         error = (outcome.gradients.double() - gradients).norm().item()
         norm = gradients.norm().item()
         stated = GRADIENT_ERROR[call.arithmetic] * max(1.0, 0.1 / call.temperature)
-        # What the type of the gradient itself cannot hold.
+        # What the type of the gradient itself cannot hold ...
         stated += torch.finfo(call.features1.dtype).eps
-        smallest = torch.finfo(call.features1.dtype).smallest_normal
-        floor = smallest * gradients.numel() ** 0.5
+        floor = torch.finfo(call.features1.dtype).smallest_normal * gradients.numel() ** 0.5
+        # ... and rounding before the projection, which may leave nothing but rounding (C = 1).
+        lengths = call.features1.double().norm(dim=1)
+        if call.features2 is not None:
+            towards1 = call.direction == 2
+            lengths = torch.where(towards1, call.features2.double().norm(dim=1), lengths)
+        floor += 2e-7 / call.temperature * (1 / lengths.clamp(min=1e-12)).norm().item()
         assert error <= stated * norm + floor, (
             f"gradients: relative error {error / max(norm, 1e-300):.2e} > {stated:.2e}"
         )

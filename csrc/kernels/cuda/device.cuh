@@ -190,6 +190,7 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
+    cudaGetLastError();  // the next one to ask must not be told of it again
     throw std::runtime_error(std::string("cac_ext: ") + what + ": " + cudaGetErrorString(error));
   }
 }

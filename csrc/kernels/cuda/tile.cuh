@@ -1,0 +1,266 @@
+// A tile of anchors and units of negatives in shared memory: how they lie there, how they come
+// there, and the two matrix products over them.
+#pragma once
+
+#include "kernels/cuda/arithmetic.cuh"
+#include "kernels/cuda/stream.h"
+#include "kernels/row_math.h"
+
+namespace cac::cuda {
+
+// Sizes follow the bytes of one row. Up to 256 bytes a warp holds 32 anchors, so that every
+// fragment of negatives is used twice; with longer rows their outputs would not fit the registers.
+// All that fp16 needs stays within the 64 KiB of sm_75, all else within the 99 KiB of sm_86.
+template <class Arithmetic, int kChannels_>
+struct TileShape {
+  using Element = typename Arithmetic::Element;
+  static constexpr int kChannels = kChannels_;
+  static constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Element));
+  static constexpr int kWarps = 4;
+  static constexpr int kThreads = 32 * kWarps;
+  // 16-row blocks of anchors a warp. Arithmetic::kSplit needs registers for more accumulators.
+  static constexpr int kBlocksOf16 = kRowBytes <= 256 && !Arithmetic::kSplit ? 2 : 1;
+  static constexpr int kWarpRows = 16 * kBlocksOf16;
+  static constexpr int kTileRows = kWarps * kWarpRows;
+  static constexpr int kNegatives = kRowBytes <= 256 ? 64 : 16384 / kRowBytes;
+  static constexpr int kStages = kRowBytes <= 128 ? 3 : 2;
+  static constexpr int kTileBytes = kTileRows * kRowBytes;
+  static constexpr int kStageBytes = kNegatives * kRowBytes;
+  static constexpr int kSharedBytes = kTileBytes + kStages * kStageBytes;
+  static constexpr int kChunks = kRowBytes / 16;  // 16-byte chunks of a row
+  static constexpr int kSteps = kRowBytes / 32;   // inner steps of S
+  static constexpr int kColumnBlocks = kNegatives / 8;
+  static constexpr int kOutputBlocks = kChannels / 8;
+};
+
+// Rows lie one behind the other with their 16-byte chunks permuted, so that the 8 rows of a matrix
+// that ldmatrix reads lie in different banks: chunk c of row r is at place c ^ (r % 8).
+template <class Shape>
+__device__ __forceinline__ int swizzled(int row, int chunk) {
+  return row * Shape::kRowBytes + ((chunk ^ (row & 7)) << 4);
+}
+
+// From the address of chunk 0 or 1 of a row to the one `chunks` (even) chunks further on. Rows
+// begin at multiples of 128 bytes, so within these the step is an exclusive or.
+__device__ __forceinline__ device::SharedAddress further(device::SharedAddress address,
+                                                         int chunks) {
+  return (address ^ ((chunks & 7) << 4)) + chunks / 8 * 128;
+}
+
+// Starts the copy of one unit; rows and channels that are not there become zero.
+template <class Shape, bool kGather>
+__device__ __forceinline__ void load_unit(const StreamParams& params, device::SharedAddress stage,
+                                          int first_negative) {
+  constexpr int kRowsAtOnce = Shape::kThreads / Shape::kChunks;
+  const ContrastiveProblem& problem = params.problem;
+  const int row_bytes =
+      static_cast<int>(problem.padded_channels) * static_cast<int>(sizeof(typename Shape::Element));
+  const int chunk = static_cast<int>(threadIdx.x) % Shape::kChunks;
+  const int first_row = static_cast<int>(threadIdx.x) / Shape::kChunks;
+  const char* source = static_cast<const char*>(problem.negatives) + chunk * 16;
+  const int64_t begin = static_cast<int64_t>(first_negative + first_row) * row_bytes;
+  const int rows_left =
+      chunk * 16 < row_bytes ? params.wave.num_negatives - first_negative - first_row : 0;
+  const device::SharedAddress destination = stage + swizzled<Shape>(first_row, chunk);
+#pragma unroll
+  for (int i = 0; i < Shape::kNegatives / kRowsAtOnce; ++i) {
+    const bool valid = i * kRowsAtOnce < rows_left;
+    int64_t offset = begin + static_cast<int64_t>(i * kRowsAtOnce) * row_bytes;
+    if (kGather && params.rows != nullptr && valid) {
+      offset = params.rows[first_negative + first_row + i * kRowsAtOnce] * row_bytes;
+    }
+    // first_row < kRowsAtOnce: the bits of the two parts of the row's number do not meet.
+    device::copy_async_16(
+        (destination ^ ((i * kRowsAtOnce & 7) << 4)) + i * kRowsAtOnce * Shape::kRowBytes,
+        source + (valid ? offset : 0), valid);
+  }
+}
+
+// Writes the warp's rows of the tile of anchors: unit length, rounded, zero where nothing is. The
+// barrier before the first unit makes them visible.
+template <class Shape, class Arithmetic>
+__device__ __forceinline__ void load_anchors(const StreamParams& params, char* tile_memory,
+                                             int first_slot, int num_active, int warp, int lane) {
+  using Element = typename Arithmetic::Element;
+  constexpr int kLane = Shape::kChannels / 32;
+  constexpr int kRowsAtOnce = 4;  // loads in flight hide each other's latency
+  const ContrastiveProblem& problem = params.problem;
+  const int channels = static_cast<int>(problem.channels);
+#pragma unroll 1
+  for (int first = 0; first < Shape::kWarpRows; first += kRowsAtOnce) {
+    float values[kRowsAtOnce][kLane];
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const int slot = first_slot + warp * Shape::kWarpRows + first + r;
+      const bool valid = slot < num_active;
+      const int64_t anchor = valid ? params.schedule.order[slot] : 0;
+      const int view = anchor_view(problem, valid ? problem.direction[anchor] : kTowards2);
+      const int64_t offset = anchor * problem.row_strides[view];
+#pragma unroll
+      for (int i = 0; i < kLane; ++i) {
+        const int channel = lane + 32 * i;
+        values[r][i] =
+            valid && channel < channels
+                ? load_element(problem.feature_dtype, problem.features[view], offset + channel)
+                : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      float inverse = 1.0f;
+      if (problem.normalize) {
+        float squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kLane; ++i) squares = fmaf(values[r][i], values[r][i], squares);
+        inverse = 1.0f / fmaxf(sqrtf(warp_sum(squares)), static_cast<float>(kMinNorm));
+      }
+      const int row = warp * Shape::kWarpRows + first + r;
+#pragma unroll
+      for (int i = 0; i < kLane; ++i) {
+        const int byte = (lane + 32 * i) * static_cast<int>(sizeof(Element));
+        *reinterpret_cast<Element*>(tile_memory + swizzled<Shape>(row, byte / 16) + byte % 16) =
+            Arithmetic::round(values[r][i] * inverse);
+      }
+    }
+  }
+}
+
+// scores = A N^T of the warp's anchors and one unit.
+template <class Shape, class Arithmetic>
+__device__ __forceinline__ void multiply_scores(
+    float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], device::SharedAddress tile,
+    device::SharedAddress stage, int warp, int lane) {
+  // See Arithmetic::kSplit.
+  constexpr int kStepsOfSum = Arithmetic::kSplit ? 4 : Shape::kSteps;
+  const device::SharedAddress anchors =
+      tile + swizzled<Shape>(warp * Shape::kWarpRows + lane % 16, lane / 16);
+  const device::SharedAddress negatives =
+      stage + swizzled<Shape>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+#pragma unroll
+  for (int first = 0; first < Shape::kSteps; first += kStepsOfSum) {
+    float sums[Shape::kBlocksOf16][Shape::kColumnBlocks][4] = {};
+#pragma unroll
+    for (int step = first; step < first + kStepsOfSum; ++step) {
+      uint32_t a[Shape::kBlocksOf16][4];
+#pragma unroll
+      for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+        device::load_matrices(a[m], further(anchors, 2 * step) + 16 * m * Shape::kRowBytes);
+      }
+#pragma unroll
+      for (int n = 0; n < Shape::kColumnBlocks; n += 2) {
+        uint32_t b[4];
+        device::load_matrices(b, further(negatives, 2 * step) + 8 * n * Shape::kRowBytes);
+#pragma unroll
+        for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+          Arithmetic::multiply(sums[m][n], a[m], b[0], b[1]);
+          Arithmetic::multiply(sums[m][n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+#pragma unroll
+      for (int n = 0; n < Shape::kColumnBlocks; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          scores[m][n][i] = first == 0 ? sums[m][n][i] : scores[m][n][i] + sums[m][n][i];
+        }
+      }
+    }
+  }
+}
+
+// outputs += P N, P being the probabilities that took the place of the scores.
+template <class Shape, class Arithmetic>
+__device__ __forceinline__ void multiply_outputs(
+    float (&outputs)[Shape::kBlocksOf16][Shape::kOutputBlocks][4],
+    const float (&p)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], device::SharedAddress stage,
+    int lane) {
+  if constexpr (sizeof(typename Arithmetic::Element) == 2) {
+    const device::SharedAddress negatives = stage + swizzled<Shape>(lane % 16, lane / 16);
+#pragma unroll
+    for (int n = 0; n < Shape::kColumnBlocks; n += 2) {
+      uint32_t a[Shape::kBlocksOf16][4];
+#pragma unroll
+      for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+        a[m][0] = Arithmetic::pack(p[m][n][0], p[m][n][1]);
+        a[m][1] = Arithmetic::pack(p[m][n][2], p[m][n][3]);
+        a[m][2] = Arithmetic::pack(p[m][n + 1][0], p[m][n + 1][1]);
+        a[m][3] = Arithmetic::pack(p[m][n + 1][2], p[m][n + 1][3]);
+      }
+#pragma unroll
+      for (int c = 0; c < Shape::kOutputBlocks; c += 2) {
+        uint32_t b[4];
+        device::load_matrices_transposed(b, further(negatives, c) + 8 * n * Shape::kRowBytes);
+#pragma unroll
+        for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+          Arithmetic::multiply(outputs[m][c], a[m], b[0], b[1]);
+          Arithmetic::multiply(outputs[m][c + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  } else {
+    // ldmatrix does not transpose 32-bit elements, so these are read one by one. The order in which
+    // 8 negatives are summed is free: with negative 2i taken as the i-th and 2i + 1 as the (i+4)-th
+    // the accumulators are the operand as they stand, and the reads meet all banks.
+    const int group = lane / 4;
+    const int pair = lane % 4;
+    const device::SharedAddress even = stage + swizzled<Shape>(2 * pair, group / 4) + group % 4 * 4;
+    const device::SharedAddress odd =
+        stage + swizzled<Shape>(2 * pair + 1, group / 4) + group % 4 * 4;
+#pragma unroll
+    for (int c = 0; c < Shape::kOutputBlocks; ++c) {
+      float sums[Shape::kBlocksOf16][4] = {};
+#pragma unroll
+      for (int n = 0; n < Shape::kColumnBlocks; ++n) {
+        const int rows = 8 * n * Shape::kRowBytes;
+        const uint32_t b0 = device::load_shared(further(even, 2 * c) + rows);
+        const uint32_t b1 = device::load_shared(further(odd, 2 * c) + rows);
+#pragma unroll
+        for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+          const uint32_t a[4] = {device::float_bits(p[m][n][0]), device::float_bits(p[m][n][2]),
+                                 device::float_bits(p[m][n][1]), device::float_bits(p[m][n][3])};
+          Arithmetic::multiply(Arithmetic::kSplit ? sums[m] : outputs[m][c], a, b0, b1);
+        }
+      }
+      if constexpr (Arithmetic::kSplit) {
+#pragma unroll
+        for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) outputs[m][c][i] += sums[m][i];
+        }
+      }
+    }
+  }
+}
+
+// Negatives of an anchor's own class, and those behind the last one, get the score -inf.
+template <class Shape>
+__device__ __forceinline__ void mask_scores(
+    float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
+    int first_slot, int num_active, int first_negative, int warp, int lane) {
+#pragma unroll
+  for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int slot = first_slot + warp * Shape::kWarpRows + 16 * m + 8 * half + lane / 4;
+      int2 same_class = make_int2(0, 0);
+      if (params.wave.mask_labels && slot < num_active) {
+        same_class = params.schedule.intervals[slot];
+      }
+#pragma unroll
+      for (int n = 0; n < Shape::kColumnBlocks; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int negative = first_negative + 8 * n + lane % 4 * 2 + i;
+          if ((negative >= same_class.x && negative < same_class.y) ||
+              negative >= params.wave.num_negatives) {
+            scores[m][n][2 * half + i] = -INFINITY;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace cac::cuda
