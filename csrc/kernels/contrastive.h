@@ -28,16 +28,16 @@ struct ContrastiveProblem {
   const void* features[2];  // [A, C]
   int64_t row_strides[2];   // in elements
   DType feature_dtype;
-  int64_t num_anchors;  // A
-  int64_t channels;     // C
+  int64_t num_anchors;      // A
+  int64_t channels;         // C
   const int8_t* direction;  // [A]
 
   // Negatives: unit length, sorted by label, channels padded with zeros, contiguous. The negatives
   // that share anchor i's label are the rows [same_class_begin[i], same_class_end[i]).
   const void* negatives;  // [N, padded_channels]
   DType negative_dtype;
-  int64_t num_negatives;    // N
-  int64_t padded_channels;  // Cp >= C
+  int64_t num_negatives;            // N
+  int64_t padded_channels;          // Cp >= C
   const int64_t* same_class_begin;  // [A]
   const int64_t* same_class_end;    // [A]
 
