@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folders import assert_identical
 
 from cac_ext.train import loop
 from cac_ext.train.checkpoint import read_checkpoint
@@ -88,7 +89,7 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
     assert resumed.miou == unbroken.miou
     states = [read_checkpoint(result.folder / "checkpoint.pt") for result in (unbroken, resumed)]
     for part in ("model", "optimizer", "bank", "random"):
-        _assert_identical(states[0][part], states[1][part], part)
+        assert_identical(states[0][part], states[1][part], part)
     losses = []
     for result in (unbroken, resumed):
         lines = [json.loads(x) for x in (result.folder / "metrics.jsonl").read_text().splitlines()]
@@ -104,7 +105,7 @@ def test_the_number_of_workers_does_not_change_the_result(tmp_path: Path, seed: 
         folder = tmp_path / str(workers)
         train(config, folder, progress=False)
         results.append(read_checkpoint(folder / "checkpoint.pt")["model"])
-    _assert_identical(*results, "model")
+    assert_identical(*results, "model")
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -156,19 +157,3 @@ def test_compare_ends_with_a_table_and_a_picture(
     # Once more: nothing is trained again, the table is the same.
     assert main([*arguments, "--methods", "sup_only,cac", "--seeds", "4,5"]) == 0
     assert table.partition("\nmethod")[2] == capsys.readouterr().out.partition("\nmethod")[2]
-
-
-def _assert_identical(one: object, other: object, where: str) -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            _assert_identical(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list):
-        assert len(one) == len(other), where
-        for index, (first, second) in enumerate(zip(one, other, strict=True)):
-            _assert_identical(first, second, f"{where}[{index}]")
-    else:
-        assert one == other, where

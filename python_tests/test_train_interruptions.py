@@ -1,0 +1,270 @@
+"""Whatever ends a run, nothing that was saved is lost, and going on equals never having stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from run_folders import assert_same_run
+
+from cac_ext.train import files, loop
+from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.cli import main
+from cac_ext.train.config import load
+from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
+from cac_ext.train.loop import train
+from cac_ext.train.signals import TrainingStopped
+
+TINY = [
+    "device=cpu",
+    "network.width=16",
+    "augment.crop_size=33",
+    "data.synthetic.image_size=48",
+    "data.synthetic.labelled=6",
+    "data.synthetic.unlabelled=10",
+    "data.synthetic.validation=4",
+    "schedule.epochs=6",
+    "schedule.iterations_per_epoch=2",
+    "schedule.warmup_epochs=1",
+    "schedule.evaluate_every=2",
+    "schedule.labelled_batch=2",
+    "schedule.unlabelled_batch=2",
+    "schedule.log_every=1",
+    "method.confidence_threshold=0.1",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The maps are small: more threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _train(overrides: list[str], folder: Path) -> None:
+    torch.set_num_threads(1)
+    train(load("synthetic", overrides), folder, resume=True, progress=False)
+
+
+def test_a_run_killed_at_random_moments_equals_an_unbroken_one(tmp_path: Path, seed: int) -> None:
+    overrides = [*TINY, f"seed={seed}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = processes.start(_train, overrides, whole)
+    _wait_for(whole / "config.yaml", unbroken)
+    began = time.monotonic()
+    unbroken.join()
+    duration = time.monotonic() - began
+
+    moments, kills = random.Random(seed), 0
+    for _ in range(3):
+        child = processes.start(_train, overrides, broken)
+        _wait_for(broken / "config.yaml", child)
+        child.join(timeout=moments.uniform(0, 0.8 * duration))
+        kills += child.is_alive()
+        child.kill()
+        child.join()
+    assert kills
+    processes.start(_train, overrides, broken).join()
+    assert_same_run(whole, broken)
+
+
+def test_a_run_killed_while_it_saves_keeps_the_earlier_checkpoint(
+    tmp_path: Path, seed: int
+) -> None:
+    overrides = [*TINY, f"seed={seed}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for count in (1, 2, 3):  # the first checkpoint, and ones over an earlier one
+        child = processes.start(_train_and_die_in_save, overrides, broken, count)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        if count > 1:
+            read_checkpoint(broken / "checkpoint.pt")
+    processes.start(_train, overrides, broken).join()
+    processes.start(_train, overrides, whole).join()
+    assert_same_run(whole, broken)
+
+
+def _train_and_die_in_save(overrides: list[str], folder: Path, count: int) -> None:
+    replace, saved = os.replace, 0
+
+    def die(source, target) -> None:
+        nonlocal saved
+        saved += Path(target).name == "checkpoint.pt"
+        if saved == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    files.os.replace = die
+    _train(overrides, folder)
+
+
+def _wait_for(path: Path, child) -> None:
+    while not path.exists() and child.is_alive():
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_finishes_the_step_saves_and_says_so(
+    workers: int, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    overrides = [*TINY, f"seed={seed}", f"data.num_workers={workers}", "schedule.epochs=4"]
+    at = random.Random(seed).choice((2, 4, 6))  # in the middle of an epoch once it is finished
+    compute_losses = loop.compute_losses
+
+    def terminate(*arguments):
+        if arguments[5] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute_losses(*arguments)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    monkeypatch.setattr(loop, "compute_losses", terminate)
+    arguments = ["train", "synthetic", *overrides, "--folder", str(broken)]
+    assert main(arguments) == 143
+    message = capsys.readouterr().err
+    assert f"after iteration {at + 1} of 8" in message
+    assert f"cac-ext resume {broken}" in message
+    assert read_checkpoint(broken / "checkpoint.pt")["iteration"] == at + 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    monkeypatch.setattr(loop, "compute_losses", compute_losses)
+    if not workers:  # once is enough
+        assert main(["resume", str(broken)]) == 0
+        train(load("synthetic", overrides), whole, progress=False)
+        assert_same_run(whole, broken)
+
+
+def test_sigterm_in_the_last_step_ends_the_run_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_losses = loop.compute_losses
+
+    def terminate(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compute_losses(*arguments)
+
+    config = load("synthetic", [*TINY, "schedule.epochs=1", "schedule.iterations_per_epoch=1"])
+    monkeypatch.setattr(loop, "compute_losses", terminate)
+    train(config, tmp_path, progress=False)
+    with pytest.raises(TrainingStopped):
+        train(load("synthetic", TINY), tmp_path / "longer", progress=False)
+
+
+@contextmanager
+def _full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond ``size`` bytes: what is beyond fails, as on a full disk."""
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+
+
+def test_a_full_disk_is_told_and_the_earlier_checkpoint_kept(tmp_path: Path, monkeypatch) -> None:
+    config = load("synthetic", [*TINY, "schedule.epochs=2"])
+    save_checkpoint, count = loop.save_checkpoint, 0
+
+    def save(*arguments):
+        nonlocal count
+        count += 1
+        with _full_disk(20_000 if count == 2 else 10**9):
+            save_checkpoint(*arguments)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint") as error:
+        train(config, tmp_path, progress=False)
+    assert "the earlier checkpoint is kept" in str(error.value)
+    assert f"cac-ext resume {tmp_path}" in str(error.value)
+    assert not list(tmp_path.glob("*.partial"))
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 2
+    train(config, tmp_path, resume=True, progress=False)
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 4
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot write into the run folder"):
+        train(load("synthetic", TINY), tmp_path / "file" / "run", progress=False)
+
+
+def test_a_foreign_checkpoint_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    for content in ({"state_dict": {}}, [1, 2], {"format": "cac_ext checkpoint 0"}):
+        torch.save(content, path)
+        before = path.read_bytes()
+        with pytest.raises(CheckpointError, match="not a checkpoint written by this version"):
+            train(load("synthetic", TINY), tmp_path, resume=True, progress=False)
+        assert path.read_bytes() == before
+
+
+def _spoil(monkeypatch: pytest.MonkeyPatch, where: str, at: range) -> None:
+    """Makes the steps ``at`` not finite: in their images, or in their gradients alone."""
+    compute_losses = loop.compute_losses
+
+    def spoiled(*arguments):
+        labelled, pairs, iteration = arguments[3:6]
+        if iteration in at and where != "gradient":
+            (labelled["image"] if where == "labelled" else pairs["view2"])[0, 0, 0, 0] = torch.nan
+        losses = compute_losses(*arguments)
+        if iteration in at and where == "gradient":
+            losses.total = losses.total + losses.total * torch.inf
+        return losses
+
+    monkeypatch.setattr(loop, "compute_losses", spoiled)
+
+
+@pytest.mark.parametrize("where", ["labelled", "view", "gradient"])
+def test_a_step_that_is_not_finite_stops_the_run_and_keeps_its_batch(
+    where: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _spoil(monkeypatch, where, range(5, 6))
+    with pytest.raises(NonFiniteError, match="iteration 5 is not finite") as error:
+        train(load("synthetic", [*TINY, f"seed={seed}"]), tmp_path, progress=False)
+    path = tmp_path / "nonfinite-5-rank0.pt"
+    assert str(path) in str(error.value)
+    kept = torch.load(path, weights_only=True)
+    assert kept["labelled"]["image"].shape == (2, 3, 33, 33)
+    assert kept["pairs"]["view1"].shape == (2, 3, 33, 33)
+    assert kept["iteration"] == 5
+    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["iteration"] == 4
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("where", ["labelled", "view", "gradient"])
+def test_a_step_that_is_not_finite_can_be_skipped(
+    where: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _spoil(monkeypatch, where, range(5, 7))
+    config = load("synthetic", [*TINY, f"seed={seed}", "run.nonfinite=skip"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(config, tmp_path, progress=False)
+    skipped = [str(w.message) for w in caught if "not finite: skipped" in str(w.message)]
+    assert len(skipped) == 2
+    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["iteration"] == 12
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert all(tensor.isfinite().all() for tensor in state["bank"]["features"])
+
+
+def test_skipping_ends_when_nothing_else_happens(tmp_path: Path, monkeypatch) -> None:
+    _spoil(monkeypatch, "labelled", range(100))
+    config = load("synthetic", [*TINY, "run.nonfinite=skip", "schedule.epochs=20"])
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(NonFiniteError, match="as in 20 steps before it"),
+    ):
+        train(config, tmp_path, progress=False)
