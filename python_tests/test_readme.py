@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -24,6 +25,14 @@ def test_the_figures_come_from_committed_results():
         command, cwd=README.parent, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_three_seeds_are_those_of_the_committed_runs():
+    (path,) = re.findall(r"\[results\]\((.*?)\)", README.read_text())
+    for record in json.loads((README.parent / path).read_text()):
+        name = {"sup_only": "SupOnly", "cac": "CAC (ours)"}[record["method"]]
+        (row,) = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", README.read_text(), re.M)
+        assert row.split(" | ")[record["seed"]] == f"{100 * record['miou']:.2f}"
 
 
 def test_every_path_in_the_text_exists():
