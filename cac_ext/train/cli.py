@@ -14,6 +14,7 @@ from pathlib import Path
 from cac_ext.train import config as configuration
 from cac_ext.train.data_commands import add_data_commands
 from cac_ext.train.errors import ConfigError, UserError
+from cac_ext.train.run_commands import add_run_commands
 from cac_ext.train.signals import TrainingStopped
 
 _CONFIG_HELP = "a shipped configuration ({shipped}) or the path of a YAML file"
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cac-ext",
         description="Semi-supervised semantic segmentation with directional context-aware "
-        "consistency: train it, compare it.",
+        "consistency: train it, compare it, evaluate it, use it.",
         epilog="Shipped configurations: " + ", ".join(configuration.shipped()),
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -117,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
     show.set_defaults(command=_show)
 
+    add_run_commands(commands)
     add_data_commands(commands, config_help, _OVERRIDES_HELP)
     return parser
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
-from cac_ext.train.data.augment import normalise
 from cac_ext.train.distributed import ALONE, Processes
+from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.signals import leave_signals_to_the_main_process
 
@@ -31,30 +30,24 @@ class Evaluation:
         return (intersection / union).tolist()
 
     @property
+    def class_accuracy(self) -> list[float]:
+        """Share of each class's pixels that are predicted as it, nan where it does not occur."""
+        return (self.confusion.diagonal().double() / self.confusion.sum(1)).tolist()
+
+    @property
+    def class_precision(self) -> list[float]:
+        """Share of the pixels predicted as a class that are of it, nan where there are none."""
+        return (self.confusion.diagonal().double() / self.confusion.sum(0)).tolist()
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of all counted pixels that are right, in [0, 1]."""
+        return (self.confusion.diagonal().sum().double() / self.confusion.sum()).item()
+
+    @property
     def miou(self) -> float:
         """Mean of the classes that occur, in [0, 1], unrounded."""
         return torch.tensor(self.class_iou, dtype=torch.float64).nanmean().item()
-
-
-@torch.no_grad()
-def predict_logits(network: SegmentationNetwork, image: Tensor) -> Tensor:
-    """Logits ``[1, K, H, W]`` of a uint8 image ``[3, H, W]`` of any size, on the network's device.
-
-    The image is padded by reflection to a size that fits the feature grid, and cropped back.
-    """
-    device = next(network.parameters()).device
-    height, width = image.shape[-2:]
-    missing_y = network.grid.fitting_size(height) - height
-    missing_x = network.grid.fitting_size(width) - width
-    batch = normalise(image.to(device))[None]  # [1, 3, H, W]
-    mode = "reflect" if missing_y < height and missing_x < width else "replicate"
-    batch = F.pad(batch, (0, missing_x, 0, missing_y), mode=mode)
-    return network(batch)[..., :height, :width]
-
-
-def predict(network: SegmentationNetwork, image: Tensor) -> Tensor:
-    """Class of each pixel, ``[3, H, W] uint8 -> [H, W]`` int64."""
-    return predict_logits(network, image).argmax(dim=1)[0]
 
 
 def evaluate(
@@ -66,6 +59,7 @@ def evaluate(
     num_workers: int = 0,
     progress: bool = True,
     processes: Processes = ALONE,
+    inference: Inference = SINGLE_SCALE,
 ) -> Evaluation:
     """Evaluates a network on all images of a data set with masks. Leaves its mode as it was.
 
@@ -87,6 +81,6 @@ def evaluate(
     )
     for sample in tqdm(loader, "evaluate", unit="image", leave=False, disable=not progress):
         truth = sample["mask"].to(device).long()  # [H, W]
-        confusion.update(predict(network, sample["image"]), truth)
+        confusion.update(predict(network, sample["image"], inference), truth)
     network.train(was_training)
     return Evaluation(processes.sum(confusion.compute().long()).cpu())

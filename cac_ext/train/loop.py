@@ -13,6 +13,7 @@ from cac_ext.train.checkpoint import read_checkpoint, restore, save_checkpoint
 from cac_ext.train.config import Config, to_yaml
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
+from cac_ext.train.data.classes import save_classes
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.distributed import (
@@ -106,7 +107,7 @@ def train(
             state, checkpoint, config, model, optimizer, scaler, bank, device, processes
         )
     if processes.is_main:
-        _prepare_folder(folder, config)
+        _prepare_folder(folder, config, splits)
 
     # Batches, from this iteration on. SupOnly and the warm-up know no crop pairs.
     schedule = config.schedule
@@ -215,10 +216,11 @@ def _build_bank(config: Config, processes: Processes) -> MemoryBank:
     return MemoryBank(selected_num, config.method.step_save)
 
 
-def _prepare_folder(folder: Path, config: Config) -> None:
+def _prepare_folder(folder: Path, config: Config, splits: DatasetSplits) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_whole(folder / "config.yaml", to_yaml(config))
+        save_classes(folder, splits)
     except OSError as error:
         raise ConfigError(
             f"cannot write into the run folder {folder}: {error}. Give another one by --folder or "

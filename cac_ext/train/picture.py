@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.evaluate import predict
+from cac_ext.train.data.classes import Classes
+from cac_ext.train.inference import predict
 from cac_ext.train.networks import SegmentationNetwork
 
 _IGNORED_COLOUR = (255, 255, 255)
 
 
-def class_colours(splits: DatasetSplits) -> np.ndarray:
+def class_colours(splits: DatasetSplits | Classes) -> np.ndarray:
     """RGB of each class, ``[K, 3]`` uint8: the data set's own, or matplotlib's."""
     if splits.palette is not None:
         return np.array(splits.palette, np.uint8)
@@ -31,7 +32,7 @@ def class_colours(splits: DatasetSplits) -> np.ndarray:
     return (255 * colours(places)[:, :3]).astype(np.uint8)
 
 
-def colour_mask(mask: torch.Tensor, splits: DatasetSplits) -> np.ndarray:
+def colour_mask(mask: torch.Tensor, splits: DatasetSplits | Classes) -> np.ndarray:
     """Class ids ``[H, W]`` to RGB ``[H, W, 3]``; ignored pixels are white."""
     table = np.full((max(256, splits.ignore_index + 1), 3), _IGNORED_COLOUR, np.uint8)
     table[: splits.num_classes] = class_colours(splits)
@@ -85,4 +86,28 @@ def save_panel(
         ncols=min(8, splits.num_classes),
         frameon=False,
     )
+    figure.savefig(path, dpi=110)
+
+
+def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[str]) -> None:
+    """Writes a picture of a confusion matrix ``[K, K]``: of each true class, the shares in percent.
+
+    The numbers stand in it where there is room for them.
+    """
+    shares = 100 * confusion.double() / confusion.sum(1, keepdim=True)  # nan: does not occur
+    count = len(class_names)
+    side = min(3 + 0.45 * count, 30)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares.numpy(), vmin=0, vmax=100, cmap="Blues")
+    figure.colorbar(image, label="% of the true class's pixels", shrink=0.8)
+    axis.set_xticks(range(count), class_names, rotation=90)
+    axis.set_yticks(range(count), class_names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    if count <= 30:
+        for row, column in (~shares.isnan() & (shares >= 0.5)).nonzero().tolist():
+            value = shares[row, column].item()
+            colour = "white" if value > 50 else "black"
+            axis.text(column, row, f"{value:.0f}", color=colour, ha="center", va="center", size=7)
     figure.savefig(path, dpi=110)

@@ -1,0 +1,107 @@
+"""What a network makes of an image of any size: in one go, at several scales, by windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
+
+from cac_ext.train.data.augment import normalise
+from cac_ext.train.networks import SegmentationNetwork
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image is shown to the network; as it comes, once and whole at its own size.
+
+    Attributes:
+        scales: factors of the image's size; the class probabilities are averaged.
+        flip: average with those of the mirrored image.
+        window: side in pixels of the windows that slide over the (scaled) image, overlapping by a
+            third at least; None shows all of it at once.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: int | None = None
+
+    def __str__(self) -> str:
+        parts = ["scale " + " ".join(f"{scale:g}" for scale in self.scales)]
+        parts += ["flip"] * self.flip
+        parts += [f"window {self.window}"] if self.window else []
+        return ", ".join(parts)
+
+
+SINGLE_SCALE = Inference()
+
+
+@torch.no_grad()
+def predict_logits(network: SegmentationNetwork, image: Tensor) -> Tensor:
+    """Logits ``[1, K, H, W]`` of a uint8 image ``[3, H, W]`` of any size, on the network's device.
+
+    The image is padded by reflection to a size that fits the feature grid, and cropped back.
+    """
+    device = next(network.parameters()).device
+    height, width = image.shape[-2:]
+    missing_y = network.grid.fitting_size(height) - height
+    missing_x = network.grid.fitting_size(width) - width
+    batch = normalise(image.to(device))[None]  # [1, 3, H, W]
+    mode = "reflect" if missing_y < height and missing_x < width else "replicate"
+    batch = F.pad(batch, (0, missing_x, 0, missing_y), mode=mode)
+    return network(batch)[..., :height, :width]
+
+
+def class_probabilities(
+    network: SegmentationNetwork, image: Tensor, inference: Inference = SINGLE_SCALE
+) -> Tensor:
+    """Class probabilities ``[K, H, W]`` of a uint8 image ``[3, H, W]``, on the network's device."""
+    height, width = image.shape[-2:]
+    total, views = 0.0, 0
+    for scale in inference.scales:
+        size = [max(1, round(scale * height)), max(1, round(scale * width))]
+        scaled = image if size == [height, width] else VF.resize(image, size)
+        for flip in (False, True)[: 1 + inference.flip]:
+            seen = scaled.flip(-1) if flip else scaled
+            probabilities = _by_windows(network, seen, inference.window)  # [1, K, *size]
+            probabilities = probabilities.flip(-1) if flip else probabilities
+            if size != [height, width]:
+                probabilities = F.interpolate(probabilities, (height, width), mode="bilinear")
+            total, views = total + probabilities[0], views + 1
+    return total / views
+
+
+def predict(
+    network: SegmentationNetwork, image: Tensor, inference: Inference = SINGLE_SCALE
+) -> Tensor:
+    """Class of each pixel, ``[3, H, W] uint8 -> [H, W]`` int64."""
+    if inference == SINGLE_SCALE:
+        return predict_logits(network, image).argmax(dim=1)[0]
+    return class_probabilities(network, image, inference).argmax(dim=0)
+
+
+def _by_windows(network: SegmentationNetwork, image: Tensor, window: int | None) -> Tensor:
+    """Class probabilities ``[1, K, H, W]``, each pixel's averaged over the windows that see it."""
+    height, width = image.shape[-2:]
+    if window is None or window >= max(height, width):
+        return predict_logits(network, image).softmax(dim=1)
+    total, counts = 0.0, torch.zeros(height, width)
+    for top in _starts(height, window):
+        for left in _starts(width, window):
+            crop = image[:, top : top + window, left : left + window]
+            probabilities = predict_logits(network, crop).softmax(dim=1)
+            margins = [left, width - left - crop.shape[2], top, height - top - crop.shape[1]]
+            total = total + F.pad(probabilities, margins)
+            counts[top : top + window, left : left + window] += 1
+    return total / counts.to(total.device)
+
+
+def _starts(size: int, window: int) -> Iterator[int]:
+    """Where windows begin: evenly, so that they reach both ends and overlap by a third at least."""
+    steps = math.ceil(max(size - window, 0) / max(1, window * 2 // 3))
+    for step in range(steps + 1):
+        yield round(step * (size - window) / steps) if steps else 0
