@@ -1,0 +1,107 @@
+"""Mixed precision, memory layout and compilation: options that leave the training what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cac_ext.train import loop
+from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.config import load
+from cac_ext.train.errors import ConfigError
+from cac_ext.train.loop import train
+from cac_ext.train.projector import Projector
+
+TINY = [
+    "device=cpu",
+    "network.width=16",
+    "network.dropout=0",
+    "augment.crop_size=33",
+    "data.synthetic.image_size=48",
+    "data.synthetic.labelled=4",
+    "data.synthetic.unlabelled=8",
+    "data.synthetic.validation=2",
+    "schedule.epochs=2",
+    "schedule.iterations_per_epoch=2",
+    "schedule.warmup_epochs=1",
+    "schedule.labelled_batch=2",
+    "schedule.unlabelled_batch=2",
+    "schedule.log_every=1",
+    "method.confidence_threshold=0.1",
+    "optimizer.learning_rate=0.001",
+]
+
+
+def _losses(folder: Path, *overrides: str) -> list[float]:
+    train(load("synthetic", [*TINY, *overrides]), folder, progress=False)
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        ("run.precision=bf16", 0.05),
+        ("run.precision=fp16", 0.02),
+        ("run.channels_last=true", 1e-3),
+        pytest.param("run.compile=true", 1e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_an_option_changes_the_losses_by_rounding_only(
+    option: str, tolerance: float, tmp_path: Path, seed: int
+) -> None:
+    plain = _losses(tmp_path / "plain", f"seed={seed}")
+    other = _losses(tmp_path / "other", f"seed={seed}", option)
+    assert other == pytest.approx(plain, rel=tolerance)
+    assert other != plain or "compile" in option or "channels" in option
+    state = read_checkpoint(tmp_path / "other" / "checkpoint.pt")
+    floats = [tensor for tensor in state["model"].values() if tensor.is_floating_point()]
+    assert all(tensor.dtype == torch.float32 for tensor in floats)
+
+
+def test_the_loss_scale_of_fp16_is_kept(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scalers = []
+    save_checkpoint = loop.save_checkpoint
+
+    def save(*arguments):
+        (scaler,) = [a for a in arguments if isinstance(a, torch.amp.GradScaler)]
+        if not scalers:
+            scaler.update(new_scale=128.0)
+        scalers.append(scaler.get_scale())
+        save_checkpoint(*arguments)
+        if len(scalers) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    config = load("synthetic", [*TINY, f"seed={seed}", "run.precision=fp16"])
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, progress=False)
+    train(config, tmp_path, resume=True, progress=False)
+    assert scalers == [128.0, 128.0]
+
+
+def test_projections_have_length_1_in_float32_under_autocast(seed: int) -> None:
+    torch.manual_seed(seed)
+    projector = Projector(8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        projections = projector(torch.randn(2, 8, 5, 5))
+    assert projections.dtype == torch.float32
+    torch.testing.assert_close(projections.norm(dim=1), torch.ones(2, 5, 5))
+
+
+def test_speed_and_memory_are_logged(tmp_path: Path) -> None:
+    train(load("synthetic", TINY), tmp_path, progress=False)
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    for line in (line for line in lines if line["split"] == "train"):
+        assert line["images_per_second"] > 0
+        assert 50 < line["memory_mib"] < 1e6
+
+
+def test_a_precision_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"run\.precision.*fp8"):
+        load("synthetic", ["run.precision=fp8"])
