@@ -15,6 +15,10 @@ The way of the data, and the file of each part:
     evaluate.py         mIoU at the images' original size
     run_log.py          progress bar, metrics.jsonl, TensorBoard
     compare.py          several methods (methods.py) at equal iterations; picture.py
+    weak/               pseudo labels from image-level labels, by an image classifier
+    self_training.py    pseudo labels from a teacher
+    prepare.py          makes either where a run needs them
+    tables.py           the paper's tables as configurations; ablate.py trains their rows
     cli.py              the command `cac-ext`
 
 What is random is drawn from the run's seed and the iteration (seeding.py), so that the same

@@ -19,6 +19,8 @@ from cac_ext.train.step import TrainingModel
 _FORMAT = "cac_ext checkpoint 2"
 #: Settings that may differ between a run and its continuation: they do not change the result.
 _FREE_KEYS = ("name", "output", "data.num_workers", "data.root")
+#: Folders that may have been moved; whether there is one does change the result.
+_MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels")
 
 
 def save_checkpoint(
@@ -144,6 +146,8 @@ def _differences(saved: dict, current: dict, prefix: str = "") -> list[str]:
         there, here = saved.get(key), current.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
             found += _differences(there, here, f"{full_key}.")
+        elif full_key in _MOVABLE_KEYS and there and here:
+            continue
         elif there != here and full_key not in _FREE_KEYS:
             found.append(f"{full_key} is {there} there and {here} here")
     return found

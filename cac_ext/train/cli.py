@@ -14,8 +14,10 @@ from pathlib import Path
 from cac_ext.train import config as configuration
 from cac_ext.train.data_commands import add_data_commands
 from cac_ext.train.errors import ConfigError, UserError
+from cac_ext.train.pseudo_label_commands import add_pseudo_label_commands
 from cac_ext.train.run_commands import add_run_commands
 from cac_ext.train.signals import TrainingStopped
+from cac_ext.train.table_commands import add_table_commands
 
 _CONFIG_HELP = "a shipped configuration ({shipped}) or the path of a YAML file"
 _OVERRIDES_HELP = "settings that replace those of CONFIG, e.g. schedule.epochs=2 augment.flip=0"
@@ -120,6 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_run_commands(commands)
     add_data_commands(commands, config_help, _OVERRIDES_HELP)
+    add_pseudo_label_commands(commands, config_help, _OVERRIDES_HELP)
+    add_table_commands(commands, config_help, _OVERRIDES_HELP)
     return parser
 
 

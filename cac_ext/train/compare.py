@@ -13,6 +13,7 @@ from cac_ext.train.errors import ConfigError
 from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.methods import method_overrides, title
 from cac_ext.train.picture import save_panel
+from cac_ext.train.prepare import prepare
 
 
 def plan(
@@ -39,8 +40,9 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     for number, ((method, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {method} seed {seed}"
         run_folder = folder / f"{method}-seed{seed}"
+        ready = prepare(config, folder, label=label, progress=progress)
         results[method, seed] = train(
-            config, run_folder, label=label, resume=True, progress=progress
+            ready, run_folder, label=label, resume=True, progress=progress
         )
 
     table = format_table({key: result.miou for key, result in results.items()})

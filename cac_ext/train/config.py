@@ -103,6 +103,43 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
+class WeakConfig:
+    """Image-level labels of the unlabelled images (`weak/`), paper section 3.5."""
+
+    # Masks of the unlabelled images, a folder that `cac-ext weak make-labels` wrote; null: the
+    # semi-supervised setting; auto: made before training (`cac-ext compare` and `ablate`).
+    pseudo_labels: Optional[str] = None
+    weight: float = 0.4  # lambda_w of Eq. 10, at its full height
+    rampup: float = 0.1  # share of the iterations in which it rises
+    image_labels: Optional[str] = None  # file of lines "image id id ..."; null: from known masks
+
+
+@dataclass(frozen=True)
+class ImageClassifierConfig:
+    """The classifier whose class activation maps become `weak`'s masks (`weak/classifier.py`)."""
+
+    network: Literal["auto", "resnet50", "small"] = "auto"  # auto: small for the small network
+    weights: Optional[str] = None  # of a resnet50, as network.weights
+    crop_size: Optional[int] = None  # pixels; null: 1.6 augment.crop_size, which is 512 for VOC
+    epochs: int = 5
+    batch: int = 16
+    learning_rate: float = 0.1
+    scales: list[float] = field(default_factory=lambda: [1.0, 0.5, 1.5, 2.0])
+    foreground: float = 0.30  # an activation above is of its class,
+    background: float = 0.05  # all of them below: background; what is between is ignored
+
+
+@dataclass(frozen=True)
+class SelfTrainingConfig:
+    """A student of a supervised teacher ("ST" of Table 3, `self_training.py`)."""
+
+    # Masks of the unlabelled images, a folder that `cac-ext self-training make-labels` wrote;
+    # null: none; auto: made before training (`cac-ext compare` and `ablate`).
+    pseudo_labels: Optional[str] = None
+    confidence_threshold: float = 0.5  # pixels of which the teacher is less sure are ignored
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """SGD with poly decay (`optimizer.py`)."""
 
@@ -151,6 +188,9 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    weak: WeakConfig = field(default_factory=WeakConfig)
+    image_classifier: ImageClassifierConfig = field(default_factory=ImageClassifierConfig)
+    self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -290,6 +330,9 @@ def _check_values(config: Config) -> None:
         "network.width": config.network.width,
         "method.temperature": method.temperature,
         "method.projector_channels": method.projector_channels,
+        "image_classifier.epochs": config.image_classifier.epochs,
+        "image_classifier.batch": config.image_classifier.batch,
+        "image_classifier.learning_rate": config.image_classifier.learning_rate,
         "optimizer.learning_rate": config.optimizer.learning_rate,
         "schedule.epochs": config.schedule.epochs,
         "schedule.iterations_per_epoch": config.schedule.iterations_per_epoch,
@@ -305,6 +348,7 @@ def _check_values(config: Config) -> None:
         "data.synthetic.unlabelled": synthetic.unlabelled,
         "method.unsupervised_weight": method.unsupervised_weight,
         "method.step_save": method.step_save,
+        "weak.weight": config.weak.weight,
         "optimizer.weight_decay": config.optimizer.weight_decay,
         "schedule.warmup_epochs": config.schedule.warmup_epochs,
     }
@@ -315,6 +359,9 @@ def _check_values(config: Config) -> None:
         "augment.grey": augment.grey,
         "network.dropout": config.network.dropout,
         "method.confidence_threshold": method.confidence_threshold,
+        "self_training.confidence_threshold": config.self_training.confidence_threshold,
+        "weak.rampup": config.weak.rampup,
+        "image_classifier.foreground": config.image_classifier.foreground,
     }
     ranges = {
         "augment.labelled_scale": augment.labelled_scale,
@@ -330,6 +377,17 @@ def _check_values(config: Config) -> None:
     for key, (low, high) in ranges.items():
         _require(0 < low <= high, key, [low, high], "[low, high] with 0 < low <= high")
     _require(method.iou_range[1] <= 1, "method.iou_range", list(method.iou_range), "at most 1")
+    maps = config.image_classifier
+    _require(
+        0 <= maps.background <= maps.foreground,
+        "image_classifier.background",
+        maps.background,
+        f"within 0 and image_classifier.foreground, {maps.foreground}",
+    )
+    scales = maps.scales
+    _require(bool(scales) and min(scales) > 0, "image_classifier.scales", scales, "greater than 0")
+    if maps.crop_size is not None:
+        _require(maps.crop_size > 0, "image_classifier.crop_size", maps.crop_size, "> 0 or null")
     if method.selected_num is not None:
         _require(method.selected_num > 0, "method.selected_num", method.selected_num, "> 0 or null")
 

@@ -68,7 +68,7 @@ def _split(options: argparse.Namespace) -> None:
 
     config = configuration.load(options.config, options.overrides)
     ratios = {parse_ratio(text): None for text in options.ratios.split(",")}  # each once
-    seeds = _seeds(options.seeds)
+    seeds = parse_seeds(options.seeds)
     whole = replace(config.data, labelled_ratio=None, unlabelled_list=None)
     images = build_datasets(whole).labelled
     if not isinstance(images, ImageFiles):
@@ -110,7 +110,8 @@ def _check(options: argparse.Namespace) -> int:
     return _FAULTY if report.problems else 0
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
+    """``"0,1,2"`` to integers; ConfigError for anything else."""
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise ConfigError(f"--seeds takes integers separated by commas, but got {text!r}")
     return [int(part) for part in text.split(",")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from cac_ext.train.checkpoint import read_checkpoint, restore, save_checkpoint
 from cac_ext.train.config import Config, to_yaml
@@ -15,6 +16,7 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
 from cac_ext.train.data.classes import save_classes
 from cac_ext.train.data.crop_pair import CropPairSampler
+from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.distributed import (
     Processes,
@@ -33,6 +35,7 @@ from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.picture import save_panel
 from cac_ext.train.run_log import NoLog, RunLog, peak_memory
 from cac_ext.train.seeding import derive_seed
+from cac_ext.train.self_training import concatenate
 from cac_ext.train.signals import StopRequest, TrainingStopped
 from cac_ext.train.step import TrainingModel, build_model, compute_losses
 
@@ -112,9 +115,9 @@ def train(
     # Batches, from this iteration on. SupOnly and the warm-up know no crop pairs.
     schedule = config.schedule
     first_pairs = config.iterations
-    if config.method.unsupervised_weight > 0:
+    if config.method.unsupervised_weight > 0 or config.weak.pseudo_labels:
         first_pairs = schedule.warmup_epochs * schedule.iterations_per_epoch
-    labelled_batches = iter(_labelled_loader(config, splits, device, iteration, processes))
+    labelled_batches = _labelled_batches(config, splits, device, iteration, processes)
     if first_pairs < config.iterations:
         start = max(iteration, first_pairs)
         pair_batches = iter(_pair_loader(config, splits, network, device, start, processes))
@@ -168,7 +171,8 @@ def train(
 
             log.step()
             if iteration % schedule.log_every == 0 and losses.finite:
-                images = schedule.labelled_batch + (schedule.unlabelled_batch if pairs else 0)
+                both = pairs or config.self_training.pseudo_labels
+                images = schedule.labelled_batch + (schedule.unlabelled_batch if both else 0)
                 scalars = processes.mean_scalars(losses.scalars())
                 log.train(iteration, {**scalars, "memory_mib": peak_memory(device)}, images)
             ends_epoch = iteration % schedule.iterations_per_epoch == 0
@@ -228,23 +232,34 @@ def _prepare_folder(folder: Path, config: Config, splits: DatasetSplits) -> None
         ) from error
 
 
-def _labelled_loader(
+def _labelled_batches(
     config: Config,
     splits: DatasetSplits,
     device: torch.device,
     start: int,
     processes: Processes,
-) -> DataLoader:
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of images with masks; with self-training, those with a teacher's masks are added."""
     augment = LabelledAugment(config.augment, splits.ignore_index)
-    stream = Stream(splits.labelled, augment, config.seed, "labelled")
-    batch = config.schedule.labelled_batch
-    processes.share(batch, "schedule.labelled_batch")
-    sampler = IterationSampler(start, config.iterations, batch, processes.rank, processes.size)
-    return stream_loader(
-        stream,
-        sampler,
-        num_workers=config.data.num_workers,
-        pin_memory=device.type == "cuda",
+
+    def batches(images: Dataset, part: str, batch: int) -> Iterator[dict[str, Tensor]]:
+        processes.share(batch, f"schedule.{part}_batch")
+        sampler = IterationSampler(start, config.iterations, batch, processes.rank, processes.size)
+        loader = stream_loader(
+            Stream(images, augment, config.seed, part),
+            sampler,
+            num_workers=config.data.num_workers,
+            pin_memory=device.type == "cuda",
+        )
+        return iter(loader)
+
+    labelled = batches(splits.labelled, "labelled", config.schedule.labelled_batch)
+    folder = config.self_training.pseudo_labels
+    if folder is None:
+        return labelled
+    images = pseudo_labelled(splits, folder, "self_training.pseudo_labels")
+    return map(
+        concatenate, labelled, batches(images, "unlabelled", config.schedule.unlabelled_batch)
     )
 
 
@@ -258,10 +273,15 @@ def _pair_loader(
 ) -> DataLoader:
     # In the paper's full-data setting the unlabelled branch takes the labelled images (4.1).
     images = splits.labelled if splits.unlabelled is None else splits.unlabelled
+    ignore_index = None
+    if config.weak.pseudo_labels:
+        images = pseudo_labelled(splits, config.weak.pseudo_labels, "weak.pseudo_labels")
+        ignore_index = splits.ignore_index
     sampler = CropPairSampler(
         config.augment.crop_size, network.pooled_grid, config.method.iou_range, config.augment.flip
     )
-    stream = Stream(images, CropPairAugment(config.augment, sampler), config.seed, "unlabelled")
+    augment = CropPairAugment(config.augment, sampler, ignore_index)
+    stream = Stream(images, augment, config.seed, "unlabelled")
     batch = config.schedule.unlabelled_batch
     processes.share(batch, "schedule.unlabelled_batch")
     batches = IterationSampler(start, config.iterations, batch, processes.rank, processes.size)

@@ -1,7 +1,8 @@
 """Named methods: what each changes in a configuration, so that they can be compared.
 
 The rows of the paper's Table 3 (where the text leaves a row's ticks open, as read from section
-4.3): `sup_only`, and experiments I to VIII, of which VIII is the whole method, `cac`.
+4.3): `sup_only`, `self_training`, and experiments I to VIII, of which VIII is the whole method,
+`cac`. `weak` is the whole method with image-level labels, as in Table 5.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _NO_PROJECTOR = "method.projector=false"
 #: Name -> overrides of a configuration.
 METHODS: dict[str, tuple[str, ...]] = {
     "sup_only": ("method.unsupervised_weight=0",),
+    "self_training": ("method.unsupervised_weight=0", "self_training.pseudo_labels=auto"),
     "l2": ("method.loss=l2", _NO_DIRECTION, _NO_SAMPLING, _NO_FILTERING),  # I
     "contrastive": (_NO_DIRECTION, _NO_SAMPLING, _NO_FILTERING),  # II
     "directional": (_NO_SAMPLING, _NO_FILTERING),  # III
@@ -28,10 +30,16 @@ METHODS: dict[str, tuple[str, ...]] = {
     "no_context": (_NO_CONTEXT,),  # VI
     "no_projector": (_NO_PROJECTOR,),  # VII
     "cac": (),  # VIII
+    "weak": ("weak.pseudo_labels=auto",),  # VIII with image-level labels (section 3.5)
 }
 
 #: What tables and pictures call them.
-TITLES = {"sup_only": "SupOnly", "cac": "CAC (ours)"}
+TITLES = {
+    "sup_only": "SupOnly",
+    "self_training": "ST",
+    "cac": "CAC (ours)",
+    "weak": "CAC + image labels (ours)",
+}
 
 
 def method_overrides(name: str) -> Sequence[str]:

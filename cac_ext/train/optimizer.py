@@ -9,13 +9,13 @@ from cac_ext.train.step import TrainingModel
 
 
 def build_optimizer(config: OptimizerConfig, model: TrainingModel) -> Optimizer:
-    """SGD over network and projector; the network's backbone at its own rate."""
+    """SGD over all that is trained; the network's backbone at its own rate."""
     groups = model.network.parameter_groups(config.learning_rate, config.backbone_factor)
-    projector = list(model.projector.parameters())
-    if projector:
-        groups.append(
-            {"name": "projector", "params": projector, "learning_rate": config.learning_rate}
-        )
+    for name, part in (("projector", model.projector), ("weak_classifier", model.weak_classifier)):
+        parameters = [] if part is None else list(part.parameters())
+        if parameters:
+            rate = config.learning_rate
+            groups.append({"name": name, "params": parameters, "learning_rate": rate})
     return SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,42 +15,66 @@ from cac_ext.train.consistency import Overlap, active_share, consistency_loss
 from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.networks.layers import upsample
 from cac_ext.train.projector import NoProjector, Projector
 from cac_ext.train.seeding import derive_seed
 
 
 class TrainingModel(nn.Module):
-    """Network and projector with one forward for a whole step, as DDP and torch.compile want it."""
+    """All that is trained, with one forward for a whole step, as DDP and torch.compile want it.
 
-    def __init__(self, network: SegmentationNetwork, projector: nn.Module) -> None:
+    Args:
+        network: what remains for inference.
+        projector: see `projector.py`.
+        weak_classifier: of pseudo labels from image-level labels (paper section 3.5), or None.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        projector: nn.Module,
+        weak_classifier: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.projector = projector
+        self.weak_classifier = weak_classifier
 
     def forward(
         self, labelled: Tensor, views: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Logits ``[B, K, S, S]``, and for views ``[V, 3, S, S]`` what `view_outputs` returns."""
         logits = self.network(labelled)
         return logits, None if views is None else self.view_outputs(views)
 
-    def view_outputs(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Projections ``[V, C, h, w]``, confidences and pseudo labels ``[V, h, w]``."""
-        features = self.network.pooled_features(views)  # [V, F, h, w]
+    def view_outputs(self, views: Tensor) -> tuple[Tensor, ...]:
+        """Projections ``[V, C, h, w]``, confidences and pseudo labels ``[V, h, w]``.
+
+        With a weak classifier also its logits, ``[V, K, S, S]``.
+        """
+        whole = self.network.features(views)
+        features = self.network.pool(whole)  # [V, F, h, w]
         with (
             torch.no_grad()
         ):  # no gradient through pseudo labels and confidences; no dropout either
             probabilities = self.network.classifier(features.detach()).softmax(dim=1)
             confidences, pseudo_labels = probabilities.max(dim=1)
-        return self.projector(features), confidences, pseudo_labels
+        outputs = self.projector(features), confidences, pseudo_labels
+        if self.weak_classifier is None:
+            return outputs
+        logits = self.weak_classifier(self.network.dropout(whole))
+        grid = self.network.grid
+        return *outputs, upsample(logits, grid.stride, grid.offset, views.shape[-2:])
 
 
 def build_model(config: Config, network: SegmentationNetwork) -> TrainingModel:
-    """The network with the projector that the configuration asks for."""
-    if not config.method.projector:
-        return TrainingModel(network, NoProjector())
-    channels = network.encoder.out_channels
-    return TrainingModel(network, Projector(channels, config.method.projector_channels))
+    """The network with the projector and the weak classifier that the configuration asks for."""
+    projector: nn.Module = NoProjector()
+    if config.method.projector:
+        projector = Projector(network.encoder.out_channels, config.method.projector_channels)
+    # The weak classifier is like the main one, of a user's own network as well.
+    weak_classifier = copy.deepcopy(network.classifier) if config.weak.pseudo_labels else None
+    return TrainingModel(network, projector, weak_classifier)
 
 
 @dataclass
@@ -61,6 +87,7 @@ class StepLosses:
     total: Tensor
     supervised: Tensor
     unsupervised: Tensor | None = None
+    weak: Tensor | None = None  # Eq. 11
     active_share: Tensor | None = None  # of overlap pixels, anchors in one of the directions
     negatives: int = 0  # N
     finite: bool = True
@@ -71,6 +98,8 @@ class StepLosses:
             values["loss_unsupervised"] = self.unsupervised.item()
             values["active_share"] = self.active_share.item()
             values["negatives"] = self.negatives
+        if self.weak is not None:
+            values["loss_weak"] = self.weak.item()
         return values
 
 
@@ -85,7 +114,8 @@ def compute_losses(
     ignore_index: int,
     processes: Processes = ALONE,
 ) -> StepLosses:
-    """``cross entropy + lambda * consistency``. Puts this step's negatives into the bank.
+    """``cross entropy + lambda * consistency + lambda_w * weak`` (Eq. 10), the last where there is
+    a weak classifier. Puts this step's negatives into the bank.
 
     With several processes a loss is the process's own, and DDP takes the gradients' mean.
     """
@@ -94,7 +124,8 @@ def compute_losses(
     normalising = processes if config.run.normalize_over_ranks else ALONE
     supervised, finite = _cross_entropy(logits, labelled["mask"], ignore_index, normalising)
     if outputs is not None:
-        finite = finite & outputs[0].isfinite().all()
+        valid = torch.cat([pairs["valid1"], pairs["valid2"]])  # [2B, h, w]; padding never counts
+        finite = finite & (outputs[0].isfinite().all(dim=1) | ~valid).all()
     if processes.any(not finite):
         return StepLosses(total=supervised, supervised=supervised, finite=False)
     if outputs is None:
@@ -103,8 +134,10 @@ def compute_losses(
     halves = [output.chunk(2) for output in outputs]  # of view 1 and of view 2
     seed = derive_seed(config.seed, "negatives", iteration, processes.rank)
     generator = torch.Generator().manual_seed(seed)
-    selected, overlaps = [], []
-    for view, (projections, confidences, pseudo_labels) in enumerate(zip(*halves, strict=True), 1):
+    selected, overlaps, weak = [], [], []
+    for view, (projections, confidences, pseudo_labels, *weak_logits) in enumerate(
+        zip(*halves, strict=True), 1
+    ):
         selected.append(bank.select(projections, pseudo_labels, pairs[f"valid{view}"], generator))
         positions = pairs[f"overlap{view}"]  # [A]
         by_position = projections.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
@@ -115,6 +148,9 @@ def compute_losses(
                 pseudo_labels.flatten()[positions],
             )
         )
+        for logits in weak_logits:
+            mask = pairs[f"mask{view}"]
+            weak.append(_cross_entropy(logits, mask, ignore_index, normalising)[0])
     features, labels = zip(*selected, strict=True)
     capacity = 2 * bank.most_selected(pairs["valid1"].numel())
     gathered = processes.gather_negatives(torch.cat(features), torch.cat(labels), capacity)
@@ -129,13 +165,27 @@ def compute_losses(
         negative_labels,
         normalising,
     )
+    total = supervised + config.method.unsupervised_weight * unsupervised
+    if weak:
+        total = total + weak_weight(config, iteration) * sum(weak) / 2
     return StepLosses(
-        total=supervised + config.method.unsupervised_weight * unsupervised,
+        total=total,
         supervised=supervised,
         unsupervised=unsupervised,
+        weak=sum(weak) / 2 if weak else None,
         active_share=active_share(config.method, *overlaps),
         negatives=len(negatives),
     )
+
+
+def weak_weight(config: Config, iteration: int) -> float:
+    """lambda_w of Eq. 10: a sigmoid ramp over the first ``weak.rampup`` of all iterations.
+
+    ``weight * exp(-5 (1 - t)^2)``, t from 0 to 1, as in CCT (the paper's [41]).
+    """
+    length = config.weak.rampup * config.iterations
+    t = min(iteration / length, 1.0) if length else 1.0
+    return config.weak.weight * math.exp(-5 * (1 - t) ** 2)
 
 
 def _cross_entropy(

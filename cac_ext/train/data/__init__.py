@@ -14,6 +14,10 @@ returns a sample, a dict of
   and nobody asks for one;
 * ``"name"``: str, to name the image in errors, pictures and predictions.
 
+A data set of unlabelled images may have a method ``known_mask(i)``: the mask of an image, or None.
+It is asked only for image-level labels (`weak/`), where no list gives them, and to tell how good
+pseudo labels are.
+
 ``dataset[i]`` must not depend on anything but ``i``: augmentation and order belong to the stream,
 which makes a run repeatable and resumable whatever the number of workers or processes.
 
@@ -85,8 +89,7 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
             the settings do not fit the data set.
         DataError: a list or file cannot be used.
     """
-    from cac_ext.train.data.check import quick_check  # these need DatasetSplits
-    from cac_ext.train.data.image_files import ImageFiles
+    from cac_ext.train.data.check import quick_check  # it needs DatasetSplits
 
     builder = find_builder(config.name, DATASETS, "data.name")
     if isinstance(builder, type) and issubclass(builder, Dataset):
@@ -98,9 +101,6 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
             f"data.name: {config.name} must return a cac_ext.train.data.DatasetSplits, but "
             f"returned {type(splits).__name__}"
         )
-    own = config.name not in DATASETS
-    if config.labelled_ratio and not own and not isinstance(splits.labelled, ImageFiles):
-        raise ConfigError(f"data.labelled_ratio is for images in files, not for {config.name!r}")
     if check:
         quick_check(splits)
     return splits

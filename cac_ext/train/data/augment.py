@@ -60,11 +60,17 @@ class CropPairAugment:
     "overlap1", "overlap2": [L] int64}``. ``overlap1[i]`` and ``overlap2[i]`` are flat positions in
     the views' ``[h, w]`` features that show the same pixel; mirroring is already undone in them.
     ``valid`` is False for features centred on padding, which the overlap leaves out.
+
+    With ``ignore_index``, samples have a mask (pseudo labels of `weak`), and the result also holds
+    what each view sees of it, ``{"mask1", "mask2": [S, S] int64}``, `ignore_index` on padding.
     """
 
-    def __init__(self, config: AugmentConfig, sampler: CropPairSampler) -> None:
+    def __init__(
+        self, config: AugmentConfig, sampler: CropPairSampler, ignore_index: int | None = None
+    ) -> None:
         self.config = config
         self.sampler = sampler
+        self.ignore_index = ignore_index
         strength = config.jitter_strength
         self.low_level = v2.Compose(
             [
@@ -75,8 +81,10 @@ class CropPairAugment:
         )
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
-        image = tv_tensors.Image(sample["image"])
-        (image,) = _rescale(self.config.unlabelled_scale, self.config.base_size, image)
+        parts = [tv_tensors.Image(sample["image"])]
+        if self.ignore_index is not None:
+            parts.append(tv_tensors.Mask(sample["mask"]))
+        image, *masks = _rescale(self.config.unlabelled_scale, self.config.base_size, *parts)
         height, width = image.shape[1:]
         padded_height = max(height, self.sampler.min_size)
         padded_width = max(width, self.sampler.min_size)
@@ -85,7 +93,7 @@ class CropPairAugment:
         valid1 = self._valid(pair.view1, height, width)
         valid2 = self._valid(pair.view2, height, width)
         seen = valid1.flatten()[pair.overlap1] & valid2.flatten()[pair.overlap2]
-        return {
+        views = {
             "view1": self._view(image, pair.view1),
             "view2": self._view(image, pair.view2),
             "valid1": valid1,
@@ -93,6 +101,16 @@ class CropPairAugment:
             "overlap1": pair.overlap1[seen],
             "overlap2": pair.overlap2[seen],
         }
+        for mask in masks:
+            views["mask1"] = self._mask_of_view(mask, pair.view1)
+            views["mask2"] = self._mask_of_view(mask, pair.view2)
+        return views
+
+    def _mask_of_view(self, mask: Tensor, view: View) -> Tensor:
+        size = self.sampler.crop_size
+        crop = mask[view.top : view.top + size, view.left : view.left + size].long()
+        crop = _pad(crop, size, size, self.ignore_index)
+        return crop.flip(-1) if view.flip else crop
 
     def _view(self, image: Tensor, view: View) -> Tensor:
         size = self.sampler.crop_size
@@ -115,13 +133,15 @@ class CropPairAugment:
 def collate_pairs(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """A batch of crop pairs.
 
-    ``view1``, ``view2``: ``[B, 3, S, S]``; ``valid1``, ``valid2``: ``[B, h, w]``; ``overlap1``,
-    ``overlap2``: ``[A]`` positions in the flattened ``[B, h, w]``; ``image_index``: ``[A]`` which
-    image an overlap position belongs to.
+    ``view1``, ``view2``: ``[B, 3, S, S]``; ``mask1``, ``mask2``: ``[B, S, S]``, if samples have
+    them; ``valid1``, ``valid2``: ``[B, h, w]``; ``overlap1``, ``overlap2``: ``[A]`` positions in
+    the flattened ``[B, h, w]``; ``image_index``: ``[A]`` which image an overlap position belongs
+    to.
     """
     batch = {
         key: torch.stack([sample[key] for sample in samples])
-        for key in ("view1", "view2", "valid1", "valid2")
+        for key in ("view1", "view2", "valid1", "valid2", "mask1", "mask2")
+        if key in samples[0]
     }
     positions = batch["valid1"][0].numel()
     for key in ("overlap1", "overlap2"):

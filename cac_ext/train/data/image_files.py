@@ -61,6 +61,16 @@ class ImageFiles(Dataset):
             raise DataError(f"{entry.source}: {error}") from error.__cause__
         return sample
 
+    def known_mask(self, index: int) -> Tensor | None:
+        """The mask of an image, also where samples have none; None if there is no such file."""
+        entry = self.entries[index]
+        if entry.mask is None or not entry.mask.is_file():
+            return None
+        try:
+            return self._read_mask(entry, VF.pil_to_tensor(_open(entry.image, "image")))
+        except DataError as error:
+            raise DataError(f"{entry.source}: {error}") from error.__cause__
+
     def missing_files(self) -> list[str]:
         """A sentence for each file that is listed, needed and not there."""
         return [

@@ -13,6 +13,7 @@ Image ``i`` of a split is a function of (seed, split, i) alone. Nothing is read 
 
 from __future__ import annotations
 
+import math
 import zlib
 from functools import lru_cache
 
@@ -23,6 +24,7 @@ from torchvision import tv_tensors
 
 from cac_ext.train.config import DataConfig
 from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.split import parse_ratio
 from cac_ext.train.errors import ConfigError
 
 #: Class 0 and the patterns, in the order of the surroundings that go with them.
@@ -88,13 +90,7 @@ class SyntheticDataset(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self.count:
-            raise IndexError(f"{self.split} image {index} of {self.count}")
-        if index not in self._drawn:
-            rng = np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), index])
-            image, mask, _ = draw_scene(rng, self.image_size, self.matching)
-            self._drawn[index] = image, mask
-        image, mask = self._drawn[index]
+        image, mask = self._scene(index)
         sample = {
             "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous()),
             "name": f"{self.split}_{index:04d}",
@@ -102,6 +98,19 @@ class SyntheticDataset(Dataset):
         if self.with_masks:
             sample["mask"] = tv_tensors.Mask(torch.from_numpy(mask))
         return sample
+
+    def known_mask(self, index: int) -> torch.Tensor:
+        """The mask of an image, also where samples have none, ``[S, S]`` uint8."""
+        return torch.from_numpy(self._scene(index)[1])
+
+    def _scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.split} image {index} of {self.count}")
+        if index not in self._drawn:
+            rng = np.random.default_rng([self.seed, zlib.crc32(self.split.encode()), index])
+            image, mask, _ = draw_scene(rng, self.image_size, self.matching)
+            self._drawn[index] = image, mask
+        return self._drawn[index]
 
 
 def build(config: DataConfig) -> DatasetSplits:
@@ -111,6 +120,12 @@ def build(config: DataConfig) -> DatasetSplits:
         raise ConfigError(
             f"data.synthetic.image_size must be at least 32, but is {options.image_size}"
         )
+
+    labelled, unlabelled = options.labelled, options.unlabelled
+    if config.labelled_ratio is not None:
+        images = labelled + unlabelled
+        labelled = math.ceil(parse_ratio(config.labelled_ratio) * images)
+        unlabelled = images - labelled
 
     def split(name: str, count: int, *, matching: bool, with_masks: bool) -> SyntheticDataset:
         return SyntheticDataset(
@@ -123,9 +138,9 @@ def build(config: DataConfig) -> DatasetSplits:
         )
 
     return DatasetSplits(
-        labelled=split("labelled", options.labelled, matching=True, with_masks=True),
-        unlabelled=split("unlabelled", options.unlabelled, matching=False, with_masks=False)
-        if options.unlabelled
+        labelled=split("labelled", labelled, matching=True, with_masks=True),
+        unlabelled=split("unlabelled", unlabelled, matching=False, with_masks=False)
+        if unlabelled
         else None,
         validation=split("validation", options.validation, matching=False, with_masks=True),
         class_names=CLASS_NAMES,

@@ -117,7 +117,10 @@ class SegmentationNetwork(nn.Module):
 
     def pooled_features(self, images: Tensor) -> Tensor:
         """Features of the unlabelled branch, ``[B, 3, H, W] -> [B, F, h, w]``."""
-        features = self.features(images)
+        return self.pool(self.features(images))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The encoder's features to those of the unlabelled branch."""
         return (
             F.avg_pool2d(features, self.feature_pooling) if self.feature_pooling > 1 else features
         )

@@ -1,0 +1,69 @@
+"""Self-training ("ST" of the paper's Table 3, after its [64]): a teacher labels, a student learns.
+
+The teacher is a network trained with the supervised loss alone. It labels the unlabelled images
+once, and where it is not sure, it leaves them out. The student starts anew; each of its steps sees
+a labelled batch and as large a share of pseudo-labelled images (``schedule.unlabelled_batch``)
+with the same augmentation and one cross entropy over the pixels of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cac_ext.train.config import Config, SelfTrainingConfig
+from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
+from cac_ext.train.inference import predict_logits
+from cac_ext.train.networks import SegmentationNetwork
+
+
+def teacher_config(config: Config) -> Config:
+    """The configuration of a student's teacher: `sup_only` of the same data, network and seed."""
+    method = replace(config.method, unsupervised_weight=0.0)
+    return replace(config, method=method, self_training=SelfTrainingConfig())
+
+
+def write_teacher_labels(
+    teacher: SegmentationNetwork,
+    splits: DatasetSplits,
+    confidence_threshold: float,
+    folder: Path,
+    *,
+    progress: bool = True,
+) -> PseudoLabelReport:
+    """The teacher's labels of the unlabelled images, as files (`data/pseudo_label_files.py`).
+
+    Pixels whose largest class probability is at or below the threshold get no label.
+    """
+
+    def label(index: int, sample: dict) -> Tensor:
+        probabilities = predict_logits(teacher, sample["image"]).softmax(dim=1)  # [1, K, H, W]
+        confidences, mask = probabilities.max(dim=1)
+        return torch.where(confidences > confidence_threshold, mask, splits.ignore_index)[0]
+
+    was_training = teacher.training
+    teacher.eval()
+    report = write_pseudo_labels(splits, label, folder, "teacher's labels", progress=progress)
+    teacher.train(was_training)
+    return report
+
+
+def concatenate(labelled: dict[str, Tensor], pseudo_labelled: dict[str, Tensor]) -> dict:
+    """One batch of both: image ``[B, 3, S, S]`` and mask ``[B, S, S]``."""
+    return {key: torch.cat([labelled[key], pseudo_labelled[key]]) for key in labelled}
+
+
+def load_network(network: SegmentationNetwork, state: dict) -> SegmentationNetwork:
+    """Puts the network of a checkpoint (`checkpoint.read_checkpoint`) in place; returns it."""
+    prefix = "network."
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in state["model"].items()
+        if name.startswith(prefix)
+    }
+    network.load_state_dict(weights)
+    return network

@@ -1,0 +1,89 @@
+"""Pseudo labels from class activation maps (paper section 3.5, [62]; recipe of CCT, its [41])."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
+
+from cac_ext.train.config import Config
+from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.augment import normalise
+from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
+from cac_ext.train.networks.layers import upsample
+from cac_ext.train.weak.classifier import ImageClassifier
+from cac_ext.train.weak.image_labels import read_image_labels
+
+
+@torch.no_grad()
+def class_activation_maps(
+    classifier: ImageClassifier, image: Tensor, scales: list[float]
+) -> Tensor:
+    """Activations of an image, summed over scales and mirroring, each class's largest at 1.
+
+    Args:
+        classifier: in evaluation mode.
+        image: ``[3, H, W]`` uint8.
+        scales: of the image's sides.
+
+    Returns:
+        ``[K - 1, H, W]`` in [0, 1].
+    """
+    device = next(classifier.parameters()).device
+    height, width = image.shape[-2:]
+    total: Tensor | float = 0.0
+    for scale in scales:
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        scaled = normalise(VF.resize(image, size).to(device))[None]  # [1, 3, h, w]
+        both = torch.cat([scaled, scaled.flip(-1)])
+        maps = upsample(classifier.activations(both).relu(), classifier.stride, 0, both.shape[-2:])
+        maps = F.interpolate(
+            torch.stack([maps[0], maps[1].flip(-1)]),
+            (height, width),
+            mode="bilinear",
+            align_corners=False,
+        )
+        total = total + maps.sum(dim=0)  # [K - 1, H, W]
+    return total / total.amax(dim=(1, 2), keepdim=True).clamp(min=1e-5)
+
+
+def labels_of_maps(
+    maps: Tensor, classes: Tensor, foreground: float, background: float, ignore_index: int
+) -> Tensor:
+    """Activation maps to class ids ``[H, W]``.
+
+    Args:
+        maps: ``[K - 1, H, W]`` in [0, 1].
+        classes: ``[K - 1]``, the image's label: other classes' maps are not looked at.
+        foreground: the largest activation above it gives the pixel its class.
+        background: all activations below it make the pixel background, class 0.
+        ignore_index: of all other pixels.
+    """
+    strength, strongest = (maps * classes.to(maps)[:, None, None]).max(dim=0)  # [H, W]
+    labels = torch.full_like(strongest, ignore_index)
+    labels[strength < background] = 0
+    return torch.where(strength > foreground, strongest + 1, labels)
+
+
+def write_cam_labels(
+    config: Config,
+    classifier: ImageClassifier,
+    splits: DatasetSplits,
+    folder: Path,
+    *,
+    progress: bool = True,
+) -> PseudoLabelReport:
+    """The classifier's labels of the unlabelled images, as files (`data/pseudo_label_files.py`)."""
+    options = config.image_classifier
+    classes = read_image_labels(config.weak, config.data, splits)  # [M, K - 1]
+
+    def label(index: int, sample: dict) -> Tensor:
+        maps = class_activation_maps(classifier, sample["image"], options.scales)
+        return labels_of_maps(
+            maps, classes[index], options.foreground, options.background, splits.ignore_index
+        )
+
+    return write_pseudo_labels(splits, label, folder, "activation maps", progress=progress)

@@ -1,0 +1,280 @@
+"""Image-level labels: from a list or masks, to activation maps, to the second classifier's loss."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from image_trees import folder_overrides, folder_tree
+from PIL import Image
+
+from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.cli import main
+from cac_ext.train.config import load
+from cac_ext.train.data import build_datasets
+from cac_ext.train.data.augment import CropPairAugment
+from cac_ext.train.data.crop_pair import CropPairSampler
+from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
+from cac_ext.train.errors import CheckpointError, ConfigError, DataError
+from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.networks import build_network
+from cac_ext.train.run_log import read_metrics
+from cac_ext.train.step import build_model, compute_losses, weak_weight
+from cac_ext.train.weak.cam import class_activation_maps, labels_of_maps
+from cac_ext.train.weak.classifier import build_classifier, train_classifier
+from cac_ext.train.weak.image_labels import read_image_labels
+
+TINY = [
+    "network.width=16",
+    "augment.crop_size=33",
+    "data.synthetic.image_size=48",
+    "data.synthetic.labelled=4",
+    "data.synthetic.unlabelled=6",
+    "data.synthetic.validation=2",
+    "schedule.epochs=3",
+    "schedule.iterations_per_epoch=2",
+    "schedule.warmup_epochs=1",
+    "schedule.evaluate_every=3",
+    "schedule.labelled_batch=2",
+    "schedule.unlabelled_batch=2",
+    "schedule.log_every=1",
+    "image_classifier.epochs=2",
+    "image_classifier.batch=3",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Maps this small are computed faster by one thread, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_image_labels_are_the_classes_of_the_masks_without_background(seed: int) -> None:
+    config = load("synthetic", [*TINY, f"seed={seed}"])
+    splits = build_datasets(config.data)
+    labels = read_image_labels(config.weak, config.data, splits)
+    assert labels.shape == (6, splits.num_classes - 1)
+    for index in range(6):
+        shown = set(splits.unlabelled.known_mask(index).flatten().tolist()) - {0}
+        assert set((labels[index].nonzero().flatten() + 1).tolist()) == shown
+    assert "mask" not in splits.unlabelled[0]
+
+
+def test_image_labels_come_from_a_list(tmp_path: Path, seed: int) -> None:
+    folder_tree(tmp_path, np.random.default_rng(seed), 4, 1)
+    # Of unlabelled images the list names no masks: image-level labels are all there is.
+    (tmp_path / "weak.txt").write_text("images/train2.png\nimages/train3.png\n")
+    overrides = [*folder_overrides(tmp_path), "data.unlabelled_list=weak.txt"]
+    config = load("folder", overrides)
+    splits = build_datasets(config.data)
+    with pytest.raises(ConfigError, match=r"weak\.image_labels is not given"):
+        read_image_labels(config.weak, config.data, splits)
+
+    labels = tmp_path / "labels.txt"
+    labels.write_text("# image, classes\nimages/train3.png 2 1\n/images/train2.png\n")
+    config = load("folder", [*overrides, "weak.image_labels=labels.txt"])
+    found = read_image_labels(config.weak, config.data, splits)
+    assert found.tolist() == [[0, 0], [1, 1]]
+
+    labels.write_text("images/train3.png 2 3\nimages/train2.png\n")
+    with pytest.raises(DataError, match=r"labels\.txt, line 1: needs an image and ids of 1 to 2"):
+        read_image_labels(config.weak, config.data, splits)
+    labels.write_text("images/train3.png 2\n")
+    with pytest.raises(DataError, match=r"no line of the unlabelled image images/train2\.png"):
+        read_image_labels(config.weak, config.data, splits)
+
+
+def test_activation_maps_become_labels_by_two_thresholds() -> None:
+    maps = torch.tensor([[[0.9, 0.31, 0.30, 0.05, 0.04]], [[1.0, 0.0, 0.9, 1.0, 0.0]]])  # [2, 1, 5]
+    labels = labels_of_maps(maps, torch.tensor([1.0, 0.0]), 0.30, 0.05, 255)
+    assert labels.tolist() == [[1, 1, 255, 255, 0]]  # the second class is not in the image
+    labels = labels_of_maps(maps, torch.tensor([1.0, 1.0]), 0.30, 0.05, 255)
+    assert labels.tolist() == [[2, 1, 2, 2, 0]]
+
+
+def test_activation_maps_lie_where_the_activation_is(seed: int) -> None:
+    """A classifier that answers to red sees a red square at its place, at every scale."""
+    config = load("synthetic", TINY)
+    classifier = build_classifier(config, 3, pretrained=False).eval()
+    classifier.features = torch.nn.Sequential(torch.nn.AvgPool2d(5, 4, 2), Redness())
+    classifier.scores = torch.nn.Conv2d(2, 2, 1)
+    torch.nn.init.dirac_(classifier.scores.weight)
+    torch.nn.init.zeros_(classifier.scores.bias)
+    image = torch.full((3, 61, 81), 100, dtype=torch.uint8)
+    image[0, 20:40, 40:60] = 250
+    image[1:, 20:40, 40:60] = 0
+    maps = class_activation_maps(classifier, image, [1.0, 0.5, 1.5, 2.0])
+    assert maps.shape == (2, 61, 81)
+    assert maps.amin() >= 0
+    torch.testing.assert_close(maps.amax(dim=(1, 2)), torch.tensor([1.0, 0.0]))
+    rows, columns = (maps[0] > 0.5).nonzero().T
+    edges = [rows.min(), rows.max(), columns.min(), columns.max()]
+    assert all(abs(int(e) - t) <= 2 for e, t in zip(edges, (20, 39, 40, 59), strict=True)), edges
+
+
+class Redness(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        red = (x[:, :1] - x[:, 1:2] - 1).clamp(min=0)
+        return torch.cat([red, torch.zeros_like(red)], dim=1)
+
+
+def test_the_classifier_s_training_goes_on_after_its_last_epoch(tmp_path: Path, seed: int) -> None:
+    overrides = [*TINY, f"seed={seed}", "image_classifier.epochs=3"]
+    config = load("synthetic", overrides)
+    unbroken = train_classifier(config, tmp_path / "a", torch.device("cpu"), progress=False)
+
+    steps = []
+    cross_entropy = F.binary_cross_entropy_with_logits
+
+    def stop_in_the_second_epoch(*arguments):
+        steps.append(0)
+        if len(steps) == 4:
+            raise InterruptedError
+        return cross_entropy(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "binary_cross_entropy_with_logits", stop_in_the_second_epoch)
+        with pytest.raises(InterruptedError):
+            train_classifier(config, tmp_path / "b", torch.device("cpu"), progress=False)
+    resumed = train_classifier(config, tmp_path / "b", torch.device("cpu"), progress=False)
+    for one, other in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    logged = [
+        [(line["iteration"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl")]
+        for folder in (tmp_path / "a", tmp_path / "b")
+    ]
+    assert [iteration for iteration, _ in logged[0]] == [1, 2, 3, 4, 5, 6]
+    assert logged[0] == logged[1]
+
+    other = load("synthetic", [*overrides, "image_classifier.learning_rate=0.05"])
+    with pytest.raises(CheckpointError, match="other settings"):
+        train_classifier(other, tmp_path / "b", torch.device("cpu"), progress=False)
+
+
+def test_a_resnet50_is_the_classifier_of_the_large_networks() -> None:
+    config = load("voc")
+    classifier = build_classifier(config, 21, pretrained=False).eval()
+    with torch.no_grad():
+        assert classifier.activations(torch.zeros(1, 3, 64, 48)).shape == (1, 20, 4, 3)
+        assert classifier(torch.zeros(1, 3, 64, 48)).shape == (1, 20)
+    recipe = config.image_classifier
+    assert (recipe.epochs, recipe.learning_rate) == (5, 0.1)
+    assert (recipe.scales, recipe.foreground, recipe.background) == ([1, 0.5, 1.5, 2], 0.3, 0.05)
+
+
+def test_the_commands_lead_from_image_labels_to_a_network(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    classifier, masks, run = (str(tmp_path / name) for name in ("classifier", "masks", "run"))
+    overrides = [*TINY, f"seed={seed}"]
+    command = ["weak", "train-classifier", "synthetic", *overrides, "--folder", classifier]
+    assert main(command) == 0
+    assert main(["weak", "make-labels", classifier, "--output", masks]) == 0
+    assert "of the pixels labelled" in capsys.readouterr().out
+    assert len(list(Path(masks).glob("*.png"))) == 6
+
+    weak = f"weak.pseudo_labels={masks}"
+    assert main(["train", "synthetic", *overrides, weak, "--folder", run]) == 0
+    steps = [x for x in read_metrics(Path(run) / "metrics.jsonl") if x["split"] == "train"]
+    assert ["loss_weak" in step for step in steps] == [False] * 2 + [True] * 4
+    # Discarded at inference: the network holds nothing of the second classifier.
+    state = read_checkpoint(Path(run) / "checkpoint.pt")["model"]
+    assert any(name.startswith("weak_classifier.") for name in state)
+    assert not any("weak" in name for name in state if name.startswith("network."))
+
+    assert main(["train", "synthetic", *overrides, "weak.pseudo_labels=auto"]) == 2
+    assert "cac-ext compare" in capsys.readouterr().err
+
+
+def test_the_total_is_equation_10_and_spares_the_main_classifier(seed: int) -> None:
+    config = load("synthetic", [*TINY, "weak.pseudo_labels=masks", "network.dropout=0"])
+    torch.manual_seed(seed)
+    model = build_model(config, build_network(config.network, 7)).train()
+    side = model.network.pooled_grid.size(33)
+    labelled = {"image": torch.randn(2, 3, 33, 33), "mask": torch.randint(0, 7, (2, 33, 33))}
+    pairs = {key: torch.randn(2, 3, 33, 33) for key in ("view1", "view2")}
+    pairs |= {key: torch.ones(2, side, side, dtype=torch.bool) for key in ("valid1", "valid2")}
+    pairs |= {key: torch.arange(2 * side * side) for key in ("overlap1", "overlap2")}
+    pairs |= {key: torch.randint(0, 7, (2, 33, 33)) for key in ("mask1", "mask2")}
+    pairs["mask1"][0] = 255
+    pairs["image_index"] = pairs["overlap1"] // (side * side)
+    iteration = 3
+    bank = MemoryBank(None, 0)
+    losses = compute_losses(config, model, bank, labelled, pairs, iteration, 255)
+
+    expected = 0.0
+    for view in (1, 2):
+        logits = model.view_outputs(pairs[f"view{view}"])[3]
+        assert logits.shape == (2, 7, 33, 33)
+        expected += F.cross_entropy(logits, pairs[f"mask{view}"], ignore_index=255) / 2
+    torch.testing.assert_close(losses.weak, expected)
+    torch.testing.assert_close(
+        losses.total,
+        losses.supervised
+        + config.method.unsupervised_weight * losses.unsupervised
+        + weak_weight(config, iteration) * expected,
+    )
+    losses.weak.backward()
+    assert all(p.grad is None for p in model.network.classifier.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.weak_classifier.parameters())
+
+
+def test_the_weight_rises_over_the_first_tenth() -> None:
+    config = load("synthetic", ["schedule.epochs=10", "schedule.iterations_per_epoch=100"])
+    weights = [weak_weight(config, iteration) for iteration in range(0, 1000, 10)]
+    assert weights[0] == pytest.approx(0.4 * math.exp(-5))
+    assert weights[5] == pytest.approx(0.4 * math.exp(-5 * 0.25))
+    assert weights[10:] == [0.4] * 90
+    assert weights[:11] == sorted(weights[:11])
+
+
+def test_a_view_s_mask_shows_what_the_view_shows(seed: int) -> None:
+    """Of an image that is its own mask, view and mask agree under every crop, scale and flip."""
+    torch.manual_seed(seed)
+    config = load("synthetic", ["augment.jitter=0", "augment.grey=0", "augment.blur=0"]).augment
+    sampler = CropPairSampler(33, FeatureGrid(4), (0.1, 1.0), 0.5)
+    augment = CropPairAugment(config, sampler, 255)
+    mask = torch.zeros(48, 40, dtype=torch.uint8)
+    mask[10:30, 5:25] = 200
+    for _ in range(10):
+        pair = augment({"image": mask.expand(3, -1, -1).clone(), "mask": mask, "name": "square"})
+        for view in ("1", "2"):
+            shown, labels = pair[f"view{view}"][0], pair[f"mask{view}"]
+            assert labels.shape == (33, 33)
+            inside = labels != 255  # no padding
+            agree = ((shown > 0.5) == (labels == 200))[inside].float().mean()
+            assert agree > 0.9  # all but the resized square's edge
+
+
+def test_pseudo_labels_are_written_once_and_read_whole(tmp_path: Path, seed: int) -> None:
+    splits = build_datasets(load("synthetic", [*TINY, f"seed={seed}"]).data)
+    asked = []
+
+    def label(index: int, sample: dict) -> torch.Tensor:
+        asked.append(index)
+        mask = splits.unlabelled.known_mask(index).long()
+        mask[:24] = splits.ignore_index
+        return mask
+
+    report = write_pseudo_labels(splits, label, tmp_path, "labels", progress=False)
+    assert (report.images, report.labelled, report.accuracy, report.miou) == (6, 0.5, 1.0, 1.0)
+    name = splits.unlabelled[2]["name"]
+    mask_path(tmp_path, name).unlink()
+    write_pseudo_labels(splits, label, tmp_path, "labels", progress=False)
+    assert asked == [0, 1, 2, 3, 4, 5, 2]  # only what was missing is made again
+
+    images = PseudoLabelled(splits.unlabelled, tmp_path, splits.num_classes, splits.ignore_index)
+    Image.new("L", (48, 48), 9).save(mask_path(tmp_path, name))
+    with pytest.raises(DataError, match=r"holds the id 9, but there are 7 classes"):
+        images[2]
+    Image.new("L", (48, 47), 1).save(mask_path(tmp_path, name))
+    with pytest.raises(DataError, match=r"has the shape \[47, 48\], but its image"):
+        images[2]
