@@ -21,9 +21,7 @@ def test_the_example_runs_and_gives_gradients():
 
 def test_the_figures_come_from_committed_results():
     command = [sys.executable, "-m", "benchmarks", "readme", "--check", str(README)]
-    result = subprocess.run(
-        command, cwd=README.parent, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
