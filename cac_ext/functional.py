@@ -192,7 +192,8 @@ def directional_contrastive_loss(
         and TF32, 2^-20 in float32; of a loss that over tau. Against float64, with the kernels
         executed in emulation, losses and gradients are closer than eager PyTorch's for bfloat16 and
         float16, and within 4 times its error for float32. float64 and more than 256 channels run
-        on CUDA too, by plain ATen. GPUs before sm_80 multiply bfloat16 features and "high" and "medium" float32 as float16.
+        on CUDA too, by plain ATen. GPUs before sm_80 multiply bfloat16 features, and "high" and
+        "medium" float32 ones, as float16.
 
     Raises:
         ValueError: A shape, device, label count, temperature or option that does not fit, or a
