@@ -13,8 +13,9 @@ help: ## list the targets
 train: $(VENV)/installed ## train on the built-in data: SupOnly against the full method
 	$(BIN)/cac-ext compare synthetic
 
+# PASSIVE: waiting threads sleep instead of spinning, or tests crawl when the cores are shared.
 test: $(VENV)/installed ## run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/installed ## run the longer tests too
 	$(BIN)/python -m pytest

@@ -86,8 +86,10 @@ def masked_contrastive_loss(
         anchors, negatives, anchor_labels, negative_labels, temperature, normalize
     )  # [A, N]
     if eps == 0:
-        # -log(r_p / (r_p + S)) = log(1 + S / r_p): no cancellation when r_p dominates.
-        loss = F.softplus(_logsumexp(masked) - positive)
+        # -log(r_p / (r_p + S)) = log(1 + S / r_p): no cancellation when r_p dominates. (Not
+        # softplus, which drops its logarithm above 20.)
+        margin = _logsumexp(masked) - positive
+        loss = torch.logaddexp(margin, torch.zeros_like(margin))
     else:
         leading = logits[:, :LEADING_CHUNK].detach()
         row_max = torch.cat([positive.detach()[:, None], leading], dim=1).amax(dim=1)  # [A]

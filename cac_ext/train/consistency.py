@@ -47,7 +47,10 @@ def consistency_loss(
         negative_labels = torch.zeros_like(negative_labels)
 
     masks = active_masks(config, view1, view2)
+    reduction = "sum"
     if weights is None:
+        # One process has the active count of all: the loss can take the mean by itself.
+        reduction = "active_mean" if processes.size == 1 else "none"
         counts = processes.mean(torch.stack([mask.sum() for mask in masks]).double())  # [2]
         shares = counts.clamp(min=1 / processes.size).reciprocal().float()
 
@@ -64,10 +67,10 @@ def consistency_loss(
             temperature=config.temperature,
             confidence_threshold=threshold,
             weights=weights,
-            reduction="none" if weights is None else "sum",
+            reduction=reduction,
             normalize=False,
         )  # [2, A] or a scalar
-        return losses if weights is not None else (losses.sum(dim=1) * shares).sum()
+        return (losses.sum(dim=1) * shares).sum() if reduction == "none" else losses
 
     total = view1.projections.new_zeros(())
     directions = ((view1, view2, labels1), (view2, view1, labels2))
