@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +17,15 @@ def seed(request: pytest.FixtureRequest) -> int:
     value = int(given) if given else random.SystemRandom().randrange(2**31)
     print(f"seed {value} (repeat: CAC_TEST_SEED={value} pytest '{request.node.nodeid}')")
     return value
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On feature maps as small as the tests', threads wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

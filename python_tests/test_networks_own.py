@@ -33,13 +33,7 @@ TINY_RUN = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On feature maps as small as these, threads wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -29,13 +29,7 @@ def build(name: str, backbone: str) -> SegmentationNetwork:
     return build_network(NetworkConfig(name=name, backbone=backbone), CLASSES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On feature maps as small as these, threads wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=CONTRACTS, ids="-".join)
