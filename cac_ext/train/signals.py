@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from types import FrameType
@@ -35,7 +37,18 @@ class StopRequest:
 def leave_signals_to_the_main_process(worker: int) -> None:
     """For the workers of a DataLoader: what is sent to the whole group must not end them first.
 
-    They end with the main process, whatever ends that.
+    They end when the main process says so, by SIGTERM of its own.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait_for_main_process() -> None:
+        # A handler would not learn who sent the signal.
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait_for_main_process, daemon=True).start()
