@@ -49,6 +49,6 @@ def leave_signals_to_the_main_process(worker: int) -> None:
         # A handler would not learn who sent the signal.
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
             pass
-        os._exit(128 + signal.SIGTERM)
+        os._exit(0)  # any other code would be reported as a crash
 
     threading.Thread(target=wait_for_main_process, daemon=True).start()
