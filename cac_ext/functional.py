@@ -188,7 +188,7 @@ def directional_contrastive_loss(
         bfloat16 features are multiplied as bfloat16 where the processor can, float16 ones as
         float32. On CUDA bfloat16 and float16 features are multiplied in their own type and float32
         ones by that precision: "highest" float32-accurate (three TF32 products), "high" TF32,
-        "medium" bfloat16. The largest error of a cosine is then 2^-8 in bfloat16, 2^-10 in float16
+        "medium" bfloat16. The largest error of a cosine is then 2^-7 in bfloat16, 2^-10 in float16
         and TF32, 2^-20 in float32; of a loss that over tau. Against float64, with the kernels
         executed in emulation, losses and gradients are closer than eager PyTorch's for bfloat16 and
         float16, and within 4 times its error for float32. float64 and more than 256 channels run
