@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
+from benchmarks.operations import Workload
 
 
 @dataclass
@@ -23,6 +24,11 @@ class Contender:
         """Remember a measurement of real size."""
         self.seconds_per_operation = seconds / operations
         self.measured = True
+
+    def predicted(self, workload: Workload) -> float:
+        """Seconds that loss and gradient will take, by the last measurement; 0 without one."""
+        operations = self.implementation.executed_operations(workload, "both")
+        return (self.seconds_per_operation or 0.0) * operations
 
     @property
     def name(self) -> str:

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     results = Results.start("loss", settings, device)
     load = ForeignLoad()
-    LossRun(
+    measurement = LossRun(
         results,
         contenders,
         device=device,
@@ -89,7 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
         time_budget=arguments.time_budget,
         memory=arguments.memory,
         memory_limit=int(arguments.memory_limit * 2**30) if arguments.memory_limit else None,
-    ).run(cases)
+    )
+    # Every size compiles anew. By default torch stops compiling after a few, without a word, and
+    # compiled rivals would be timed uncompiled.
+    with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
+        measurement.run(cases)
     results.machine["foreign_load"] = load.share()
     print(loss_table(results))
     if arguments.output:

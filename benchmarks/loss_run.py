@@ -28,6 +28,9 @@ from benchmarks.timing import percentile, time_forward, time_training
 WARM_UP_BELOW = 3.0
 #: Times a slow call is repeated with what is left of the budget.
 SLOW_REPEATS = 3
+#: Cost of measuring a contender, in calls of loss and gradient: one that finds its memory in a
+#: process of its own, and one timed round (with and without gradient).
+MEMORY_CALLS, ROUND_CALLS = 1.0, 1.5
 
 
 @dataclass
@@ -133,8 +136,11 @@ class LossRun:
         rates: dict[torch.dtype, MatrixRate] = {}
         jobs: list[_Job] = []
         memory: dict[str, MemoryUse] = {}
-        for contender in self.contenders:
-            refused = self._refusal(contender, workload, deadline)
+        reserved = 0.0  # seconds, for the timed rounds of those before
+        # The fast ones first: a slow rival gets what they leave.
+        for contender in sorted(self.contenders, key=lambda one: one.predicted(workload)):
+            calls = ROUND_CALLS + (MEMORY_CALLS if self.memory else 0.0)
+            refused = self._refusal(contender, workload, deadline - reserved, calls)
             if refused is None:
                 if contender.dtype not in by_dtype:
                     by_dtype[contender.dtype] = inputs.to(self.device, contender.dtype)
@@ -146,7 +152,7 @@ class LossRun:
                     if use.seconds and not contender.implementation.compiles:
                         operations = contender.implementation.executed_operations(workload, "both")
                         contender.predict_from(use.seconds, operations)
-                    refused = self._refusal(contender, workload, deadline)
+                    refused = self._refusal(contender, workload, deadline - reserved, ROUND_CALLS)
                 else:
                     refused = use.status, use.detail
             self.bar.update()
@@ -156,6 +162,7 @@ class LossRun:
                 self.bar.update()
                 continue
             jobs += [_Job(contender, training) for training in (True, False)]
+            reserved += SLOW_REPEATS * ROUND_CALLS * contender.predicted(workload)
 
         self._first_round(case, jobs, by_dtype, workload, deadline)
         self._later_rounds(case, jobs, by_dtype, rates, deadline)
@@ -174,17 +181,16 @@ class LossRun:
         }
 
     def _refusal(
-        self, contender: Contender, workload: Workload, deadline: float
+        self, contender: Contender, workload: Workload, deadline: float, calls: float
     ) -> tuple[str, str] | None:
-        """``(status, reason)`` if this contender is not to be run, or None."""
+        """``(status, reason)`` if this contender is not to be run so many times, or None."""
         if contender.broken:
             wrong = contender.broken.startswith("wrong result")
             return ("failed" if wrong else "skipped"), contender.broken
-        operations = contender.implementation.executed_operations(workload, "both")
-        predicted = contender.seconds_per_operation * operations
+        predicted = contender.predicted(workload)
         left = deadline - time.monotonic()
         # Before a first run of real size the prediction is rough, mostly too high.
-        if predicted > max(left, 1.0) * (1 if contender.measured else 5):
+        if calls * predicted > max(left, 1.0) * (1 if contender.measured else 5):
             return (
                 "skipped",
                 f"would take about {predicted:.0f} s a run, "
@@ -222,9 +228,7 @@ class LossRun:
             contender = job.contender
             self.bar.set_description(f"{case.name}: {contender.label()}")
             implementation = contender.implementation
-            expected = contender.seconds_per_operation * implementation.executed_operations(
-                workload, "both"
-            )
+            expected = contender.predicted(workload)
             if expected > WARM_UP_BELOW and time.monotonic() > deadline:
                 jobs.remove(job)
                 if job.training:

@@ -33,17 +33,23 @@ def test_bfloat16_stays_within_its_tolerance(name: str, seed: int) -> None:
     assert outcome.passed, outcome
 
 
-def test_flex_attention_with_its_block_mask_equals_the_oracle(seed: int) -> None:
-    """Uncompiled, because torch compiles it without the log-sum-exp for the CPU."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", ["as on a GPU", "as on a CPU"])
+def test_flex_attention_equals_the_oracle(way: str, dtype, seed: int) -> None:
+    """Uncompiled, because compiling takes longer than the test is worth."""
+    flex = FlexAttention(compiled=False)
+    if way == "as on a GPU":
+        flex._attend_with_sink = flex._attend
     case = Case("blocks", A=300, N=900, C=16, K=5)  # skipped, partial and full blocks
-    outcome = check(FlexAttention(compiled=False), "cpu", torch.float32, seed, case)
+    outcome = check(flex, "cpu", dtype, seed, case)
     assert outcome.passed, outcome
 
 
-@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("name", [*EAGER, "flex-attention"])
 def test_one_class_only_gives_zero(name: str, seed: int) -> None:
     inputs = make_inputs(ONE_CLASS, seed).requiring_grad()
-    loss = IMPLEMENTATIONS[name]().loss(inputs)
+    rival = FlexAttention(compiled=False) if name == "flex-attention" else IMPLEMENTATIONS[name]()
+    loss = rival.loss(inputs)
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert torch.stack([inputs.features1.grad, inputs.features2.grad]).abs().max() < 1e-6

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
@@ -47,9 +51,14 @@ def _block_mask(sort: Sorted) -> BlockMask:
     )
 
 
+#: Channels added for the sink on a CPU; one is needed, the others keep rows aligned.
+SINK_CHANNELS = 8
+
+
 class FlexAttention(Implementation):
     name = "flex-attention"
-    description = "torch FlexAttention: label block mask, log-sum-exp returned, values = keys"
+    description = "torch FlexAttention: label block mask, log-sum-exp, values = keys"
+    cpu_dtypes = ("float32", "bfloat16")
     compiles = True
 
     def __init__(self, compiled: bool = True) -> None:
@@ -58,7 +67,8 @@ class FlexAttention(Implementation):
         )
 
     def loss(self, inputs: Inputs) -> Tensor:
-        return one_pass_loss(inputs, self._attend)
+        on_cpu = inputs.features1.device.type == "cpu"
+        return one_pass_loss(inputs, self._attend_with_sink if on_cpu else self._attend)
 
     def _attend(self, sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
         keys = sort.negatives[None, None]  # [1, 1, N, C]
@@ -73,11 +83,30 @@ class FlexAttention(Implementation):
         sums = auxiliary.lse[0, 0].float().exp()  # [M]
         return sums, output[0, 0].float() * sums[:, None] if with_gradient else None
 
+    def _attend_with_sink(self, sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """For the CPU, where torch compiles FlexAttention without the log-sum-exp.
+
+        One more key, a sink of a class of its own, has the same known logit for every anchor; its
+        attention weight, read off a channel that only the sink's value has, tells the sum.
+        """
+        channels = sort.anchors.shape[1]
+        # Of the size of the sum to expect, so that neither weight vanishes beside the other; as a
+        # multiple of 1/4 it is exact in bfloat16.
+        logit = math.ceil(4 * math.log(len(sort.negatives))) / 4
+        anchors = F.pad(sort.anchors, (0, SINK_CHANNELS))  # [M, C + 8]
+        anchors[:, channels] = logit
+        keys = F.pad(sort.negatives, (0, SINK_CHANNELS, 1, 0))  # [1 + N, C + 8]
+        keys[0, channels] = 1.0
+        labels = F.pad(sort.negative_labels, (1, 0), value=-1)  # [1 + N]
+        sort = replace(sort, anchors=anchors, negatives=keys, negative_labels=labels)
+        keys = keys[None, None]
+        output = self._attention(
+            anchors[None, None], keys, keys, block_mask=_block_mask(sort), scale=1.0
+        )[0, 0].float()  # [M, C + 8]
+        sink = output[:, channels]  # [M]
+        scale = math.exp(logit) / sink
+        return scale * (1 - sink), output[:, :channels] * scale[:, None] if with_gradient else None
+
     def executed_operations(self, workload: Workload, phase: str) -> int:
         # Attention forms its output whether or not a gradient is wanted.
         return 0 if phase == "backward" else workload.one_pass_operations("both")
-
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type == "cpu":
-            return "torch compiles FlexAttention for the CPU without the log-sum-exp"
-        return super().unsupported(device, dtype)
