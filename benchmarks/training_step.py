@@ -73,7 +73,8 @@ class TrainingStep:
         torch.manual_seed(seed)
         self.config, self.device = config, device
         self._loss = _loss_for_training(loss)
-        network = build_network(config.network, TYPICAL.K)
+        # Random weights cost the same, and nothing is downloaded.
+        network = build_network(config.network, TYPICAL.K, pretrained=False)
         built = build_model(config, network)
         self.model = _TypicalOutputs(built.network, built.projector).to(device).train()
         self.optimizer = build_optimizer(config.optimizer, self.model)
