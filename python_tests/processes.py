@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -26,8 +26,14 @@ def start(function: Callable, *arguments: Any) -> BaseProcess:
     return child
 
 
-def run_together(count: int, function: Callable, *arguments: Any) -> list[Any]:
-    """``function(*arguments)`` in each of ``count`` processes, as torchrun would start them."""
+def run_together(
+    count: int, function: Callable, *arguments: Any, survivors: Sequence[int] | None = None
+) -> list[Any]:
+    """``function(*arguments)`` in each of ``count`` processes, as torchrun would start them.
+
+    The results of ``survivors``; of all, where none are named.
+    """
+    survivors = range(count) if survivors is None else survivors
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,15 +46,15 @@ def run_together(count: int, function: Callable, *arguments: Any) -> list[Any]:
         child.start()
     results = {}
     try:
-        while len(results) < count:
+        while len(results) < len(survivors):
             rank, result, failure = queue.get(timeout=120)
             assert failure is None, f"process {rank}:\n{failure}"
             results[rank] = result
     finally:
         for child in children:
-            child.join(timeout=10 if len(results) == count else 0)
+            child.join(timeout=10 if len(results) == len(survivors) else 0)
             child.kill()
-    return [results[rank] for rank in range(count)]
+    return [results[rank] for rank in survivors]
 
 
 def _alone(function: Callable, arguments: tuple) -> None:

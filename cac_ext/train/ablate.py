@@ -13,6 +13,7 @@ from cac_ext.train.errors import ConfigError
 from cac_ext.train.files import write_text_whole
 from cac_ext.train.loop import train
 from cac_ext.train.prepare import prepare
+from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
 from cac_ext.train.tables import SOURCE, Row, Table
 
 
@@ -73,7 +74,8 @@ def ablate(
     records = _read_records(results)
     for number, ((row, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {row} seed {seed}"
-        ready = prepare(config, folder, label=label, progress=progress)
+        folders = PseudoLabelFolders.shared(folder, seed)
+        ready = prepare(config, folders, label=label, progress=progress)
         result = train(
             ready, folder / f"{row}-seed{seed}", label=label, resume=True, progress=progress
         )

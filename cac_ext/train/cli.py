@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import errno
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from cac_ext.train import config as configuration
+from cac_ext.train.command_line import (
+    SEEDS_HELP,
+    add_config_arguments,
+    load_config,
+    parse_seeds,
+    telling_how_to_go_on,
+)
 from cac_ext.train.data_commands import add_data_commands
-from cac_ext.train.errors import ConfigError, UserError
+from cac_ext.train.errors import UserError
 from cac_ext.train.pseudo_label_commands import add_pseudo_label_commands
 from cac_ext.train.run_commands import add_run_commands
 from cac_ext.train.signals import TrainingStopped
 from cac_ext.train.table_commands import add_table_commands
 
-_CONFIG_HELP = "a shipped configuration ({shipped}) or the path of a YAML file"
-_OVERRIDES_HELP = "settings that replace those of CONFIG, e.g. schedule.epochs=2 augment.flip=0"
 _FOLDER_HELP = "where to write; made anew, by default in the folder that 'output' names"
 
 #: Exit codes, as shells expect them: 2 for what the user can mend, 130 after Ctrl-C, 143 after
@@ -69,7 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Shipped configurations: " + ", ".join(configuration.shipped()),
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    config_help = _CONFIG_HELP.format(shipped=", ".join(configuration.shipped()))
 
     train = commands.add_parser(
         "train",
@@ -77,8 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Trains what CONFIG says and evaluates it on the validation images. The run "
         "folder receives config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/ and picture.png.",
     )
-    train.add_argument("config", metavar="CONFIG", help=config_help)
-    train.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_config_arguments(train)
     train.add_argument("--folder", type=Path, help=_FOLDER_HELP)
     train.set_defaults(command=_train)
 
@@ -97,8 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "with a table of mIoUs and a picture. With --folder of an interrupted comparison it goes "
         "on where that one stopped.",
     )
-    compare.add_argument("config", metavar="CONFIG", help=config_help)
-    compare.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_config_arguments(compare)
     compare.add_argument(
         "--methods",
         default="sup_only,cac",
@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument(
         "--seeds",
-        help="integers separated by commas (default: the configuration's)",
+        help=SEEDS_HELP.format(default="the configuration's"),
     )
     compare.add_argument("--folder", type=Path, help=_FOLDER_HELP)
     compare.set_defaults(command=_compare)
@@ -116,14 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="print a configuration, with every key",
         description="Prints what CONFIG and the overrides come to, as YAML with every key.",
     )
-    show.add_argument("config", metavar="CONFIG", help=config_help)
-    show.add_argument("overrides", metavar="key=value", nargs="*", help=_OVERRIDES_HELP)
+    add_config_arguments(show)
     show.set_defaults(command=_show)
 
     add_run_commands(commands)
-    add_data_commands(commands, config_help, _OVERRIDES_HELP)
-    add_pseudo_label_commands(commands, config_help, _OVERRIDES_HELP)
-    add_table_commands(commands, config_help, _OVERRIDES_HELP)
+    add_data_commands(commands)
+    add_pseudo_label_commands(commands)
+    add_table_commands(commands)
     return parser
 
 
@@ -131,25 +130,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = configuration.load(options.config, options.overrides)
-    _run(config, options.folder, resume=False)
+    _run(load_config(options), options.folder, resume=False)
 
 
 def _resume(options: argparse.Namespace) -> None:
-    saved = options.folder / "config.yaml"
-    if not saved.is_file():
-        raise ConfigError(f"{options.folder} is no run folder: it holds no config.yaml")
-    _run(configuration.load(str(saved)), options.folder, resume=True)
+    from cac_ext.train.run_folder import read_config
+
+    _run(read_config(options.folder), options.folder, resume=True)
 
 
 def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> None:
     from cac_ext.train.distributed import process_group
     from cac_ext.train.loop import train
+    from cac_ext.train.prepare import prepare_run
 
     with process_group(config.device) as processes:
         # All processes write into the same folder: that of rank 0's clock.
         folder = processes.first(folder or _new_folder(config.output, config.name))
-        with _telling_how_to_go_on(f"cac-ext resume {folder}", folder):
+        command = f"cac-ext resume {folder}"
+        with telling_how_to_go_on(command, folder, quiet=not processes.is_main):
+            prepare_run(config, folder, resume=resume)
             result = train(config, folder, resume=resume)
         if not processes.is_main:
             return
@@ -163,14 +163,15 @@ def _compare(options: argparse.Namespace) -> None:
     from cac_ext.train.compare import compare, plan
     from cac_ext.train.distributed import process_group
 
-    first = configuration.load(options.config, options.overrides)
-    seeds = [first.seed] if options.seeds is None else _integers(options.seeds)
+    first = load_config(options)
+    seeds = [first.seed] if options.seeds is None else parse_seeds(options.seeds)
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     runs = plan(options.config, options.overrides, methods, seeds)
     with process_group(first.device) as processes:
         folder = options.folder or _new_folder(first.output, f"{first.name}-compare")
         folder = processes.first(folder)
-        with _telling_how_to_go_on(f"the same command with --folder {folder}", folder):
+        command = f"the same command with --folder {folder}"
+        with telling_how_to_go_on(command, folder, quiet=not processes.is_main):
             table = compare(runs, folder)
         if not processes.is_main:
             return
@@ -178,8 +179,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    config = configuration.load(options.config, options.overrides)
-    print(configuration.to_yaml(config), end="")
+    print(configuration.to_yaml(load_config(options)), end="")
 
 
 def _new_folder(output: str, name: str) -> Path:
@@ -190,22 +190,3 @@ def _new_folder(output: str, name: str) -> Path:
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
-
-
-def _integers(text: str) -> list[int]:
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ConfigError(f"--seeds takes integers separated by commas, but got {text!r}")
-    return [int(part) for part in text.split(",")]
-
-
-@contextmanager
-def _telling_how_to_go_on(command: str, folder: Path) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM says whether the run can go on, and how."""
-    try:
-        yield
-    except (KeyboardInterrupt, TrainingStopped):
-        if any(folder.rglob("checkpoint.pt")):
-            print(f"\nthe checkpoint is in {folder}. To go on: {command}", file=sys.stderr)
-        else:
-            print(f"\nstopped before the first checkpoint of {folder}", file=sys.stderr)
-        raise

@@ -14,6 +14,7 @@ from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.methods import method_overrides, title
 from cac_ext.train.picture import save_panel
 from cac_ext.train.prepare import prepare
+from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
 
 
 def plan(
@@ -40,7 +41,8 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     for number, ((method, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {method} seed {seed}"
         run_folder = folder / f"{method}-seed{seed}"
-        ready = prepare(config, folder, label=label, progress=progress)
+        folders = PseudoLabelFolders.shared(folder, seed)
+        ready = prepare(config, folders, label=label, progress=progress)
         results[method, seed] = train(
             ready, run_folder, label=label, resume=True, progress=progress
         )

@@ -47,6 +47,9 @@ class DataConfig:
     num_classes: Optional[int] = None
     class_names: Optional[list[str]] = None
     ignore_index: int = 255  # mask value that is left out of loss and mIoU
+    # Of a folder's classes the one that stands for "none of the others", if there is one: for
+    # image-level labels. null: the class called "background".
+    background_class: Optional[int] = None
     num_workers: int = 0  # processes that load images, for each of the two branches
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
@@ -107,7 +110,7 @@ class WeakConfig:
     """Image-level labels of the unlabelled images (`weak/`), paper section 3.5."""
 
     # Masks of the unlabelled images, a folder that `cac-ext weak make-labels` wrote; null: the
-    # semi-supervised setting; auto: made before training (`cac-ext compare` and `ablate`).
+    # semi-supervised setting; auto: made before training, in the run folder.
     pseudo_labels: Optional[str] = None
     weight: float = 0.4  # lambda_w of Eq. 10, at its full height
     rampup: float = 0.1  # share of the iterations in which it rises
@@ -134,7 +137,7 @@ class SelfTrainingConfig:
     """A student of a supervised teacher ("ST" of Table 3, `self_training.py`)."""
 
     # Masks of the unlabelled images, a folder that `cac-ext self-training make-labels` wrote;
-    # null: none; auto: made before training (`cac-ext compare` and `ablate`).
+    # null: none; auto: made before training, in the run folder.
     pseudo_labels: Optional[str] = None
     confidence_threshold: float = 0.5  # pixels of which the teacher is less sure are ignored
 
@@ -349,6 +352,7 @@ def _check_values(config: Config) -> None:
         "method.unsupervised_weight": method.unsupervised_weight,
         "method.step_save": method.step_save,
         "weak.weight": config.weak.weight,
+        "data.background_class": config.data.background_class or 0,
         "optimizer.weight_decay": config.optimizer.weight_decay,
         "schedule.warmup_epochs": config.schedule.warmup_epochs,
     }

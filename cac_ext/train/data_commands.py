@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import replace
 from pathlib import Path
 
-from cac_ext.train import config as configuration
+from cac_ext.train.command_line import add_config_arguments, load_config, parse_seeds
 from cac_ext.train.errors import ConfigError, DataError
 
 _FAULTY = 1  # exit code of a check that found problems
 
 
-def add_data_commands(
-    commands: argparse._SubParsersAction, config_help: str, overrides_help: str
-) -> None:
+def add_data_commands(commands: argparse._SubParsersAction) -> None:
     """Adds ``data`` and what belongs to it to the command line's grammar."""
     data = commands.add_parser(
         "data",
@@ -33,8 +30,7 @@ def add_data_commands(
         "lists on every machine, and the images of 1/16 are among those of 1/8. The same split "
         "without files: data.labelled_ratio=1/8 data.split_seed=0.",
     )
-    split.add_argument("config", metavar="CONFIG", help=config_help)
-    split.add_argument("overrides", metavar="key=value", nargs="*", help=overrides_help)
+    add_config_arguments(split)
     split.add_argument(
         "--ratios",
         default="1/16,1/8,1/4,full",
@@ -56,8 +52,7 @@ def add_data_commands(
         "validation images that are trained on. Prints each with its file and line and how often "
         "each class occurs. Exit code 0: no problems; 1: problems; 2: CONFIG cannot be used.",
     )
-    check.add_argument("config", metavar="CONFIG", help=config_help)
-    check.add_argument("overrides", metavar="key=value", nargs="*", help=overrides_help)
+    add_config_arguments(check)
     check.set_defaults(command=_check)
 
 
@@ -66,7 +61,7 @@ def _split(options: argparse.Namespace) -> None:
     from cac_ext.train.data.image_files import ImageFiles
     from cac_ext.train.data.split import parse_ratio, write_split
 
-    config = configuration.load(options.config, options.overrides)
+    config = load_config(options)
     ratios = {parse_ratio(text): None for text in options.ratios.split(",")}  # each once
     seeds = parse_seeds(options.seeds)
     whole = replace(config.data, labelled_ratio=None, unlabelled_list=None)
@@ -99,7 +94,7 @@ def _check(options: argparse.Namespace) -> int:
     from cac_ext.train.data import build_datasets
     from cac_ext.train.data.check import check, format_report
 
-    config = configuration.load(options.config, options.overrides)
+    config = load_config(options)
     try:
         splits = build_datasets(config.data, check=False)
     except DataError as error:  # a list that cannot be read is a finding, too
@@ -108,10 +103,3 @@ def _check(options: argparse.Namespace) -> int:
     report = check(splits, num_workers=config.data.num_workers)
     print(format_report(report, splits.class_names))
     return _FAULTY if report.problems else 0
-
-
-def parse_seeds(text: str) -> list[int]:
-    """``"0,1,2"`` to integers; ConfigError for anything else."""
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ConfigError(f"--seeds takes integers separated by commas, but got {text!r}")
-    return [int(part) for part in text.split(",")]

@@ -14,10 +14,12 @@ Batch statistics are those of all processes. torch's SyncBatchNorm does that on 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,7 +27,13 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from cac_ext.train.errors import ConfigError
+from cac_ext.train.errors import ConfigError, ProcessError
+from cac_ext.train.signals import StopRequest, TrainingStopped
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=30)  # of `Processes.together`; gloo's own is half an hour
+_POLL = 0.05  # seconds
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,38 @@ class Processes:
     def first(self, value: Any) -> Any:
         """Rank 0's value, in every process."""
         return self.gather(value)[0]
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """``work()`` in every process, however long each takes; the results in the order of ranks.
+
+        For work in which the processes need not meet, as where rank 0 alone has something to do: a
+        collective would give up waiting after minutes. Where work raises in one process, or one
+        dies, the others learn it as soon as they have done theirs.
+
+        Raises:
+            ProcessError: another process has left.
+            TrainingStopped: SIGTERM came while this one waited for the others.
+        """
+        if self.size == 1:
+            return [work()]
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        try:
+            result = work()
+            with StopRequest() as stop:
+                arrival = dist.all_reduce(torch.zeros(1), group=patient, async_op=True)
+                while not arrival.is_completed():  # waiting in C++ would be deaf to signals
+                    if stop.requested:
+                        raise TrainingStopped("stopped while waiting for the other processes")
+                    time.sleep(_POLL)
+            try:
+                arrival.wait()
+            except RuntimeError as error:  # gloo: the connection is closed
+                raise ProcessError(
+                    "another process has ended before its work was done; its own message says why"
+                ) from error
+        finally:
+            dist.destroy_process_group(patient)  # closes the connections: nobody waits for this one
+        return self.gather(result)
 
     def gather_negatives(
         self,

@@ -19,3 +19,7 @@ class CheckpointError(UserError, RuntimeError):
 
 class NonFiniteError(UserError, ArithmeticError):
     """A loss or gradient is nan or infinite; the message says where its batch is kept."""
+
+
+class ProcessError(UserError, RuntimeError):
+    """Another process of the run has ended; the reason is in that one's message."""

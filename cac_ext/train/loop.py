@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cac_ext.train.checkpoint import read_checkpoint, restore, save_checkpoint
-from cac_ext.train.config import Config, to_yaml
+from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
 from cac_ext.train.data.classes import save_classes
@@ -25,15 +25,15 @@ from cac_ext.train.distributed import (
     find_device,
     synchronise_batch_norm,
 )
-from cac_ext.train.errors import CheckpointError, ConfigError
 from cac_ext.train.evaluate import evaluate
-from cac_ext.train.files import write_text_whole
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.picture import save_panel
 from cac_ext.train.run_log import NoLog, RunLog, peak_memory
+from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
+from cac_ext.train.run_folder import run_exists, write_config
 from cac_ext.train.seeding import derive_seed
 from cac_ext.train.self_training import concatenate
 from cac_ext.train.signals import StopRequest, TrainingStopped
@@ -71,7 +71,8 @@ def train(
             is an error, so that no run is overwritten.
         progress: progress bars on the terminal.
 
-    Within `distributed.process_group` all processes call it, with the same arguments.
+    Within `distributed.process_group` all processes call it, with the same arguments. Pseudo labels
+    that are ``auto`` must be in the folder already, see `prepare.py`.
 
     Raises:
         UserError: something given cannot be used; a step is not finite.
@@ -81,6 +82,8 @@ def train(
     progress = progress and processes.is_main
     device = find_device(config.device)
     torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
+    written = config  # with `auto`, which is right wherever the folder is moved to
+    config = PseudoLabelFolders.of_run(folder).fill_in(config)
 
     # What is trained, on what.
     splits = build_datasets(config.data)
@@ -101,16 +104,14 @@ def train(
     iteration, results = 0, {}
     if has_checkpoint:
         if not resume:
-            raise CheckpointError(
-                f"{folder} already holds a run: take another folder, or go on with "
-                f"`cac-ext resume {folder}`"
-            )
+            raise run_exists(folder)
         state = read_checkpoint(checkpoint)
         iteration, results = restore(
             state, checkpoint, config, model, optimizer, scaler, bank, device, processes
         )
     if processes.is_main:
-        _prepare_folder(folder, config, splits)
+        write_config(folder, written)
+        save_classes(folder, splits)
 
     # Batches, from this iteration on. SupOnly and the warm-up know no crop pairs.
     schedule = config.schedule
@@ -218,18 +219,6 @@ def _build_bank(config: Config, processes: Processes) -> MemoryBank:
     if selected_num is not None:
         selected_num = -(-selected_num // processes.size)
     return MemoryBank(selected_num, config.method.step_save)
-
-
-def _prepare_folder(folder: Path, config: Config, splits: DatasetSplits) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_whole(folder / "config.yaml", to_yaml(config))
-        save_classes(folder, splits)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write into the run folder {folder}: {error}. Give another one by --folder or "
-            "output=..."
-        ) from error
 
 
 def _labelled_batches(

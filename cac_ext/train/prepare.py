@@ -2,77 +2,109 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.pseudo_label_files import AUTO
 from cac_ext.train.distributed import current, find_device
-from cac_ext.train.errors import ConfigError
 from cac_ext.train.loop import train
+from cac_ext.train.pseudo_label_folders import AUTO, PseudoLabelFolders
+from cac_ext.train.run_folder import run_exists, write_config
 from cac_ext.train.self_training import teacher_config, write_teacher_labels
 from cac_ext.train.weak.cam import write_cam_labels
-from cac_ext.train.weak.classifier import train_classifier
+from cac_ext.train.weak.classifier import load_classifier, train_classifier
+from cac_ext.train.weak.image_labels import check_image_labels
 
 
-def prepare(config: Config, folder: Path, *, label: str = "", progress: bool = True) -> Config:
-    """The configuration with folders in place of ``auto``, and the pseudo labels in these folders.
+def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:
+    """`prepare` inside the folder of a run that stands alone, where it needs that.
 
-    Several runs of one seed in one ``folder`` share what they need: the teacher is the run
-    ``sup_only-seedN``, the image classifier lies in ``classifier-seedN``. What is there already is
-    kept, what was interrupted goes on.
+    config.yaml is written first, so that `cac-ext resume` can go on from whatever comes.
 
     Raises:
-        ConfigError: pseudo labels are to be made by several processes.
+        CheckpointError: the folder holds a run, and ``resume`` is not set.
     """
-    wanted = [
-        key
-        for key, value in (
-            ("self_training.pseudo_labels", config.self_training.pseudo_labels),
-            ("weak.pseudo_labels", config.weak.pseudo_labels),
-        )
-        if value == AUTO
-    ]
-    if wanted and current().size > 1:
-        raise ConfigError(
-            f"{wanted[0]}: pseudo labels are made by one process: run the command once without "
-            "torchrun, or give the folder that `cac-ext weak make-labels` or "
-            "`cac-ext self-training make-labels` wrote"
-        )
-    if "self_training.pseudo_labels" in wanted:
-        masks = folder / f"teacher-labels-seed{config.seed}"
-        run_folder = folder / f"sup_only-seed{config.seed}"
+    if not _wanted(config):
+        return
+    processes = current()
+    _check(config)
+
+    def begin() -> None:
+        if not processes.is_main:
+            return
+        if not resume and (folder / "checkpoint.pt").exists():
+            raise run_exists(folder)
+        write_config(folder, config)
+
+    processes.together(begin)
+    prepare(config, PseudoLabelFolders.of_run(folder))
+
+
+def prepare(
+    config: Config, folders: PseudoLabelFolders, *, label: str = "", progress: bool = True
+) -> Config:
+    """The configuration with folders in place of ``auto``, and the pseudo labels in these folders.
+
+    What is there already is kept, what was interrupted goes on. Within
+    `distributed.process_group` all processes call it: the teacher is trained by all of them, the
+    image classifier by rank 0, and all share in labelling the images.
+
+    Raises:
+        UserError: something given cannot be used.
+        TrainingStopped: SIGTERM came; what was done is kept.
+    """
+    if not _wanted(config):
+        return config
+    _check(config)
+    processes = current()
+    progress = progress and processes.is_main
+    device = find_device(config.device)
+    if config.self_training.pseudo_labels == AUTO:
         teacher = train(
             teacher_config(config),
-            run_folder,
-            label=f"{label} teacher",
+            folders.teacher,
+            label=f"{label} teacher".strip(),
             resume=True,
             progress=progress,
         )
         report = write_teacher_labels(
+            config,
             teacher.network,
             teacher.splits,
-            config.self_training.confidence_threshold,
-            masks,
+            folders.teacher_labels,
+            processes=processes,
             progress=progress,
         )
         if progress:
-            print(f"{masks}: {report}")
-        section = replace(config.self_training, pseudo_labels=str(masks))
-        config = replace(config, self_training=section)
-    if "weak.pseudo_labels" in wanted:
-        masks = folder / f"activation-labels-seed{config.seed}"
-        classifier = train_classifier(
-            config,
-            folder / f"classifier-seed{config.seed}",
-            find_device(config.device),
-            label=f"{label} image classifier",
-            progress=progress,
-        )
+            print(f"{folders.teacher_labels}: {report}")
+    if config.weak.pseudo_labels == AUTO:
+
+        def train_it() -> None:
+            if processes.is_main:
+                title = f"{label} image classifier".strip()
+                train_classifier(config, folders.classifier, device, label=title, progress=progress)
+
+        processes.together(train_it)
         splits = build_datasets(config.data)
-        report = write_cam_labels(config, classifier, splits, masks, progress=progress)
+        classifier = load_classifier(config, splits.num_classes, folders.classifier, device)
+        report = write_cam_labels(
+            config,
+            classifier,
+            splits,
+            folders.activation_labels,
+            processes=processes,
+            progress=progress,
+        )
         if progress:
-            print(f"{masks}: {report}")
-        config = replace(config, weak=replace(config.weak, pseudo_labels=str(masks)))
-    return config
+            print(f"{folders.activation_labels}: {report}")
+    return folders.fill_in(config)
+
+
+def _wanted(config: Config) -> bool:
+    return AUTO in (config.self_training.pseudo_labels, config.weak.pseudo_labels)
+
+
+def _check(config: Config) -> None:
+    """Finds faults of image-level labels before hours of training."""
+    if config.weak.pseudo_labels == AUTO:
+        check_image_labels(config.weak, config.data, build_datasets(config.data))

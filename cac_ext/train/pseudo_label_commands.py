@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cac_ext.train import config as configuration
-from cac_ext.train.errors import ConfigError
+from cac_ext.train.command_line import (
+    add_config_arguments,
+    add_overrides,
+    load_config,
+    telling_how_to_go_on,
+)
 
 
-def add_pseudo_label_commands(
-    commands: argparse._SubParsersAction, config_help: str, overrides_help: str
-) -> None:
+def add_pseudo_label_commands(commands: argparse._SubParsersAction) -> None:
     """Adds ``weak`` and ``self-training`` to the command line's grammar."""
     weak = commands.add_parser(
         "weak",
         help="pseudo labels from image-level labels",
         description="Image-level labels of the unlabelled images (paper section 3.5): trains an "
-        "image classifier, then makes pseudo labels of its class activation maps. Class 0 must be "
-        "the background. `cac-ext compare CONFIG --methods cac,weak` does all of it.",
+        "image classifier, then makes pseudo labels of its class activation maps. One class must "
+        "be the background (data.background_class). `cac-ext train CONFIG "
+        "weak.pseudo_labels=auto` does all of it.",
     )
     actions = weak.add_subparsers(title="actions", required=True, metavar="ACTION")
     train = actions.add_parser(
@@ -27,10 +30,9 @@ def add_pseudo_label_commands(
         description="Trains an image classifier on the image-level labels: those of the list "
         "weak.image_labels (lines 'image id id ...'), or read off masks where the unlabelled "
         "images have some. The same command on the folder of an interrupted training goes on "
-        "after its last whole epoch.",
+        "where that one stopped; after a kill, after its last whole epoch.",
     )
-    train.add_argument("config", metavar="CONFIG", help=config_help)
-    train.add_argument("overrides", metavar="key=value", nargs="*", help=overrides_help)
+    add_config_arguments(train)
     train.add_argument(
         "--folder", type=Path, help="where to write (default: NAME-classifier below 'output')"
     )
@@ -42,12 +44,11 @@ def add_pseudo_label_commands(
         description="Writes a mask for each unlabelled image: the class of the largest activation "
         "where it is above image_classifier.foreground, background where all are below "
         "image_classifier.background, elsewhere no label (255). Masks that are there already "
-        "are kept.",
+        "are kept. Ends with how much is labelled, and how well where the images have masks; the "
+        "same in pseudo_labels.json.",
     )
     labels.add_argument("folder", metavar="CLASSIFIER_FOLDER", type=Path)
-    labels.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="e.g. image_classifier.foreground=0.4"
-    )
+    add_overrides(labels, "e.g. image_classifier.foreground=0.4")
     labels.add_argument(
         "--output", type=Path, help="folder of the masks (default: pseudo_labels in the folder)"
     )
@@ -57,7 +58,8 @@ def add_pseudo_label_commands(
         "self-training",
         help="pseudo labels from a trained network",
         description="Self-training: a trained network, the teacher, labels the unlabelled images. "
-        "`cac-ext compare CONFIG --methods sup_only,self_training` does all of it.",
+        "`cac-ext train CONFIG method.unsupervised_weight=0 self_training.pseudo_labels=auto` does "
+        "all of it, the teacher's training too.",
     )
     actions = student.add_subparsers(title="actions", required=True, metavar="ACTION")
     labels = actions.add_parser(
@@ -65,15 +67,11 @@ def add_pseudo_label_commands(
         help="write a trained network's predictions as pseudo labels",
         description="Writes a mask for each unlabelled image; pixels of which the network is less "
         "sure than self_training.confidence_threshold get no label (255). Masks that are already "
-        "there are kept.",
+        "there are kept. Ends with how much is labelled, and how well where the images have masks; "
+        "the same in pseudo_labels.json.",
     )
     labels.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="of the teacher")
-    labels.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        help="e.g. self_training.confidence_threshold=0.7",
-    )
+    add_overrides(labels, "e.g. self_training.confidence_threshold=0.7")
     labels.add_argument(
         "--output", type=Path, help="folder of the masks (default: pseudo_labels in the folder)"
     )
@@ -81,54 +79,65 @@ def add_pseudo_label_commands(
 
 
 def _train_classifier(options: argparse.Namespace) -> None:
-    from cac_ext.train.loop import find_device
+    from cac_ext.train.distributed import find_device, process_group
     from cac_ext.train.weak.classifier import train_classifier
 
-    config = configuration.load(options.config, options.overrides)
+    config = load_config(options)
     folder = options.folder or Path(config.output) / f"{config.name}-classifier"
-    model = train_classifier(config, folder, find_device(config.device))
-    print(f"image classifier from {model.initial_weights}: {folder / 'classifier.pt'}")
-    print(f"make the pseudo labels: cac-ext weak make-labels {folder}")
+
+    def train_it() -> None:
+        if processes.is_main:
+            model = train_classifier(config, folder, find_device(config.device))
+            print(f"image classifier from {model.initial_weights}: {folder / 'classifier.pt'}")
+            print(f"make the pseudo labels: cac-ext weak make-labels {folder}")
+
+    with process_group(config.device) as processes:
+        command = f"the same command with --folder {folder}"
+        with telling_how_to_go_on(command, folder, quiet=not processes.is_main):
+            processes.together(train_it)
 
 
 def _make_cam_labels(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.loop import find_device
+    from cac_ext.train.distributed import find_device, process_group
+    from cac_ext.train.run_folder import read_config
     from cac_ext.train.weak.cam import write_cam_labels
     from cac_ext.train.weak.classifier import load_classifier
 
-    config = _load(options, "of an image classifier")
+    config = read_config(options.folder, options.overrides)
     splits = build_datasets(config.data)
-    device = find_device(config.device)
-    classifier = load_classifier(config, splits.num_classes, options.folder, device)
     output = options.output or options.folder / "pseudo_labels"
-    print(f"{output}: {write_cam_labels(config, classifier, splits, output)}")
-    print(f"train with them: cac-ext train CONFIG weak.pseudo_labels={output}")
+    with process_group(config.device) as processes:
+        device = find_device(config.device)
+        classifier = load_classifier(config, splits.num_classes, options.folder, device)
+        with telling_how_to_go_on("the same command", output, quiet=not processes.is_main):
+            report = write_cam_labels(
+                config, classifier, splits, output, processes=processes, progress=processes.is_main
+            )
+        if processes.is_main:
+            print(f"{output}: {report}")
+            print(f"train with them: cac-ext train CONFIG weak.pseudo_labels={output}")
 
 
 def _make_teacher_labels(options: argparse.Namespace) -> None:
-    from cac_ext.train.checkpoint import read_checkpoint
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.loop import find_device
-    from cac_ext.train.networks import build_network
-    from cac_ext.train.self_training import load_network, write_teacher_labels
+    from cac_ext.train.distributed import process_group
+    from cac_ext.train.run_folder import load_run, read_config, require_same_classes
+    from cac_ext.train.self_training import write_teacher_labels
 
-    config = _load(options, "of a run")
-    splits = build_datasets(config.data)
-    state = read_checkpoint(options.folder / "checkpoint.pt")
-    network = build_network(config.network, splits.num_classes, pretrained=False)
-    load_network(network, state).to(find_device(config.device))
     output = options.output or options.folder / "pseudo_labels"
-    threshold = config.self_training.confidence_threshold
-    print(f"{output}: {write_teacher_labels(network, splits, threshold, output)}")
-    print(
-        "train with them: cac-ext train CONFIG method.unsupervised_weight=0 "
-        f"self_training.pseudo_labels={output}"
-    )
-
-
-def _load(options: argparse.Namespace, what: str) -> configuration.Config:
-    saved = options.folder / "config.yaml"
-    if not saved.is_file():
-        raise ConfigError(f"{options.folder} is no folder {what}: it holds no config.yaml")
-    return configuration.load(str(saved), options.overrides)
+    config = read_config(options.folder, options.overrides)
+    with process_group(config.device) as processes:
+        run = load_run(options.folder, options.overrides, ("self_training.confidence_threshold",))
+        splits = build_datasets(config.data)
+        require_same_classes(run, splits)
+        with telling_how_to_go_on("the same command", output, quiet=not processes.is_main):
+            report = write_teacher_labels(
+                config, run.network, splits, output, processes=processes, progress=processes.is_main
+            )
+        if processes.is_main:
+            print(f"{output}: {report}")
+            print(
+                "train with them: cac-ext train CONFIG method.unsupervised_weight=0 "
+                f"self_training.pseudo_labels={output}"
+            )

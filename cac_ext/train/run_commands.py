@@ -90,16 +90,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cac_ext.train.distributed import process_group
     from cac_ext.train.evaluate import evaluate
     from cac_ext.train.picture import save_confusion
-    from cac_ext.train.run_folder import load_run
+    from cac_ext.train.run_folder import load_run, require_same_classes
 
     inference = _inference(options)
     run = load_run(options.folder, options.overrides)
     splits = build_datasets(run.config.data)
-    if list(splits.class_names) != list(run.classes.class_names):
-        raise ConfigError(
-            f"the run was trained on the classes {', '.join(run.classes.class_names)}, but the "
-            f"data has {', '.join(splits.class_names)}"
-        )
+    require_same_classes(run, splits)
     with process_group(run.config.device) as processes:
         evaluation = evaluate(
             run.network,

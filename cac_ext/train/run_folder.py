@@ -1,4 +1,4 @@
-"""A finished or interrupted run, read again: its configuration, classes and network."""
+"""A run folder: begun, and read again, with its configuration, classes and network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cac_ext.train.checkpoint import read_checkpoint
-from cac_ext.train.config import Config, load
+from cac_ext.train.config import Config, load, to_yaml
+from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.classes import Classes, load_classes
 from cac_ext.train.distributed import find_device
 from cac_ext.train.errors import CheckpointError, ConfigError
+from cac_ext.train.files import write_text_whole
 from cac_ext.train.networks import SegmentationNetwork, build_network
 
 #: What may differ from the run: where the data lies and where to compute, not what was trained.
 _FREE = ("data.", "device=")
 _NETWORK = "network."
+_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -28,21 +31,52 @@ class Run:
     iteration: int
 
 
-def load_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
+def write_config(folder: Path, config: Config) -> None:
+    """Makes the folder, writes ``config.yaml``; ConfigError where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_whole(folder / _CONFIG, to_yaml(config))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write into the run folder {folder}: {error}. Give another one by --folder or "
+            "output=..."
+        ) from error
+
+
+def run_exists(folder: Path) -> CheckpointError:
+    """The error of a run that would overwrite another."""
+    return CheckpointError(
+        f"{folder} already holds a run: take another folder, or go on with "
+        f"`cac-ext resume {folder}`"
+    )
+
+
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that a run folder keeps; ConfigError where it is none."""
+    if not (folder / _CONFIG).is_file():
+        raise ConfigError(f"{folder} is no run folder: it holds no {_CONFIG}")
+    return load(str(folder / _CONFIG), overrides)
+
+
+def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = ()) -> Run:
     """Reads a run folder. Its data need not be there.
+
+    Args:
+        folder: of the run.
+        overrides: ``key=value`` of data.* and device, and of the keys ``free``.
+        free: other keys that change nothing of what was trained.
 
     Raises:
         ConfigError: it is no run folder, or an override would change what was trained.
         CheckpointError: its checkpoint is missing, damaged or another network's.
     """
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is no run folder: it holds no config.yaml")
     for override in overrides:
-        if not override.startswith(_FREE):
+        if not override.startswith(_FREE) and override.partition("=")[0] not in free:
+            allowed = ", ".join(["data.*", *free])
             raise ConfigError(
-                f"{override}: of a finished run only data.* and device can be set anew"
+                f"{override}: of a finished run only {allowed} and device can be set anew"
             )
-    config = load(str(folder / "config.yaml"), overrides)
+    config = read_config(folder, overrides)
     classes = load_classes(folder)
     path = folder / "checkpoint.pt"
     state = read_checkpoint(path)
@@ -57,3 +91,12 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {config.network.name}: {error}") from error
     return Run(config, classes, network.to(find_device(config.device)).eval(), state["iteration"])
+
+
+def require_same_classes(run: Run, splits: DatasetSplits) -> None:
+    """ConfigError where data has other classes than those the run was trained on."""
+    if list(splits.class_names) != list(run.classes.class_names):
+        raise ConfigError(
+            f"the run was trained on the classes {', '.join(run.classes.class_names)}, but the "
+            f"data has {', '.join(splits.class_names)}"
+        )

@@ -14,31 +14,40 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cac_ext.train.config import Config, SelfTrainingConfig
+from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
+from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.inference import predict_logits
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.networks.weights import weights_digest
 
 
 def teacher_config(config: Config) -> Config:
     """The configuration of a student's teacher: `sup_only` of the same data, network and seed."""
-    method = replace(config.method, unsupervised_weight=0.0)
-    return replace(config, method=method, self_training=SelfTrainingConfig())
+    return replace(
+        config,
+        method=replace(config.method, unsupervised_weight=0.0),
+        self_training=replace(config.self_training, pseudo_labels=None),
+        weak=replace(config.weak, pseudo_labels=None),
+    )
 
 
 def write_teacher_labels(
+    config: Config,
     teacher: SegmentationNetwork,
     splits: DatasetSplits,
-    confidence_threshold: float,
     folder: Path,
     *,
+    processes: Processes = ALONE,
     progress: bool = True,
 ) -> PseudoLabelReport:
     """The teacher's labels of the unlabelled images, as files (`data/pseudo_label_files.py`).
 
-    Pixels whose largest class probability is at or below the threshold get no label.
+    Pixels whose largest class probability is at or below
+    ``self_training.confidence_threshold`` get no label.
     """
+    confidence_threshold = config.self_training.confidence_threshold
 
     def label(index: int, sample: dict) -> Tensor:
         probabilities = predict_logits(teacher, sample["image"]).softmax(dim=1)  # [1, K, H, W]
@@ -47,7 +56,18 @@ def write_teacher_labels(
 
     was_training = teacher.training
     teacher.eval()
-    report = write_pseudo_labels(splits, label, folder, "teacher's labels", progress=progress)
+    report = write_pseudo_labels(
+        splits,
+        label,
+        folder,
+        "teacher's labels",
+        made_by={
+            "teacher": weights_digest(teacher),
+            "confidence_threshold": confidence_threshold,
+        },
+        processes=processes,
+        progress=progress,
+    )
     teacher.train(was_training)
     return report
 
@@ -55,15 +75,3 @@ def write_teacher_labels(
 def concatenate(labelled: dict[str, Tensor], pseudo_labelled: dict[str, Tensor]) -> dict:
     """One batch of both: image ``[B, 3, S, S]`` and mask ``[B, S, S]``."""
     return {key: torch.cat([labelled[key], pseudo_labelled[key]]) for key in labelled}
-
-
-def load_network(network: SegmentationNetwork, state: dict) -> SegmentationNetwork:
-    """Puts the network of a checkpoint (`checkpoint.read_checkpoint`) in place; returns it."""
-    prefix = "network."
-    weights = {
-        name.removeprefix(prefix): value
-        for name, value in state["model"].items()
-        if name.startswith(prefix)
-    }
-    network.load_state_dict(weights)
-    return network

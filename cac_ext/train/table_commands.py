@@ -6,14 +6,18 @@ import argparse
 from pathlib import Path
 
 from cac_ext.train import config as configuration
-from cac_ext.train.data_commands import parse_seeds
+from cac_ext.train.command_line import (
+    SEEDS_HELP,
+    add_overrides,
+    config_help,
+    parse_seeds,
+    telling_how_to_go_on,
+)
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.tables import TABLES, find_table
 
 
-def add_table_commands(
-    commands: argparse._SubParsersAction, config_help: str, overrides_help: str
-) -> None:
+def add_table_commands(commands: argparse._SubParsersAction) -> None:
     """Adds ``tables`` and ``ablate`` to the command line's grammar."""
     tables = commands.add_parser(
         "tables",
@@ -35,7 +39,7 @@ def add_table_commands(
         "the way.",
     )
     ablate.add_argument("table", metavar="TABLE", choices=list(TABLES), help=", ".join(TABLES))
-    ablate.add_argument("overrides", metavar="key=value", nargs="*", help=overrides_help)
+    add_overrides(ablate, "settings that replace those of the table and its rows")
     ablate.add_argument(
         "--rows",
         nargs="+",
@@ -44,11 +48,9 @@ def add_table_commands(
         help="names or patterns of rows, e.g. cac 'no_*' (default: all that can be trained)",
     )
     ablate.add_argument(
-        "--config", metavar="CONFIG", help=f"in place of the table's own: {config_help}"
+        "--config", metavar="CONFIG", help=f"in place of the table's own: {config_help()}"
     )
-    ablate.add_argument(
-        "--seeds", default="0", help="integers separated by commas (default: %(default)s)"
-    )
+    ablate.add_argument("--seeds", default="0", help=SEEDS_HELP.format(default="%(default)s"))
     ablate.add_argument("--folder", type=Path, help="where to write (default: OUTPUT/TABLE)")
     ablate.set_defaults(command=_ablate)
 
@@ -89,6 +91,7 @@ def _ablate(options: argparse.Namespace) -> None:
     first = next(iter(runs.values()))
     folder = options.folder or Path(first.output) / table.name
     with process_group(first.device) as processes:
-        text = ablate(table, runs, folder)
+        with telling_how_to_go_on("the same command", folder, quiet=not processes.is_main):
+            text = ablate(table, runs, folder)
         if processes.is_main:
             print(f"\n{text}\n\nrun folders: {folder}")

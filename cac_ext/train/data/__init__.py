@@ -27,7 +27,8 @@ no change here. ``data.name: my_package.my_module:build`` names such a function,
 ``data.name: my_package.my_module:MyDataset`` a data set class, which is called as
 ``MyDataset(config, split)`` with the `DataConfig` and "labelled", "unlabelled" or "validation", and
 has the attributes ``class_names`` (else ``data.class_names`` must be given) and, if wanted,
-``ignore_index`` and ``palette``. Where there are no unlabelled images, its length for them is 0.
+``ignore_index``, ``palette`` and ``background_class``. Where there are no unlabelled images, its
+length for them is 0.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class DatasetSplits:
         class_names: name of each class; its length is the number of classes.
         ignore_index: mask value that counts neither in the loss nor in the mIoU.
         palette: RGB of each class, 0-255, for pictures; None takes matplotlib's.
+        background_class: id of the class of all that belongs to no other, which image-level labels
+            (`weak/`) rest on; None where each class is one like the others.
     """
 
     labelled: Dataset
@@ -70,6 +73,7 @@ class DatasetSplits:
     class_names: Sequence[str]
     ignore_index: int = 255
     palette: Sequence[tuple[int, int, int]] | None = None
+    background_class: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -101,6 +105,12 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
             f"data.name: {config.name} must return a cac_ext.train.data.DatasetSplits, but "
             f"returned {type(splits).__name__}"
         )
+    background = splits.background_class
+    if background is not None and not 0 <= background < splits.num_classes:
+        raise ConfigError(
+            f"data.background_class is {background}, but the {splits.num_classes} classes of "
+            f"{config.name!r} are 0 to {splits.num_classes - 1}"
+        )
     if check:
         quick_check(splits)
     return splits
@@ -124,6 +134,7 @@ def _splits_of_class(dataset: type[Dataset], config: DataConfig) -> DatasetSplit
         class_names=class_names,
         ignore_index=getattr(dataset, "ignore_index", config.ignore_index),
         palette=getattr(dataset, "palette", None),
+        background_class=getattr(dataset, "background_class", config.background_class),
     )
 
 

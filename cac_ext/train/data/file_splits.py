@@ -27,6 +27,7 @@ class FileLayout:
         expand: see `list_file.read_list`.
         repair: an entry to the one that is meant, where files may be named otherwise.
         dataset: reads the files.
+        background_class: see `DatasetSplits`.
     """
 
     root: Path
@@ -37,6 +38,7 @@ class FileLayout:
     expand: Callable[[list[str]], list[str]] | None = None
     repair: Callable[[Entry], Entry] = lambda entry: entry
     dataset: type[ImageFiles] = ImageFiles
+    background_class: int | None = None
 
 
 def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
@@ -88,6 +90,7 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
         class_names=layout.class_names,
         ignore_index=config.ignore_index,
         palette=layout.palette,
+        background_class=layout.background_class,
     )
 
 
@@ -119,13 +122,16 @@ def find_root(config: DataConfig, markers: Sequence[str], inside: Sequence[str] 
     )
 
 
-def require_fixed_classes(config: DataConfig, class_names: Sequence[str]) -> None:
+def require_fixed_classes(
+    config: DataConfig, class_names: Sequence[str], background_class: int | None = None
+) -> None:
     """Raises where the configuration contradicts a data set whose classes are known."""
     count = len(class_names)
     fixed = {
         "num_classes": (config.num_classes, (None, count)),
         "class_names": (config.class_names, (None, list(class_names))),
         "ignore_index": (config.ignore_index, (255,)),
+        "background_class": (config.background_class, (None, background_class)),
     }
     for key, (value, allowed) in fixed.items():
         if value not in allowed:

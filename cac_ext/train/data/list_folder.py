@@ -9,6 +9,8 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.file_splits import FileLayout, build_file_splits
 from cac_ext.train.errors import ConfigError
 
+_BACKGROUND_NAME = "background"
+
 
 def build(config: DataConfig) -> DatasetSplits:
     """The splits that ``data.root`` and the lists describe."""
@@ -32,4 +34,7 @@ def build(config: DataConfig) -> DatasetSplits:
     root = Path(config.root).expanduser().absolute()
     if not root.is_dir():
         raise ConfigError(f"data.root: there is no folder {root}")
-    return build_file_splits(config, FileLayout(root, names))
+    background = config.background_class
+    if background is None and _BACKGROUND_NAME in names:
+        background = list(names).index(_BACKGROUND_NAME)
+    return build_file_splits(config, FileLayout(root, names, background_class=background))

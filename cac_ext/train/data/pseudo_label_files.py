@@ -7,9 +7,11 @@ folders; one of your own making will do as well.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +23,13 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
+from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.errors import ConfigError, DataError
-from cac_ext.train.files import write_whole
-
-#: In place of a folder: pseudo labels that are made before training (`prepare.py`).
-AUTO = "auto"
+from cac_ext.train.files import write_text_whole, write_whole
+from cac_ext.train.signals import StopRequest, TrainingStopped
 
 _NO_LABEL = 255
+_ABOUT = "pseudo_labels.json"
 
 
 class PseudoLabelled(Dataset):
@@ -86,15 +88,12 @@ def pseudo_labelled(splits: DatasetSplits, folder: str, key: str) -> PseudoLabel
         DataError: the first image has no mask, or a faulty one.
     """
     images = unlabelled_images(splits, key)
-    if folder == AUTO:
-        raise ConfigError(
-            f"{key} is {AUTO}: `cac-ext compare` and `cac-ext ablate` make the pseudo labels "
-            "themselves; for one run, make them by `cac-ext weak` or `cac-ext self-training` and "
-            "give their folder"
-        )
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ConfigError(f"{key}: there is no folder {folder}")
+        raise ConfigError(
+            f"{key}: there is no folder {folder}; {key}=auto makes the pseudo labels in the run's "
+            "own folder"
+        )
     dataset = PseudoLabelled(images, path, splits.num_classes, splits.ignore_index)
     dataset[0]
     return dataset
@@ -125,8 +124,8 @@ class PseudoLabelReport:
 
     images: int
     labelled: float
-    accuracy: float | None
-    miou: float | None
+    accuracy: float | None = None
+    miou: float | None = None
 
     def __str__(self) -> str:
         text = f"{self.images} images, {100 * self.labelled:.1f} % of the pixels labelled"
@@ -142,43 +141,122 @@ def write_pseudo_labels(
     folder: Path,
     description: str,
     *,
+    made_by: dict[str, Any] | None = None,
+    processes: Processes = ALONE,
     progress: bool = True,
 ) -> PseudoLabelReport:
     """Writes a mask of each unlabelled image into ``folder``; those that are there are kept.
+
+    Several processes share the images, and have the same report in the end. It is kept, with
+    ``made_by``, in ``pseudo_labels.json`` beside the masks.
 
     Args:
         splits: where the images come from.
         label: index and sample to ``[H, W]`` class ids, ``splits.ignore_index`` for "no label".
         folder: where the masks go.
         description: stands in front of the progress bar.
-        progress: whether to show it.
+        made_by: what the labels depend on, plain values; None: nothing is kept beside the masks.
+        processes: of the run.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ConfigError: there are no unlabelled images, or the folder holds labels made by another.
+        TrainingStopped: SIGTERM came; the masks written so far are kept.
     """
     images = unlabelled_images(splits, "pseudo labels")
+    about = folder / _ABOUT
+
+    def begin() -> PseudoLabelReport | None:
+        if made_by is None or not processes.is_main:
+            return None
+        report = _read_report(about, made_by)
+        if report is not None and len(list(folder.rglob("*.png"))) >= len(images):
+            return report  # all was done before
+        _write_report(about, made_by, None)
+        return None
+
+    finished = processes.together(begin)[0]
+    if finished is not None:
+        return finished
+    shares = processes.together(
+        lambda: _write_share(images, splits, label, folder, description, processes, progress)
+    )
+    table, pixels, labelled = (sum(parts) for parts in zip(*shares, strict=True))
+    report = PseudoLabelReport(len(images), labelled / pixels)
+    if table.any():
+        right = table.diagonal().double()
+        iou = right / (table.sum(0) + table.sum(1) - right)
+        accuracy = (right.sum() / table.sum()).item()
+        report = replace(report, accuracy=accuracy, miou=iou.nanmean().item())
+    if made_by is not None and processes.is_main:
+        _write_report(about, made_by, report)
+    return report
+
+
+def _write_share(
+    images: Dataset,
+    splits: DatasetSplits,
+    label: Callable[[int, dict], Tensor],
+    folder: Path,
+    description: str,
+    processes: Processes,
+    progress: bool,
+) -> tuple[Tensor, int, int]:
+    """This process's images: ``[K, K]`` true class and pseudo label; all pixels; those labelled."""
     written = PseudoLabelled(images, folder, splits.num_classes, splits.ignore_index)
     confusion = MulticlassConfusionMatrix(
-        splits.num_classes, ignore_index=splits.ignore_index, validate_args=False
+        splits.num_classes,
+        ignore_index=splits.ignore_index,
+        validate_args=False,
+        sync_on_compute=False,
     )
     known_mask = getattr(images, "known_mask", lambda index: None)
     pixels = labelled = 0
-    for index in tqdm(range(len(images)), description, unit="image", disable=not progress):
-        sample = images[index]
-        path = mask_path(folder, sample["name"])
-        if not path.is_file():
-            _write(path, label(index, sample), splits.ignore_index)
-        mask = written[index]["mask"].as_subclass(Tensor)
-        counted = mask != splits.ignore_index
-        pixels += mask.numel()
-        labelled += int(counted.sum())
-        truth = known_mask(index)
-        if truth is not None:
-            confusion.update(mask[counted], truth.long()[counted])
-    table = confusion.compute().double()  # [K, K] true class, pseudo label
-    if not table.any():
-        return PseudoLabelReport(len(images), labelled / pixels, None, None)
-    right = table.diagonal()
-    iou = right / (table.sum(0) + table.sum(1) - right)
-    accuracy = (right.sum() / table.sum()).item()
-    return PseudoLabelReport(len(images), labelled / pixels, accuracy, iou.nanmean().item())
+    mine = range(processes.rank, len(images), processes.size)
+    with StopRequest() as stop:
+        for index in tqdm(mine, description, unit="image", disable=not progress):
+            if stop.requested:
+                raise TrainingStopped(f"stopped before pseudo label {index} of {len(images)}")
+            sample = images[index]
+            path = mask_path(folder, sample["name"])
+            if not path.is_file():
+                _write(path, label(index, sample), splits.ignore_index)
+            mask = written[index]["mask"].as_subclass(Tensor)
+            counted = mask != splits.ignore_index
+            pixels += mask.numel()
+            labelled += int(counted.sum())
+            truth = known_mask(index)
+            if truth is not None:
+                confusion.update(mask[counted], truth.long()[counted])
+    return confusion.confmat.long(), pixels, labelled
+
+
+def _read_report(path: Path, made_by: dict[str, Any]) -> PseudoLabelReport | None:
+    """The report of a folder that is finished; ConfigError where its labels have another origin."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        origin, report = content["made_by"], content["report"]
+        report = None if report is None else PseudoLabelReport(**report)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove its folder") from error
+    if origin != made_by:
+        raise ConfigError(
+            f"{path.parent} holds pseudo labels made by {_listed(origin)}, but wanted are those of "
+            f"{_listed(made_by)}: take another folder, or remove it"
+        )
+    return report
+
+
+def _write_report(path: Path, made_by: dict[str, Any], report: PseudoLabelReport | None) -> None:
+    content = {"made_by": made_by, "report": None if report is None else asdict(report)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def mask_path(folder: Path, name: str) -> Path:

@@ -146,6 +146,7 @@ def build(config: DataConfig) -> DatasetSplits:
         class_names=CLASS_NAMES,
         ignore_index=config.ignore_index,
         palette=PALETTE,
+        background_class=0,
     )
 
 

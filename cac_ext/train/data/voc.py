@@ -50,6 +50,7 @@ CLASS_NAMES = (
     "train",
     "tv monitor",
 )
+_BACKGROUND = 0
 _IMAGES, _MASKS, _LISTS = "JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"
 _TRAIN_LISTS = ("trainaug.txt", "train_aug.txt")
 
@@ -65,7 +66,7 @@ def colour_map(count: int) -> tuple[tuple[int, int, int], ...]:
 
 def build(config: DataConfig) -> DatasetSplits:
     """VOC 2012 + SBD: 21 classes."""
-    require_fixed_classes(config, CLASS_NAMES)
+    require_fixed_classes(config, CLASS_NAMES, _BACKGROUND)
     root = find_root(config, [_IMAGES], ["VOC2012", "VOCdevkit/VOC2012"])
     layout = FileLayout(
         root,
@@ -74,6 +75,7 @@ def build(config: DataConfig) -> DatasetSplits:
         train=partial(_train_entries, root),
         validation=partial(_read, root, root / _LISTS / "val.txt"),
         expand=_expand_id,
+        background_class=_BACKGROUND,
     )
     return build_file_splits(config, layout)
 

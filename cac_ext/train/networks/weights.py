@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,15 @@ def load_backbone_weights(backbone: nn.Module, architecture: str, weights: str) 
     if report.missing or report.mismatched:
         warnings.warn(f"only a part of the weights fits: {report}", stacklevel=2)
     return report
+
+
+def weights_digest(module: nn.Module) -> str:
+    """16 hexadecimal digits that tell a module's weights and statistics from all others."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _copy(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> WeightsReport:

@@ -7,6 +7,6 @@ The way from a list of labels to the loss:
     cam.py            its class activation maps become pseudo labels, files of masks
     ../step.py        a second classifier learns them beside the main one (Eq. 10 and 11)
 
-Class 0 is the background, as in VOC and the built-in data: no image-level label names it, and it is
-what no activation points at.
+One class must be the background (`DatasetSplits.background_class`), as in VOC and the built-in
+data: no image-level label names it, and it is what no activation points at.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,9 +15,11 @@ from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import normalise
 from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
+from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.networks.layers import upsample
+from cac_ext.train.networks.weights import weights_digest
 from cac_ext.train.weak.classifier import ImageClassifier
-from cac_ext.train.weak.image_labels import read_image_labels
+from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
 
 
 @torch.no_grad()
@@ -51,21 +55,30 @@ def class_activation_maps(
 
 
 def labels_of_maps(
-    maps: Tensor, classes: Tensor, foreground: float, background: float, ignore_index: int
+    maps: Tensor,
+    classes: Tensor,
+    class_ids: Sequence[int],
+    foreground: float,
+    background: float,
+    background_class: int,
+    ignore_index: int,
 ) -> Tensor:
     """Activation maps to class ids ``[H, W]``.
 
     Args:
         maps: ``[K - 1, H, W]`` in [0, 1].
         classes: ``[K - 1]``, the image's label: other classes' maps are not looked at.
+        class_ids: of the K - 1 maps.
         foreground: the largest activation above it gives the pixel its class.
-        background: all activations below it make the pixel background, class 0.
+        background: all activations below it make the pixel background.
+        background_class: its id.
         ignore_index: of all other pixels.
     """
     strength, strongest = (maps * classes.to(maps)[:, None, None]).max(dim=0)  # [H, W]
     labels = torch.full_like(strongest, ignore_index)
-    labels[strength < background] = 0
-    return torch.where(strength > foreground, strongest + 1, labels)
+    labels[strength < background] = background_class
+    ids = torch.tensor(class_ids, device=maps.device)
+    return torch.where(strength > foreground, ids[strongest], labels)
 
 
 def write_cam_labels(
@@ -74,16 +87,39 @@ def write_cam_labels(
     splits: DatasetSplits,
     folder: Path,
     *,
+    processes: Processes = ALONE,
     progress: bool = True,
 ) -> PseudoLabelReport:
     """The classifier's labels of the unlabelled images, as files (`data/pseudo_label_files.py`)."""
     options = config.image_classifier
-    classes = read_image_labels(config.weak, config.data, splits)  # [M, K - 1]
+    class_ids = foreground_classes(splits, config.data)
+
+    @cache  # not read where all masks are there already
+    def classes() -> Tensor:
+        return read_image_labels(config.weak, config.data, splits)  # [M, K - 1]
 
     def label(index: int, sample: dict) -> Tensor:
-        maps = class_activation_maps(classifier, sample["image"], options.scales)
         return labels_of_maps(
-            maps, classes[index], options.foreground, options.background, splits.ignore_index
+            class_activation_maps(classifier, sample["image"], options.scales),
+            classes()[index],
+            class_ids,
+            options.foreground,
+            options.background,
+            splits.background_class,
+            splits.ignore_index,
         )
 
-    return write_pseudo_labels(splits, label, folder, "activation maps", progress=progress)
+    return write_pseudo_labels(
+        splits,
+        label,
+        folder,
+        "activation maps",
+        made_by={
+            "classifier": weights_digest(classifier),
+            "scales": list(options.scales),
+            "foreground": options.foreground,
+            "background": options.background,
+        },
+        processes=processes,
+        progress=progress,
+    )

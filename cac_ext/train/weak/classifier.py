@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from cac_ext.train.config import AugmentConfig, Config, NetworkConfig, to_mapping, to_yaml
+from cac_ext.train.config import AugmentConfig, Config, NetworkConfig, to_mapping
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
@@ -22,12 +22,15 @@ from cac_ext.train.errors import CheckpointError
 from cac_ext.train.files import write_whole
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
 from cac_ext.train.networks.small import SmallEncoder
+from cac_ext.train.run_folder import write_config
 from cac_ext.train.run_log import RunLog
-from cac_ext.train.weak.image_labels import read_image_labels
+from cac_ext.train.signals import StopRequest, TrainingStopped
+from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
 
 _FORMAT = "cac_ext image classifier 1"
 _RESNET_STRIDE = 16
 _VOC_CROP = 1.6  # times 320 is 512
+_OPTIMIZER_KEYS = ("momentum", "weight_decay", "poly_power")
 _AUGMENT_KEYS = ("crop_size", "base_size", "labelled_scale", "flip")
 
 
@@ -82,9 +85,7 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool) -> I
         num_classes: K, background included.
         pretrained: whether ``image_classifier.weights`` are read.
     """
-    name = config.image_classifier.network
-    if name == "auto":
-        name = "small" if config.network.name == "small" else "resnet50"
+    name = _network_name(config)
     if name == "small":
         encoder = SmallEncoder(config.network.width)
         return ImageClassifier(
@@ -117,15 +118,25 @@ def train_classifier(
     tensorboard/.
 
     Raises:
+        ConfigError: the data has no background class, or no image-level labels.
         CheckpointError: the folder's classifier was trained with other settings.
+        TrainingStopped: SIGTERM came; the step was finished and the classifier saved.
     """
     torch.manual_seed(config.seed)
     splits = build_datasets(config.data)
-    labels = read_image_labels(config.weak, config.data, splits)
+    foreground_classes(splits, config.data)
     path = folder / "classifier.pt"
+    options = config.image_classifier
     model = build_classifier(config, splits.num_classes, pretrained=not path.is_file())
     model = model.to(device)
-    options = config.image_classifier
+    state = None
+    if path.is_file():
+        state = _read(path)
+        _require_equal(state["settings"], _settings(config), path)
+        model.load_state_dict(state["model"])
+        if state["epochs"] == options.epochs:
+            return model.eval()
+    labels = read_image_labels(config.weak, config.data, splits)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=options.learning_rate,
@@ -135,14 +146,10 @@ def train_classifier(
     epoch_length = max(1, round(len(labels) / options.batch))
     iterations = options.epochs * epoch_length
     iteration = 0
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        state = _read(path)
-        _require_equal(state["settings"], _settings(config), path)
-        model.load_state_dict(state["model"])
+    if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         iteration = state["iteration"]
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    write_config(folder, config)
 
     stream = Stream(
         _WithClasses(splits, labels), _ImageAugment(config, splits), config.seed, "image classifier"
@@ -154,7 +161,8 @@ def train_classifier(
         pin_memory=device.type == "cuda",
     )
     model.train()
-    with RunLog(folder, label, iteration, iterations, progress=progress) as log:
+    log = RunLog(folder, label, iteration, iterations, progress=progress)
+    with StopRequest() as stop, log:
         for batch in loader:
             rate = (1 - iteration / iterations) ** config.optimizer.poly_power
             optimizer.param_groups[0]["lr"] = options.learning_rate * rate
@@ -169,8 +177,13 @@ def train_classifier(
             if iteration % config.schedule.log_every == 0 or iteration == iterations:
                 right = ((logits > 0) == (truth > 0)).float().mean().item()
                 log.train(iteration, {"loss": loss.item(), "accuracy": right}, options.batch)
-            if iteration % epoch_length == 0:
+            stopping = stop.requested and iteration < iterations
+            if iteration % epoch_length == 0 or stopping:
                 _save(path, config, model, optimizer, iteration, iteration // epoch_length)
+            if stopping:
+                raise TrainingStopped(
+                    f"stopped after iteration {iteration} of {iterations} of the image classifier"
+                )
     return model.eval()
 
 
@@ -194,6 +207,13 @@ def load_classifier(
     model = build_classifier(config, num_classes, pretrained=False)
     model.load_state_dict(state["model"])
     return model.to(device).eval()
+
+
+def _network_name(config: Config) -> str:
+    name = config.image_classifier.network
+    if name == "auto":
+        name = "small" if config.network.name == "small" else "resnet50"
+    return name
 
 
 class _WithClasses(torch.utils.data.Dataset):
@@ -235,6 +255,7 @@ def _settings(config: Config) -> dict:
     data = {
         key: value for key, value in whole["data"].items() if key not in ("root", "num_workers")
     }
+    optimizer = {key: whole["optimizer"][key] for key in _OPTIMIZER_KEYS}
     classifier = {
         key: value
         for key, value in whole["image_classifier"].items()
@@ -244,9 +265,12 @@ def _settings(config: Config) -> dict:
     augment = {key: whole["augment"][key] for key in _AUGMENT_KEYS}
     return {
         "seed": config.seed,
+        "network": _network_name(config),
         "network.width": config.network.width,
+        "network.stride_in": config.network.stride_in,
         "data": data,
         "image_classifier": classifier,
+        "optimizer": optimizer,
         "augment": augment,
         "image_labels": labels,
     }
@@ -254,9 +278,9 @@ def _settings(config: Config) -> dict:
 
 def _require_equal(saved: dict, current: dict, path: Path) -> None:
     differing = [
-        f"{section}: {saved[section]} there and {current[section]} here"
+        f"{section}: {saved.get(section)} there and {current[section]} here"
         for section in current
-        if saved[section] != current[section]
+        if saved.get(section) != current[section]
     ]
     if differing:
         raise CheckpointError(

@@ -15,41 +15,74 @@ from cac_ext.train.data.pseudo_label_files import unlabelled_images
 from cac_ext.train.errors import ConfigError, DataError
 
 
+def foreground_classes(splits: DatasetSplits, data: DataConfig) -> list[int]:
+    """Ids of the K - 1 classes that image-level labels name: all but the background.
+
+    Raises:
+        ConfigError: no class is the background.
+    """
+    if splits.background_class is None:
+        raise ConfigError(
+            f"the data set {data.name!r} has no background class, and so image-level labels cannot "
+            "become pseudo labels: nothing would say where none of an image's classes is. If one "
+            "of the classes of your own data is the background, name it by "
+            "data.background_class=ID; or give masks of your own by weak.pseudo_labels=FOLDER"
+        )
+    return [k for k in range(splits.num_classes) if k != splits.background_class]
+
+
 def read_image_labels(config: WeakConfig, data: DataConfig, splits: DatasetSplits) -> Tensor:
-    """Classes of every unlabelled image, ``[M, K - 1]`` float 0 or 1; column ``c`` is class c + 1.
+    """Classes of every unlabelled image, ``[M, K - 1]`` float 0 or 1.
+
+    Column ``c`` is the class ``foreground_classes(...)[c]``.
 
     From the list file ``weak.image_labels``, whose lines are an image's name, as lists of images
     give it, and the ids of its classes: ``JPEGImages/2007_000032.jpg 1 15``. Where no list is
     given, from the unlabelled images' masks, of which nothing else is used.
 
     Raises:
-        ConfigError: no list, and a mask that is not known.
+        ConfigError: no list, and a mask that is not known; no class is the background.
         DataError: the list is missing, malformed, or lacks an image.
     """
+    foreground = foreground_classes(splits, data)
     images = unlabelled_images(splits, "weak")
     if config.image_labels is not None:
-        return _from_list(Path(config.image_labels).expanduser(), data, images, splits)
+        path = Path(config.image_labels).expanduser()
+        return _from_list(path, data, images, splits)[:, foreground]
     labels = torch.zeros(len(images), splits.num_classes)
-    known_mask = getattr(images, "known_mask", lambda index: None)
     for index in range(len(images)):
-        mask = known_mask(index)
-        if mask is None:
-            raise ConfigError(
-                f"weak.image_labels is not given, and the unlabelled image "
-                f"{images[index]['name']} has no mask from which its classes could be read: name a "
-                "file of lines 'image id id ...'"
-            )
+        mask = _known_mask(images, index)
         classes = mask[mask != splits.ignore_index].unique().long()
         labels[index, classes] = 1
-    return labels[:, 1:]
+    return labels[:, foreground]
+
+
+def check_image_labels(config: WeakConfig, data: DataConfig, splits: DatasetSplits) -> None:
+    """Raises as `read_image_labels`, without reading all masks where there is no list."""
+    if config.image_labels is not None:
+        read_image_labels(config, data, splits)
+        return
+    foreground_classes(splits, data)
+    _known_mask(unlabelled_images(splits, "weak"), 0)
+
+
+def _known_mask(images: Dataset, index: int) -> Tensor:
+    mask = images.known_mask(index) if hasattr(images, "known_mask") else None
+    if mask is None:
+        raise ConfigError(
+            f"weak.image_labels is not given, and the unlabelled image {images[index]['name']} has "
+            "no mask from which its classes could be read: name a file of lines 'image id id ...'"
+        )
+    return mask
 
 
 def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSplits) -> Tensor:
+    """Of each image and class, ``[M, K]``."""
     if not path.is_file() and data.root is not None:
         path = Path(data.root).expanduser() / path
     if not path.is_file():
         raise DataError(f"weak.image_labels: there is no file {path}")
-    allowed = {str(class_id) for class_id in range(1, splits.num_classes)}
+    allowed = {str(class_id) for class_id in foreground_classes(splits, data)}
     given: dict[str, list[int]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -57,8 +90,8 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
         name, *ids = line.split("\t") if "\t" in line else line.split()
         if not allowed.issuperset(ids):
             raise DataError(
-                f"{path}, line {number}: needs an image and ids of 1 to {splits.num_classes - 1}, "
-                f"but is {line!r}"
+                f"{path}, line {number}: needs an image and ids of 0 to {splits.num_classes - 1} "
+                f"other than the background's, {splits.background_class}, but is {line!r}"
             )
         given[name.lstrip("/")] = [int(text) for text in ids]
     labels = torch.zeros(len(images), splits.num_classes)
@@ -69,4 +102,4 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
         if name.lstrip("/") not in given:
             raise DataError(f"{path} has no line of the unlabelled image {name}")
         labels[index, given[name.lstrip("/")]] = 1
-    return labels[:, 1:]
+    return labels
