@@ -12,6 +12,7 @@ COMMANDS = {
     "loss": "time and memory of the loss alone, against what people use today",
     "step": "a whole training step, encoder included, with our loss and with the official one",
     "convergence": "the same short training with our loss and with the reference",
+    "camvid": "real trainings: the supervised loss alone and the whole method, three seeds",
     "report": "one HTML page from result files",
     "readme": "the figures in a document, from result files",
     "compare": "two result files row by row, regressions flagged",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
+from image_trees import draw_image, draw_mask, folder_overrides
 from torch import nn
 
 from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.cli import main
 from cac_ext.train.config import load
 from cac_ext.train.distributed import GlooBatchNorm, Processes, current, process_group
 from cac_ext.train.errors import ConfigError
@@ -217,3 +221,41 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
     assert done.stdout.count("mIoU") == 1  # rank 0 alone speaks
     assert read_checkpoint(folder / "checkpoint.pt")["iteration"] == 2
     assert (folder / "picture.png").stat().st_size > 0
+
+
+@pytest.mark.usefixtures("one_thread")  # the number of threads may change the last bit
+def test_torchrun_evaluates_a_run_as_one_process_does(tmp_path: Path, seed: int) -> None:
+    """Five images, each of another size: one process has three of them, the other two."""
+    rng = np.random.default_rng(seed)
+    counted = 0
+    for part, sizes in (
+        ("train", [(40, 40)] * 4),
+        ("val", [(37, 50), (41, 33), (24, 24), (53, 61), (30, 45)]),
+    ):
+        lines = []
+        for number, size in enumerate(sizes):
+            image, mask = f"images/{part}{number}.png", f"masks/{part}{number}.png"
+            draw_image(tmp_path / image, rng, size)
+            ids = draw_mask(tmp_path / mask, rng, [0, 1, 2, 255], size)
+            counted += int((ids != 255).sum()) if part == "val" else 0
+            lines.append(f"{image} {mask}\n")
+        (tmp_path / f"{part}.txt").write_text("".join(lines))
+    settings = [s for s in TINY if not s.startswith("data.")] + folder_overrides(tmp_path)
+    settings += [f"seed={seed}", "data.labelled_ratio=1/2", "schedule.epochs=1"]
+    run = str(tmp_path / "run")
+    assert main(["train", "folder", *settings, "--folder", run]) == 0
+
+    options = ["--scales", "1,0.5", "--flip", "--output"]
+    assert main(["evaluate", run, *options, str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "cac_ext.train", "evaluate", run, *options, str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mIoU") == 1  # rank 0 alone speaks
+    one, two = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")
+    )
+    assert sum(map(sum, one["confusion"])) == counted  # every pixel that counts, once
+    assert two == one
+    assert one["images"] == 5
