@@ -26,7 +26,7 @@ PAPER = {
     "memory_growth": "about 800M on each GPU",
 }
 #: The search for the largest size goes up in these steps and stops at the first that does not fit.
-SEARCH_NEGATIVES = [25_600 * 2**i for i in range(6)]
+SEARCH_NEGATIVES = [25_600 * 2**i for i in range(8)]
 SEARCH_BATCH = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
 
 
@@ -96,11 +96,14 @@ class StepRun:
                 share = max(left, 1.0) / (len(arguments.negatives) - i)
                 self._run_row(negatives, time.monotonic() + share)
             if searches:
-                self.results.extra["largest"] = [
-                    self._search(loss, what)
-                    for what in ("negatives", "batch")
-                    for loss in arguments.losses
+                wanted = [
+                    (what, loss) for what in ("negatives", "batch") for loss in arguments.losses
                 ]
+                self.results.extra["largest"] = []
+                for i, (what, loss) in enumerate(wanted):
+                    left = max(self.deadline - time.monotonic(), 1.0)
+                    found = self._search(loss, what, time.monotonic() + left / (searches - i))
+                    self.results.extra["largest"].append(found)
 
     def _run_row(self, negatives: int, deadline: float) -> None:
         """All losses at one number of negatives, interleaved."""
@@ -111,7 +114,7 @@ class StepRun:
         rows: dict[str, Row] = {}
         for loss in self.arguments.losses:
             self.bar.set_description(f"{case}: memory with {loss}")
-            use = self._memory(loss, negatives, self.arguments.batch)
+            use = self._memory(loss, negatives, self.arguments.batch, self.deadline)
             row = Row(case, loss, "float32", "step", use.status, use.detail)
             row.extra_memory = use.extra_bytes
             rows[loss] = row
@@ -151,7 +154,9 @@ class StepRun:
         self.results.rows += rows.values()
         self.bar.update(len(rows))
 
-    def _memory(self, loss: str, negatives: int, batch: int, limit: int = 0) -> MemoryUse:
+    def _memory(
+        self, loss: str, negatives: int, batch: int, deadline: float, limit: int = 0
+    ) -> MemoryUse:
         if self.device.type == "cuda":
             return self._memory_on_gpu(loss, negatives, batch, limit)
         return run_probe(
@@ -165,7 +170,7 @@ class StepRun:
                 "seed": self.arguments.seed,
             },
             limit_bytes=limit or None,
-            timeout=max(self.deadline - time.monotonic(), 60.0),
+            timeout=max(deadline - time.monotonic(), 60.0),
         )
 
     def _memory_on_gpu(self, loss: str, negatives: int, batch: int, limit: int) -> MemoryUse:
@@ -189,19 +194,23 @@ class StepRun:
             return MemoryUse("out_of_memory", peak, detail="beyond the budget")
         return MemoryUse("ok", peak)
 
-    def _search(self, loss: str, what: str) -> dict:
+    def _search(self, loss: str, what: str, deadline: float) -> dict:
         """The largest size whose step stays within the memory budget."""
         budget = int(self.arguments.memory_budget * 2**30)
         sizes = SEARCH_NEGATIVES if what == "negatives" else SEARCH_BATCH
         largest, stopped_by = None, "end of the search"
         probe: Callable[[int], MemoryUse] = (
-            (lambda size: self._memory(loss, size, self.arguments.batch, budget))
+            (lambda size: self._memory(loss, size, self.arguments.batch, deadline, budget))
             if what == "negatives"
-            else (lambda size: self._memory(loss, max(self.arguments.negatives), size, budget))
+            else (
+                lambda size: self._memory(
+                    loss, max(self.arguments.negatives), size, deadline, budget
+                )
+            )
         )
         for size in sizes:
             self.bar.set_description(f"largest {what} with {loss}: {size}")
-            if time.monotonic() > self.deadline:
+            if time.monotonic() > deadline:
                 stopped_by = "time budget"
                 break
             use = probe(size)
