@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from cac_ext.train import config as configuration
+from cac_ext.train.ablate import plan_rows
 from cac_ext.train.cli import main
+from cac_ext.train.compare import plan
 from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
+from cac_ext.train.tables import TABLES
 
 
 def test_every_shipped_configuration_loads() -> None:
@@ -32,6 +35,30 @@ def test_a_base_is_overridden_by_the_file_and_the_file_by_the_command(tmp_path: 
     config = load(str(tmp_path / "run.yaml"), ["schedule.epochs=7"])
     assert (config.seed, config.name, config.schedule.epochs) == (2, "base", 7)
     assert config.augment.crop_size == load("synthetic").augment.crop_size
+
+
+def test_the_labelled_images_can_go_with_the_seed(tmp_path: Path) -> None:
+    """As for means over several lists of labelled images, in place of one list."""
+    path = tmp_path / "lists.yaml"
+    path.write_text("base: synthetic\ndata:\n  split_seed: ${seed}\n")
+    table = TABLES["table3"]
+    for name, overrides in ((str(path), []), ("synthetic", ["data.split_seed=${seed}"])):
+        runs = [
+            *plan(name, overrides, ["sup_only", "cac"], [3, 5]).values(),
+            *plan_rows(table, table.rows[-1:], [3, 5], overrides, name).values(),
+        ]
+        assert [run.seed for run in runs] == [3, 3, 5, 5, 3, 5]
+        assert all(run.data.split_seed == run.seed for run in runs)
+    fixed = plan("synthetic", ["data.split_seed=1"], ["cac"], [3, 5]).values()
+    assert [run.data.split_seed for run in fixed] == [1, 1]
+
+
+@pytest.mark.parametrize("command", ["compare", "ablate"])
+def test_help_says_how_lists_go_with_seeds(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert "data.split_seed='${seed}'" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
+from PIL import Image
 from run_folders import assert_same_run
 
 from cac_ext.train import files, loop
 from cac_ext.train.cli import main
+from cac_ext.train.data import build_datasets
 from cac_ext.train.distributed import process_group
 from cac_ext.train.errors import ProcessError
+from cac_ext.train.inference import predict_logits
+from cac_ext.train.run_folder import load_run
 from cac_ext.train.weak import classifier
 
 TINY = [
@@ -175,6 +180,53 @@ def test_several_processes_make_them_together(tmp_path: Path, seed: int, monkeyp
     command = ["compare", "synthetic", *TINY, "--methods", "sup_only,self_training"]
     assert processes.run_together(2, main, [*command, "--folder", str(tmp_path / "both")]) == [0, 0]
     assert len(list((tmp_path / "both" / "teacher-labels-seed0").glob("*.png"))) == 6
+
+
+def test_a_teacher_s_labels_are_made_from_the_command_line(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    teacher = tmp_path / "teacher"
+    overrides = [*TINY, f"seed={seed % 10**6}", "method.unsupervised_weight=0"]
+    assert main(["train", "synthetic", *overrides, "--folder", str(teacher)]) == 0
+    assert main(["self-training", "make-labels", str(teacher)]) == 0
+    told = capsys.readouterr().out
+    masks = teacher / "pseudo_labels"
+    assert f"{masks}: 6 images" in told
+    assert f"self_training.pseudo_labels={masks}" in told
+
+    # They are what the teacher is sure of.
+    run = load_run(teacher)
+    images = build_datasets(run.config.data).unlabelled
+    network = run.network
+    sure, agree = 0, 0
+    for index in range(6):
+        sample = images[index]
+        confidences, expected = predict_logits(network, sample["image"])[0].softmax(0).max(0)
+        expected[confidences <= 0.2] = 255
+        mask = torch.from_numpy(np.array(Image.open(masks / f"{sample['name']}.png")))
+        assert torch.equal(mask, expected.byte())
+        sure += int((mask != 255).sum())
+        agree += int((mask == images.known_mask(index)).sum())
+    report = json.loads((masks / "pseudo_labels.json").read_text())["report"]
+    assert report["labelled"] == pytest.approx(sure / (6 * 48 * 48))
+    assert report["accuracy"] == pytest.approx(agree / sure)
+
+    # Another threshold has other labels, which need another folder.
+    strict = ["self-training", "make-labels", str(teacher)]
+    strict += ["self_training.confidence_threshold=0.9999"]
+    assert main(strict) == 2
+    message = capsys.readouterr().err
+    assert "confidence_threshold 0.2" in message
+    assert "take another folder" in message
+    assert main([*strict, "--output", str(tmp_path / "strict")]) == 0
+    assert ": 6 images, 0.0 % of the pixels labelled" in capsys.readouterr().out
+
+    student = ["train", "synthetic", *overrides, f"self_training.pseudo_labels={masks}"]
+    assert main([*student, "--folder", str(tmp_path / "student")]) == 0
+    assert main(["self-training", "make-labels", str(masks)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert main(["self-training", "make-labels", str(teacher), "seed=3"]) == 2
+    assert "only data.*, self_training.confidence_threshold and device" in capsys.readouterr().err
 
 
 def _outlive(end: str) -> str:

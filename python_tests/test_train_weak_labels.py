@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from image_trees import folder_overrides, folder_tree
+import torchvision
+from image_trees import cityscapes_tree, folder_overrides, folder_tree, voc_tree
 from PIL import Image
+from safetensors.torch import save_file
 
 from cac_ext.train.checkpoint import read_checkpoint
 from cac_ext.train.cli import main
@@ -23,11 +25,12 @@ from cac_ext.train.errors import CheckpointError, ConfigError, DataError
 from cac_ext.train.grid import FeatureGrid
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import build_network
+from cac_ext.train.networks.backbones import move_stride_to_1x1
 from cac_ext.train.run_log import read_metrics
 from cac_ext.train.step import build_model, compute_losses, weak_weight
 from cac_ext.train.weak.cam import class_activation_maps, labels_of_maps
 from cac_ext.train.weak.classifier import build_classifier, train_classifier
-from cac_ext.train.weak.image_labels import read_image_labels
+from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
 
 TINY = [
     "network.width=16",
@@ -80,11 +83,119 @@ def test_image_labels_come_from_a_list(tmp_path: Path, seed: int) -> None:
     assert found.tolist() == [[0, 0], [1, 1]]
 
     labels.write_text("images/train3.png 2 3\nimages/train2.png\n")
-    with pytest.raises(DataError, match=r"labels\.txt, line 1: needs an image and ids of 0 to 2 other"):
+    with pytest.raises(DataError, match=r"labels\.txt, line 1: needs an image and ids of 0 to 2"):
         read_image_labels(config.weak, config.data, splits)
     labels.write_text("images/train3.png 2\n")
     with pytest.raises(DataError, match=r"no line of the unlabelled image images/train2\.png"):
         read_image_labels(config.weak, config.data, splits)
+
+
+def test_image_labels_alone_are_enough_to_train(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    """Of the unlabelled images no mask exists: only a list says what they show."""
+    rng = np.random.default_rng(seed)
+    folder_tree(tmp_path, rng, 6, 1)
+    labelled, unlabelled = [0, 1], [2, 3, 4, 5]
+    shown = {k: sorted(rng.permutation(range(1, 3))[: rng.integers(0, 3)]) for k in unlabelled}
+    for k in unlabelled:
+        (tmp_path / f"masks/train{k}.png").unlink()
+    (tmp_path / "train.txt").write_text(
+        "".join(f"images/train{k}.png masks/train{k}.png\n" for k in labelled)
+    )
+    (tmp_path / "weak.txt").write_text("".join(f"images/train{k}.png\n" for k in unlabelled))
+    (tmp_path / "labels.txt").write_text(
+        "".join(f"images/train{k}.png {' '.join(map(str, shown[k]))}\n" for k in unlabelled)
+    )
+    data = [*folder_overrides(tmp_path), "data.unlabelled_list=weak.txt"]
+    data += ["weak.image_labels=labels.txt", "weak.pseudo_labels=auto"]
+    tiny = [word for word in TINY if "synthetic" not in word]
+    run = tmp_path / "run"
+    command = ["train", "folder", *data, *tiny, f"seed={seed % 10**6}", "--folder", str(run)]
+
+    # Without a background nothing is begun; the class of that name is one.
+    assert main(command) == 2
+    assert "data.background_class=ID" in capsys.readouterr().err
+    assert main(["data", "check", "folder", *data]) == 1
+    assert "data.background_class=ID" in capsys.readouterr().out
+    assert not run.exists()
+    named = "data.class_names=[background,cat,dog]"
+    assert main(["data", "check", "folder", *data, named]) == 0
+    capsys.readouterr()
+
+    assert main([*command, named]) == 0
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if "activation_labels: 4 images" in line]
+    assert line.endswith("% of the pixels labelled")  # how well, nobody knows
+    for k in unlabelled:
+        mask = np.array(Image.open(run / f"activation_labels/images/train{k}.png.png"))
+        assert set(np.unique(mask)) <= {0, 255, *shown[k]}
+    steps = [x for x in read_metrics(run / "metrics.jsonl") if x["split"] == "train"]
+    assert steps[-1]["loss_weak"] > 0
+
+    # A list that lacks an image is found before anything is trained.
+    (tmp_path / "labels.txt").write_text("images/train2.png 1\n")
+    command[-1] += "2"
+    assert main([*command, named]) == 2
+    assert "no line of the unlabelled image images/train3.png" in capsys.readouterr().err
+    assert not (tmp_path / "run2").exists()
+
+
+def test_a_data_set_says_which_class_is_its_background(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    rng = np.random.default_rng(seed)
+    cityscapes_tree(tmp_path / "cityscapes", rng, "labelTrainIds", list(range(19)))
+    overrides = [f"data.root={tmp_path / 'cityscapes'}", "data.labelled_ratio=1/2"]
+    overrides += ["network.name=small", "network.weights=null"]
+    config = load("cityscapes", overrides)
+    splits = build_datasets(config.data)
+    assert splits.background_class is None
+    with pytest.raises(ConfigError, match="'cityscapes' has no background class"):
+        read_image_labels(config.weak, config.data, splits)
+    both = ["weak.pseudo_labels=auto", "self_training.pseudo_labels=auto"]
+    run = tmp_path / "run"
+    assert main(["train", "cityscapes", *overrides, *both, "--folder", str(run)]) == 2
+    assert "'cityscapes' has no background class" in capsys.readouterr().err
+    assert not run.exists()  # not even the teacher was trained
+    classifier = tmp_path / "classifier"
+    command = ["weak", "train-classifier", "cityscapes", *overrides, "--folder", str(classifier)]
+    assert main(command) == 2
+    assert not classifier.exists()
+    with pytest.raises(ConfigError, match=r"data\.background_class is 0"):
+        build_datasets(load("cityscapes", [*overrides, "data.background_class=0"]).data)
+
+    voc_tree(tmp_path / "voc", rng, 2, 1)
+    assert build_datasets(load("voc", [f"data.root={tmp_path / 'voc'}"]).data).background_class == 0
+
+    folder_tree(tmp_path / "folder", rng, 2, 1)
+    folder = folder_overrides(tmp_path / "folder")
+    for override, expected in (
+        ("data.background_class=2", 2),
+        ("data.class_names=[cat,background,dog]", 1),
+        ("data.class_names=[cat,dog,cow]", None),
+    ):
+        config = load("folder", [*folder, override, "data.labelled_ratio=1/2"])
+        splits = build_datasets(config.data)
+        assert splits.background_class == expected
+    with pytest.raises(ConfigError, match=r"data\.background_class is 3"):
+        build_datasets(load("folder", [*folder, "data.background_class=3"]).data)
+
+
+@pytest.mark.parametrize("background", [0, 1, 2])
+def test_image_labels_of_any_background_name_the_other_classes(
+    background: int, tmp_path: Path, seed: int
+) -> None:
+    folder_tree(tmp_path, np.random.default_rng(seed), 4, 1)
+    overrides = [*folder_overrides(tmp_path), "data.labelled_ratio=1/2"]
+    config = load("folder", [*overrides, f"data.background_class={background}"])
+    splits = build_datasets(config.data)
+    ids = foreground_classes(splits, config.data)
+    assert ids == [k for k in range(3) if k != background]
+    labels = read_image_labels(config.weak, config.data, splits)
+    for index in range(2):
+        shown = set(splits.unlabelled.known_mask(index).flatten().tolist()) - {background, 255}
+        assert {ids[column] for column in labels[index].nonzero().flatten()} == shown
 
 
 def test_activation_maps_become_labels_by_two_thresholds() -> None:
@@ -157,15 +268,52 @@ def test_the_classifier_s_training_goes_on_after_its_last_epoch(tmp_path: Path, 
         train_classifier(other, tmp_path / "b", torch.device("cpu"), progress=False)
 
 
-def test_a_resnet50_is_the_classifier_of_the_large_networks() -> None:
+def test_a_resnet50_is_the_classifier_of_the_large_networks(seed: int) -> None:
     config = load("voc")
-    classifier = build_classifier(config, 21, pretrained=False).eval()
-    with torch.no_grad():
-        assert classifier.activations(torch.zeros(1, 3, 64, 48)).shape == (1, 20, 4, 3)
-        assert classifier(torch.zeros(1, 3, 64, 48)).shape == (1, 20)
+    torch.manual_seed(seed)
+    classifier = build_classifier(config, 21, pretrained=False)
+    images = torch.randn(4, 3, 64, 48)
+    assert classifier.activations(images).shape == (4, 20, 4, 3)
     recipe = config.image_classifier
     assert (recipe.epochs, recipe.learning_rate) == (5, 0.1)
     assert (recipe.scales, recipe.foreground, recipe.background) == ([1, 0.5, 1.5, 2], 0.3, 0.05)
+
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.01)
+    truth = torch.randint(0, 2, (4, 20)).float()
+    losses = []
+    for _ in range(2):
+        losses.append(F.binary_cross_entropy_with_logits(classifier(images), truth))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
+    assert all(weights.grad.abs().sum() > 0 for weights in classifier.parameters())
+
+
+@pytest.mark.parametrize("stride_in", ["3x3", "1x1"])
+def test_a_resnet50_takes_pretrained_weights_of_either_stride_placement(
+    stride_in: str, seed: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(seed)
+    trained = torchvision.models.resnet50().eval()  # torchvision's names, values made up
+    for name, tensor in trained.state_dict().items():
+        if "running" in name:
+            tensor.uniform_(0.5, 1.5)
+    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    if stride_in == "1x1":
+        move_stride_to_1x1(trained)
+    overrides = [f"image_classifier.weights={tmp_path / 'weights.safetensors'}"]
+    config = load("voc", [*overrides, f"network.stride_in={stride_in}", "network.weights=null"])
+    classifier = build_classifier(config, 21, pretrained=True).eval()
+    assert "265 of 265 tensors" in classifier.initial_weights
+
+    image = torch.randn(1, 3, 65, 50)
+    with torch.no_grad():
+        x = trained.maxpool(trained.relu(trained.bn1(trained.conv1(image))))
+        expected = trained.layer4(trained.layer3(trained.layer2(trained.layer1(x))))
+        # Trained at stride 32, used at 16: the same at every second position.
+        actual = classifier.features(image)[..., ::2, ::2]
+    assert (actual - expected).norm() <= 1e-4 * expected.norm()
 
 
 def test_the_commands_lead_from_image_labels_to_a_network(

@@ -43,7 +43,9 @@ class DataConfig:
     unlabelled_list: Optional[str] = None  # file of lines "image"; a second column is not read
     validation_list: Optional[str] = None  # file of lines "image mask"
     labelled_ratio: Optional[str] = None  # "1/8", ...: of the training images; the rest unlabelled
-    split_seed: int = 0  # which images these are (`data/split.py`), whatever the run's seed
+    # Which images these are (`data/split.py`), whatever the run's seed; ${seed} goes with it, as for
+    # the paper's means over three lists.
+    split_seed: int = 0
     num_classes: Optional[int] = None
     class_names: Optional[list[str]] = None
     ignore_index: int = 255  # mask value that is left out of loss and mIoU

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cac_ext.train.command_line import add_config_arguments, load_config, parse_seeds
-from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.errors import ConfigError, DataError, UserError
+from cac_ext.train.pseudo_label_folders import AUTO
 
 _FAULTY = 1  # exit code of a check that found problems
 
@@ -49,8 +50,9 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         help="read every image and mask and name all faults",
         description="Reads all images and masks of CONFIG: missing and broken files, masks of "
         "another size than their image, ids out of range, empty lists, images listed twice, "
-        "validation images that are trained on. Prints each with its file and line and how often "
-        "each class occurs. Exit code 0: no problems; 1: problems; 2: CONFIG cannot be used.",
+        "validation images that are trained on, image-level labels that cannot be used. Prints "
+        "each with its file and line and how often each class occurs. Exit code 0: no problems; "
+        "1: problems; 2: CONFIG cannot be used.",
     )
     add_config_arguments(check)
     check.set_defaults(command=_check)
@@ -93,6 +95,7 @@ def _split(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from cac_ext.train.data import build_datasets
     from cac_ext.train.data.check import check, format_report
+    from cac_ext.train.weak.image_labels import read_image_labels
 
     config = load_config(options)
     try:
@@ -101,5 +104,10 @@ def _check(options: argparse.Namespace) -> int:
         print(f"problem: {error}")
         return _FAULTY
     report = check(splits, num_workers=config.data.num_workers)
+    if config.weak.image_labels is not None or config.weak.pseudo_labels == AUTO:
+        try:
+            read_image_labels(config.weak, config.data, splits)
+        except UserError as error:
+            report.problems.append(str(error))
     print(format_report(report, splits.class_names))
     return _FAULTY if report.problems else 0

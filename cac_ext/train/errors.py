@@ -18,7 +18,7 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class NonFiniteError(UserError, ArithmeticError):
-    """A loss or gradient is nan or infinite; the message says where its batch is kept."""
+    """A loss or gradient is nan or infinite; the message says in which step."""
 
 
 class ProcessError(UserError, RuntimeError):

@@ -18,7 +18,7 @@ from cac_ext.train.config import AugmentConfig, Config, NetworkConfig, to_mappin
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
-from cac_ext.train.errors import CheckpointError
+from cac_ext.train.errors import CheckpointError, NonFiniteError
 from cac_ext.train.files import write_whole
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
 from cac_ext.train.networks.small import SmallEncoder
@@ -179,6 +179,12 @@ def train_classifier(
                 log.train(iteration, {"loss": loss.item(), "accuracy": right}, options.batch)
             stopping = stop.requested and iteration < iterations
             if iteration % epoch_length == 0 or stopping:
+                if not loss.isfinite():
+                    raise NonFiniteError(
+                        f"the loss of the image classifier is {loss.item()} in iteration "
+                        f"{iteration}: lower image_classifier.learning_rate, "
+                        f"{options.learning_rate}"
+                    )
                 _save(path, config, model, optimizer, iteration, iteration // epoch_length)
             if stopping:
                 raise TrainingStopped(
