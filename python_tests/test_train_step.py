@@ -38,6 +38,18 @@ def make_step(seed: int, *overrides: str):
     return config, model, bank, labelled, pairs
 
 
+def balance_classes(model: nn.Module, pairs: dict[str, torch.Tensor]) -> None:
+    """Makes the mean logit of each class zero over both views, by the classifier's bias.
+
+    So no class is the most probable one everywhere: there are negatives of another pseudo label.
+    """
+    network = model.network
+    with torch.no_grad():
+        views = torch.cat([pairs["view1"], pairs["view2"]])
+        logits = network.classifier(network.pooled_features(views))  # [2B, K, h, w]
+        network.classifier.bias -= logits.mean(dim=(0, 2, 3))
+
+
 def test_the_unlabelled_branch_trains_encoder_and_projector_but_not_the_classifier(
     seed: int,
 ) -> None:
@@ -45,11 +57,28 @@ def test_the_unlabelled_branch_trains_encoder_and_projector_but_not_the_classifi
     for module in model.modules():  # residual blocks that start as the identity pass no gradient
         if isinstance(module, nn.GroupNorm):
             nn.init.ones_(module.weight)
+    balance_classes(model, pairs)
     losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
     losses.unsupervised.backward()
     assert all(p.grad is None for p in model.network.classifier.parameters())
     assert all(p.grad.abs().sum() > 0 for p in model.projector.parameters())
     assert all(p.grad.abs().sum() > 0 for p in model.network.encoder.parameters() if p.ndim > 1)
+
+
+def test_a_negative_is_a_projection_with_its_pseudo_label_and_no_gradient(seed: int) -> None:
+    config, model, bank, labelled, pairs = make_step(seed, "method.selected_num=7")
+    balance_classes(model, pairs)
+    compute_losses(config, model, bank, labelled, pairs, 0, 255)
+    state = bank.state_dict()
+    (features,), (labels,) = state["features"], state["labels"]  # [M, C], [M]
+    assert len(features) == len(labels) == 14
+    assert not features.requires_grad
+    projections, _, pseudo_labels = model.view_outputs(
+        torch.cat([pairs["view1"], pairs["view2"]])
+    )  # [2B, C, h, w], [2B, h, w]
+    similarity = features @ projections.permute(1, 0, 2, 3).flatten(1)  # [M, 2B h w]
+    same_label = labels[:, None] == pseudo_labels.flatten()[None, :]
+    assert ((similarity > 1 - 1e-5) & same_label).any(dim=1).all()
 
 
 def test_the_total_is_cross_entropy_plus_lambda_times_consistency(seed: int) -> None:
@@ -97,11 +126,12 @@ def test_every_method_takes_a_step(method: str, normalizer: str, seed: int) -> N
     config, model, bank, labelled, pairs = make_step(
         seed, *method_overrides(method), f"method.normalizer={normalizer}"
     )
+    balance_classes(model, pairs)
     losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
     losses.total.backward()
     assert losses.total.isfinite()
     assert losses.unsupervised > 0
-    assert losses.active_share > 0
+    assert losses.scalars()["active_share"] > 0
     assert losses.negatives == 2 * pairs["valid1"].numel()
 
 

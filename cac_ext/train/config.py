@@ -170,7 +170,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How it is computed: arithmetic, memory layout, several processes."""
+    """How it is computed: arithmetic, memory layout, several processes; what is measured."""
 
     # bf16, fp16: mixed precision (autocast), fp16 with loss scaling. The weights stay fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -179,6 +179,9 @@ class RunConfig:
     nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is nan or inf
     # Losses are means over all processes' pixels and anchors, not means of each process's means.
     normalize_over_ranks: bool = True
+    # Precision of the selected negatives (paper Fig. 6, `negative_precision.py`). It needs masks of
+    # the unlabelled images, which nothing else looks at; they change nothing of the training.
+    negative_precision: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,11 @@ def consistency_loss(
         labels1, labels2 = torch.ones_like(labels1), torch.ones_like(labels2)
         negative_labels = torch.zeros_like(negative_labels)
 
-    masks = active_masks(config, view1, view2)
-    reduction = "sum"
-    if weights is None:
-        # One process has the active count of all: the loss can take the mean by itself.
-        reduction = "active_mean" if processes.size == 1 else "none"
-        counts = processes.mean(torch.stack([mask.sum() for mask in masks]).double())  # [2]
-        shares = counts.clamp(min=1 / processes.size).reciprocal().float()
-
     if config.loss == "contrastive" and config.directional:
+        reduction = "sum"
+        if weights is None:
+            # One process has the active count of all: the loss can take the mean by itself.
+            reduction = "active_mean" if processes.size == 1 else "none"
         losses = cac_ext.directional_contrastive_loss(
             view1.projections,
             view2.projections,
@@ -70,8 +66,14 @@ def consistency_loss(
             reduction=reduction,
             normalize=False,
         )  # [2, A] or a scalar
-        return (losses.sum(dim=1) * shares).sum() if reduction == "none" else losses
+        if reduction != "none":
+            return losses
+        shares = _active_shares(active_masks(config, view1, view2), processes)
+        return (losses.sum(dim=1) * shares).sum()
 
+    masks = active_masks(config, view1, view2)
+    if weights is None:
+        shares = _active_shares(masks, processes)
     total = view1.projections.new_zeros(())
     directions = ((view1, view2, labels1), (view2, view1, labels2))
     for index, (anchor, positive, labels) in enumerate(directions):
@@ -105,10 +107,16 @@ def active_masks(config: MethodConfig, view1: Overlap, view2: Overlap) -> tuple[
     return towards2, towards1
 
 
-def active_share(config: MethodConfig, view1: Overlap, view2: Overlap) -> Tensor:
+def active_share(masks: tuple[Tensor, Tensor]) -> Tensor:
     """Share of overlap pixels that are an anchor in at least one direction, a scalar."""
-    first, second = active_masks(config, view1, view2)
-    return (first | second).float().mean() if len(first) else first.new_zeros(()).float()
+    either = masks[0] | masks[1]  # [A]
+    return either.float().mean() if len(either) else either.new_zeros(()).float()
+
+
+def _active_shares(masks: tuple[Tensor, Tensor], processes: Processes) -> Tensor:
+    """What one anchor counts in each direction: 1 / active anchors, as a mean of processes, [2]."""
+    counts = processes.mean(torch.stack([mask.sum() for mask in masks]).double())
+    return counts.clamp(min=1 / processes.size).reciprocal().float()
 
 
 def _overlap_weights(image_index: Tensor, num_images: int) -> Tensor:

@@ -18,6 +18,7 @@ from cac_ext.train.data.classes import save_classes
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.distributed import (
     Processes,
     current,
@@ -266,6 +267,8 @@ def _pair_loader(
     if config.weak.pseudo_labels:
         images = pseudo_labelled(splits, config.weak.pseudo_labels, "weak.pseudo_labels")
         ignore_index = splits.ignore_index
+    if config.run.negative_precision and config.method.loss == "contrastive":
+        images = WithTruth(images, splits, "run.negative_precision")
     sampler = CropPairSampler(
         config.augment.crop_size, network.pooled_grid, config.method.iou_range, config.augment.flip
     )

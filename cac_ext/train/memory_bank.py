@@ -21,6 +21,7 @@ class MemoryBank:
     def __init__(self, selected_num: int | None, step_save: int) -> None:
         self.selected_num = selected_num
         self._steps: deque[tuple[Tensor, Tensor]] = deque(maxlen=step_save + 1)
+        self._counts: deque[Tensor] = deque(maxlen=step_save + 1)
         self._warned = False
 
     def most_selected(self, positions: int) -> int:
@@ -29,26 +30,23 @@ class MemoryBank:
 
     def select(
         self,
-        projections: Tensor,  # [B, C, h, w] one view's projector outputs
-        pseudo_labels: Tensor,  # [B, h, w]
         valid: Tensor,  # [B, h, w] bool, False on padding
         generator: torch.Generator,  # on the CPU
-    ) -> tuple[Tensor, Tensor]:
-        """Candidates of one view: features ``[M, C]`` and labels ``[M]``, without gradient."""
+    ) -> Tensor:
+        """Positions of one view that become candidates: ``[M]`` in the flattened ``[B, h, w]``."""
         candidates = valid.flatten().nonzero().squeeze(1)  # [number of valid positions]
         count = len(candidates)
         if self.selected_num is not None and self.selected_num < count:
             order = torch.randperm(count, generator=generator)[: self.selected_num]
-            candidates = candidates[order.to(candidates.device)]
-        elif self.selected_num is not None and self.selected_num > count and not self._warned:
+            return candidates[order.to(candidates.device)]
+        if self.selected_num is not None and self.selected_num > count and not self._warned:
             self._warned = True
             warnings.warn(
                 f"method.selected_num is {self.selected_num}, but a view has {count} positions: "
                 "all of them become negatives",
                 stacklevel=2,
             )
-        features = projections.detach().permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
-        return features[candidates], pseudo_labels.flatten()[candidates]
+        return candidates
 
     def enqueue(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Adds a step's ``[M, C]`` and ``[M]``; returns all negatives ``[N, C]`` and ``[N]``."""
@@ -58,13 +56,24 @@ class MemoryBank:
             torch.cat([step_labels for _, step_labels in self._steps]),
         )
 
+    def count(self, counts: Tensor) -> Tensor:
+        """Adds a step's counts of negatives; returns those of all negatives kept, ``[K, K]``.
+
+        Called once after each `enqueue`, or never: see `negative_precision.py`.
+        """
+        self._counts.append(counts)
+        return torch.stack(list(self._counts)).sum(dim=0)
+
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {
             "features": [features for features, _ in self._steps],
             "labels": [labels for _, labels in self._steps],
+            "counts": list(self._counts),
         }
 
     def load_state_dict(self, state: dict[str, list[Tensor]], device: torch.device) -> None:
         self._steps.clear()
         for features, labels in zip(state["features"], state["labels"], strict=True):
             self._steps.append((features.to(device), labels.to(device)))
+        self._counts.clear()
+        self._counts.extend(counts.to(device) for counts in state["counts"])

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cac_ext.train.config import Config
-from cac_ext.train.consistency import Overlap, active_share, consistency_loss
+from cac_ext.train.consistency import Overlap, active_masks, active_share, consistency_loss
 from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.negative_precision import count_classes, negative_precision
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.layers import upsample
 from cac_ext.train.projector import NoProjector, Projector
@@ -88,18 +89,26 @@ class StepLosses:
     supervised: Tensor
     unsupervised: Tensor | None = None
     weak: Tensor | None = None  # Eq. 11
-    active_share: Tensor | None = None  # of overlap pixels, anchors in one of the directions
     negatives: int = 0  # N
+    confidences: Tensor | None = None  # [2B, h, w] of the views, view 1's first
+    pseudo_labels: Tensor | None = None  # [2B, h, w]
+    active: tuple[Tensor, Tensor] | None = None  # [A] each: anchors in direction 1 -> 2, in 2 -> 1
+    # Of the selected negatives and of all pairs (`negative_precision.py`), where it is measured.
+    precision: tuple[Tensor, Tensor] | None = None
     finite: bool = True
 
     def scalars(self) -> dict[str, float]:
         values = {"loss": self.total.item(), "loss_supervised": self.supervised.item()}
         if self.unsupervised is not None:
             values["loss_unsupervised"] = self.unsupervised.item()
-            values["active_share"] = self.active_share.item()
+            values["active_share"] = active_share(self.active).item()
             values["negatives"] = self.negatives
         if self.weak is not None:
             values["loss_weak"] = self.weak.item()
+        if self.precision is not None:
+            selected, random = self.precision
+            values["negative_precision"] = selected.item()
+            values["negative_precision_random"] = random.item()
         return values
 
 
@@ -134,27 +143,37 @@ def compute_losses(
     halves = [output.chunk(2) for output in outputs]  # of view 1 and of view 2
     seed = derive_seed(config.seed, "negatives", iteration, processes.rank)
     generator = torch.Generator().manual_seed(seed)
-    selected, overlaps, weak = [], [], []
+    selected, overlaps, truths, weak = [], [], [], []
     for view, (projections, confidences, pseudo_labels, *weak_logits) in enumerate(
         zip(*halves, strict=True), 1
     ):
-        selected.append(bank.select(projections, pseudo_labels, pairs[f"valid{view}"], generator))
-        positions = pairs[f"overlap{view}"]  # [A]
         by_position = projections.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
+        labels = pseudo_labels.flatten()  # [B h w]
+        chosen = bank.select(pairs[f"valid{view}"], generator)  # [M]
+        selected.append((by_position.detach()[chosen], labels[chosen]))
+        positions = pairs[f"overlap{view}"]  # [A]
         overlaps.append(
-            Overlap(
-                by_position[positions],
-                confidences.flatten()[positions],
-                pseudo_labels.flatten()[positions],
-            )
+            Overlap(by_position[positions], confidences.flatten()[positions], labels[positions])
         )
-        for logits in weak_logits:
+        if "truth1" in pairs:
+            truth = pairs[f"truth{view}"].flatten()  # [B h w]
+            truths.append((truth[chosen], truth[positions]))
+        for of_view in weak_logits:
             mask = pairs[f"mask{view}"]
-            weak.append(_cross_entropy(logits, mask, ignore_index, normalising)[0])
-    features, labels = zip(*selected, strict=True)
+            weak.append(_cross_entropy(of_view, mask, ignore_index, normalising)[0])
+    features, labels = (torch.cat(parts) for parts in zip(*selected, strict=True))
     capacity = 2 * bank.most_selected(pairs["valid1"].numel())
-    gathered = processes.gather_negatives(torch.cat(features), torch.cat(labels), capacity)
-    negatives, negative_labels = bank.enqueue(*gathered)
+    negatives, negative_labels = bank.enqueue(
+        *processes.gather_negatives(features, labels, capacity)
+    )
+    active = active_masks(config.method, *overlaps)
+    precision = None
+    if truths:
+        precision = _measure_precision(
+            bank, logits.shape[1], labels, overlaps, active, truths, processes
+        )
+        if not config.method.negative_sampling:  # all pairs are selected
+            precision = (precision[1], precision[1])
 
     unsupervised = consistency_loss(
         config.method,
@@ -173,8 +192,11 @@ def compute_losses(
         supervised=supervised,
         unsupervised=unsupervised,
         weak=sum(weak) / 2 if weak else None,
-        active_share=active_share(config.method, *overlaps),
         negatives=len(negatives),
+        confidences=outputs[1],
+        pseudo_labels=outputs[2],
+        active=active,
+        precision=precision,
     )
 
 
@@ -186,6 +208,26 @@ def weak_weight(config: Config, iteration: int) -> float:
     length = config.weak.rampup * config.iterations
     t = min(iteration / length, 1.0) if length else 1.0
     return config.weak.weight * math.exp(-5 * (1 - t) ** 2)
+
+
+def _measure_precision(
+    bank: MemoryBank,
+    num_classes: int,
+    labels: Tensor,  # [M] pseudo labels of this process's new negatives, of both views
+    overlaps: list[Overlap],
+    active: tuple[Tensor, Tensor],
+    truths: list[tuple[Tensor, Tensor]],  # of each view: of its new negatives, of its overlap
+    processes: Processes,
+) -> tuple[Tensor, Tensor]:
+    """Precision over the pairs of all processes' anchors with all negatives of the bank."""
+    negative_truth, overlap_truth = zip(*truths, strict=True)
+    negatives = count_classes(labels, torch.cat(negative_truth), num_classes)
+    anchors = sum(
+        count_classes(overlap.pseudo_labels[mask], truth[mask], num_classes)
+        for overlap, mask, truth in zip(overlaps, active, overlap_truth, strict=True)
+    )
+    anchors, negatives = processes.sum(torch.stack([anchors, negatives]))
+    return negative_precision(anchors, bank.count(negatives))
 
 
 def _cross_entropy(

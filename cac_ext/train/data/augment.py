@@ -63,6 +63,10 @@ class CropPairAugment:
 
     With ``ignore_index``, samples have a mask (pseudo labels of `weak`), and the result also holds
     what each view sees of it, ``{"mask1", "mask2": [S, S] int64}``, `ignore_index` on padding.
+
+    Of samples with a true mask to measure by (`truth.WithTruth`), the result also holds the true
+    class where each feature is centred, ``{"truth1", "truth2": [h, w] int32}``, -1 for unknown and
+    on padding. Nothing random depends on it.
     """
 
     def __init__(
@@ -81,10 +85,15 @@ class CropPairAugment:
         )
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
-        parts = [tv_tensors.Image(sample["image"])]
-        if self.ignore_index is not None:
-            parts.append(tv_tensors.Mask(sample["mask"]))
-        image, *masks = _rescale(self.config.unlabelled_scale, self.config.base_size, *parts)
+        masks = {} if self.ignore_index is None else {"mask": sample["mask"]}
+        masks |= {"truth": sample["truth"]} if "truth" in sample else {}
+        image, *scaled = _rescale(
+            self.config.unlabelled_scale,
+            self.config.base_size,
+            tv_tensors.Image(sample["image"]),
+            *map(tv_tensors.Mask, masks.values()),
+        )
+        masks = dict(zip(masks, scaled, strict=True))
         height, width = image.shape[1:]
         padded_height = max(height, self.sampler.min_size)
         padded_width = max(width, self.sampler.min_size)
@@ -101,9 +110,12 @@ class CropPairAugment:
             "overlap1": pair.overlap1[seen],
             "overlap2": pair.overlap2[seen],
         }
-        for mask in masks:
-            views["mask1"] = self._mask_of_view(mask, pair.view1)
-            views["mask2"] = self._mask_of_view(mask, pair.view2)
+        for number, view in enumerate((pair.view1, pair.view2), 1):
+            if "mask" in masks:
+                views[f"mask{number}"] = self._mask_of_view(masks["mask"], view)
+            if "truth" in masks:
+                valid = views[f"valid{number}"]
+                views[f"truth{number}"] = self._truth_of_view(masks["truth"], view, valid)
         return views
 
     def _mask_of_view(self, mask: Tensor, view: View) -> Tensor:
@@ -122,25 +134,42 @@ class CropPairAugment:
 
     def _valid(self, view: View, height: int, width: int) -> Tensor:
         """Which features of a view are centred on the image itself, ``[h, w]`` bool."""
+        rows, columns = self._centres(view)
+        return (rows <= height - 1)[:, None] & (columns <= width - 1)[None, :]
+
+    def _truth_of_view(self, truth: Tensor, view: View, valid: Tensor) -> Tensor:
+        """The true class where each feature of a view is centred, ``[h, w]``.
+
+        A centre between pixels takes the pixel above and on the left, of the image rather than of
+        the view, so that views agree at their overlap however they are mirrored.
+        """
+        height, width = truth.shape
+        rows, columns = (centres.floor().long() for centres in self._centres(view))
+        at_centres = truth.as_subclass(Tensor)[
+            rows.clamp(max=height - 1)[:, None], columns.clamp(max=width - 1)[None, :]
+        ]
+        return torch.where(valid, at_centres, -1)
+
+    def _centres(self, view: View) -> tuple[Tensor, Tensor]:
+        """Rows ``[h]`` and columns ``[w]`` of the image on which a view's features are centred."""
         size, grid = self.sampler.crop_size, self.sampler.grid
-        centres = grid.offset + grid.stride * torch.arange(grid.size(size))  # [h] in the crop
+        centres = grid.offset + grid.stride * torch.arange(grid.size(size))  # in the crop
         columns = size - 1 - centres if view.flip else centres
-        inside_y = view.top + centres <= height - 1
-        inside_x = view.left + columns <= width - 1
-        return inside_y[:, None] & inside_x[None, :]
+        return view.top + centres, view.left + columns
 
 
 def collate_pairs(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """A batch of crop pairs.
 
     ``view1``, ``view2``: ``[B, 3, S, S]``; ``mask1``, ``mask2``: ``[B, S, S]``, if samples have
-    them; ``valid1``, ``valid2``: ``[B, h, w]``; ``overlap1``, ``overlap2``: ``[A]`` positions in
-    the flattened ``[B, h, w]``; ``image_index``: ``[A]`` which image an overlap position belongs
-    to.
+    them; ``truth1``, ``truth2``: ``[B, h, w]``, if samples have them; ``valid1``, ``valid2``:
+    ``[B, h, w]``; ``overlap1``, ``overlap2``: ``[A]`` positions in the flattened ``[B, h, w]``;
+    ``image_index``: ``[A]`` which image an overlap position belongs to.
     """
+    stacked = [f"{name}{view}" for name in ("view", "valid", "mask", "truth") for view in (1, 2)]
     batch = {
         key: torch.stack([sample[key] for sample in samples])
-        for key in ("view1", "view2", "valid1", "valid2", "mask1", "mask2")
+        for key in stacked
         if key in samples[0]
     }
     positions = batch["valid1"][0].numel()

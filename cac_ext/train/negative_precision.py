@@ -1,0 +1,41 @@
+"""How many of the selected negatives are negatives in truth (paper section 3.4 and Fig. 6).
+
+The paper's precision is "the number of true negative samples" divided by "the number of all
+selected negative samples". A pair of an active anchor and a negative is *selected* where their
+pseudo labels differ (Eq. 5), and a *true* negative where their true classes differ as well. Pixels
+whose true class is not known (-1) are left out, on both sides.
+
+Whether a pair counts depends on four classes alone. So pixels are counted by pseudo label and true
+class, ``[K, K]``, and the sums over all pairs are sums over the classes of two such tables: the
+matrix of anchors times negatives is never held, and the counts of several processes, and of the
+memory bank's steps, simply add up.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def count_classes(pseudo_labels: Tensor, true_labels: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each pseudo label and true class, ``[K, K]`` int64, from ``[M]`` and ``[M]``."""
+    known = true_labels >= 0  # [M]
+    cells = pseudo_labels[known] * num_classes + true_labels[known]
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def negative_precision(
+    anchors: Tensor,  # [K, K] int64, active anchors by pseudo label and true class
+    negatives: Tensor,  # [K, K] int64, negatives likewise
+) -> tuple[Tensor, Tensor]:
+    """Precision of the selected pairs, and of all pairs; scalars in [0, 1], nan of no pairs.
+
+    That of all pairs is what negatives drawn at random have on average: Fig. 6's other curve.
+    """
+    pairs = anchors.sum() * negatives.sum()
+    same_label = (anchors.sum(dim=1) * negatives.sum(dim=1)).sum()
+    same_truth = (anchors.sum(dim=0) * negatives.sum(dim=0)).sum()
+    same_both = (anchors * negatives).sum()
+    selected = pairs - same_label
+    true_and_selected = selected - same_truth + same_both
+    return true_and_selected.double() / selected, (pairs - same_truth).double() / pairs

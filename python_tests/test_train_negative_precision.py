@@ -1,0 +1,348 @@
+"""The precision of the selected negatives is what counting all pairs gives, and costs no result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import processes
+import pytest
+import torch
+from image_trees import SIZE, draw_image, draw_mask, folder_overrides, folder_tree
+from run_folders import assert_identical
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.cli import main
+from cac_ext.train.config import AugmentConfig, load
+from cac_ext.train.consistency import Overlap
+from cac_ext.train.data import DatasetSplits, build_datasets
+from cac_ext.train.data.augment import CropPairAugment
+from cac_ext.train.data.crop_pair import CropPairSampler
+from cac_ext.train.data.truth import WithTruth
+from cac_ext.train.distributed import current, process_group
+from cac_ext.train.errors import DataError
+from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.loop import train
+from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.negative_precision import count_classes, negative_precision
+from cac_ext.train.networks import build_network
+from cac_ext.train.step import _measure_precision, build_model, compute_losses
+
+CLASSES, SIDE, IMAGES = 5, 33, 2
+KEYS = ("negative_precision", "negative_precision_random")
+
+
+def counted_pairs(anchors: Tensor, negatives: Tensor) -> tuple[float, float]:
+    """Both precisions from each pair: rows are (pseudo label, true class), ``[A, 2]``, ``[N, 2]``.
+
+    The true class -1 is not known.
+    """
+    anchors, negatives = (rows[rows[:, 1] >= 0] for rows in (anchors, negatives))
+    selected = anchors[:, None, 0] != negatives[None, :, 0]  # [A, N]
+    true = anchors[:, None, 1] != negatives[None, :, 1]
+    total = true.numel()
+    nan = float("nan")
+    return (
+        int((selected & true).sum()) / int(selected.sum()) if selected.any() else nan,
+        int(true.sum()) / total if total else nan,
+    )
+
+
+def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[float, float]) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        assert one.item() == pytest.approx(other, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize(("num_anchors", "num_negatives"), [(60, 90), (0, 40), (30, 0), (1, 1)])
+def test_tables_of_classes_give_what_all_pairs_give(
+    num_anchors: int, num_negatives: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    for classes in (1, 2, 7):
+        rows = [
+            torch.stack(
+                [torch.randint(0, classes, (count,)), torch.randint(-1, classes, (count,))], dim=1
+            )
+            for count in (num_anchors, num_negatives)
+        ]
+        tables = [count_classes(*part.T, classes) for part in rows]
+        assert_same(negative_precision(*tables), counted_pairs(*rows))
+
+
+def test_counts_of_a_million_negatives_do_not_overflow() -> None:
+    tables = [torch.zeros(2, 2, dtype=torch.int64) for _ in range(2)]
+    tables[0][0, 0], tables[1][1, 1], tables[1][1, 0] = 10**6, 3 * 10**6, 10**6
+    assert_same(negative_precision(*tables), (0.75, 0.75))
+
+
+def make_pairs(side: int) -> dict[str, Tensor]:
+    """Random views with padding, an overlap of half the positions, and a truth with gaps."""
+    pairs = {key: torch.randn(IMAGES, 3, SIDE, SIDE) for key in ("view1", "view2")}
+    for view in (1, 2):
+        pairs[f"valid{view}"] = torch.rand(IMAGES, side, side) < 0.8
+        pairs[f"truth{view}"] = torch.randint(-1, CLASSES, (IMAGES, side, side)).int()
+        order = torch.randperm(IMAGES * side * side)[: IMAGES * side * side // 2]
+        pairs[f"overlap{view}"] = order
+    pairs["image_index"] = pairs["overlap1"] // (side * side)
+    return pairs
+
+
+def make_model(*overrides: str):
+    small = ["network.width=16", f"augment.crop_size={SIDE}", "method.confidence_threshold=0.05"]
+    config = load("synthetic", [*small, *overrides])
+    model = build_model(config, build_network(config.network, CLASSES)).train()
+    torch.nn.init.normal_(model.network.classifier.weight)  # several pseudo labels
+    labelled = {
+        "image": torch.randn(IMAGES, 3, SIDE, SIDE),
+        "mask": torch.randint(0, CLASSES, (IMAGES, SIDE, SIDE)),
+    }
+    return config, model, labelled
+
+
+@pytest.mark.parametrize("sampling", ["true", "false"])
+@pytest.mark.parametrize("directional", ["true", "false"])
+def test_a_step_pairs_its_active_anchors_with_the_negatives_of_the_bank(
+    sampling: str, directional: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    config, model, labelled = make_model(
+        f"method.negative_sampling={sampling}", f"method.directional={directional}"
+    )
+    bank = MemoryBank(None, 1)
+    side = model.network.pooled_grid.size(SIDE)
+    kept: list[Tensor] = []
+    for step in range(4):
+        pairs = make_pairs(side)
+        if step == 3:
+            for key in ("overlap1", "overlap2", "image_index"):
+                pairs[key] = pairs[key][:0]  # nothing to compare
+        losses = compute_losses(config, model, bank, labelled, pairs, step, 255)
+        anchors, negatives = [], []
+        for view, labels in enumerate(losses.pseudo_labels.chunk(2), 1):
+            rows = torch.stack([labels, pairs[f"truth{view}"]], dim=-1)  # [B, h, w, 2]
+            negatives.append(rows[pairs[f"valid{view}"]])
+            anchors.append(rows.flatten(0, 2)[pairs[f"overlap{view}"]][losses.active[view - 1]])
+        kept = [*kept[-1:], torch.cat(negatives)]  # this step's and one before
+        assert sum(map(len, kept)) == losses.negatives
+        selected, random = counted_pairs(torch.cat(anchors), torch.cat(kept))
+        assert_same(losses.precision, (selected if sampling == "true" else random, random))
+        assert (step == 3) == (random != random)
+        scalars = losses.scalars()
+        assert [scalars[key] for key in KEYS] == pytest.approx(
+            [selected if sampling == "true" else random, random], nan_ok=True
+        )
+
+
+def test_drawn_negatives_keep_their_truth(seed: int) -> None:
+    """Where the true class is the pseudo label itself, each selected pair is a true negative."""
+    torch.manual_seed(seed)
+    config, model, labelled = make_model("method.selected_num=20", "network.dropout=0")
+    side = model.network.pooled_grid.size(SIDE)
+    for truth, expected in (("pseudo label", 1.0), ("one class", 0.0)):
+        bank = MemoryBank(20, 1)
+        for step in range(3):
+            pairs = make_pairs(side)
+            labels = model.view_outputs(torch.cat([pairs["view1"], pairs["view2"]]))[2]
+            for view, known in enumerate(labels.chunk(2), 1):
+                known = known if truth == "pseudo label" else torch.zeros_like(known)
+                pairs[f"truth{view}"] = known.int()
+            losses = compute_losses(config, model, bank, labelled, pairs, step, 255)
+            found = losses.precision[0].item()
+            assert found == expected or found != found  # nan: one pseudo label everywhere
+
+
+def test_several_processes_count_the_pairs_of_all(seed: int) -> None:
+    alone = _precisions(seed, 0, 2)
+    assert processes.run_together(2, _precisions_of_share, seed) == [alone, alone]
+
+
+def _precisions_of_share(seed: int) -> list[list[float]]:
+    with process_group("cpu") as group:
+        return _precisions(seed, group.rank, 1)
+
+
+def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
+    """Of three steps with ``count`` of two shares; each share's values follow from the seed."""
+    bank, found = MemoryBank(None, 1), []
+    for step in range(3):
+        shares = []
+        for share in range(first, first + count):
+            generator = torch.Generator().manual_seed(seed + 10 * step + share)
+            classes = torch.randint(0, CLASSES, (6, 50), generator=generator)
+            shares.append((classes, torch.rand(2, 50, generator=generator) < 0.4))
+        classes = torch.cat([share[0] for share in shares], dim=1)  # [6, 50 count]
+        active = torch.cat([share[1] for share in shares], dim=1)
+        empty = torch.zeros(0)
+        precision = _measure_precision(
+            bank,
+            CLASSES,
+            torch.cat([classes[0], classes[1]]),
+            [Overlap(empty, empty, classes[2]), Overlap(empty, empty, classes[3])],
+            (active[0], active[1]),
+            [(classes[4], classes[5]), (classes[5], classes[4])],
+            current(),
+        )
+        found.append([value.item() for value in precision])
+    return found
+
+
+@pytest.mark.parametrize(("stride", "offset", "pool"), [(4, 0.0, 1), (4, 1.5, 1), (4, 0.0, 2)])
+@pytest.mark.parametrize("scale", [0.4, 1.0, 1.37])
+def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
+    stride: int, offset: float, pool: int, scale: float, seed: int
+) -> None:
+    """Classes number the pixels: views agree at the overlap, and with what they show."""
+    torch.manual_seed(seed)
+    grid = FeatureGrid(stride, offset).pooled(pool)
+    height, width = 90, 110
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    truth = (rows * width + columns).int()
+    image = torch.stack([rows + 100, columns + 100, rows + columns]).to(torch.uint8)
+    sample = {"image": image, "name": "coordinates", "truth": truth, "mask": truth}
+    config = AugmentConfig(
+        crop_size=64, unlabelled_scale=(scale, scale), flip=0.5, blur=0.0, jitter=0.0, grey=0.0
+    )
+    augment = CropPairAugment(config, CropPairSampler(64, grid, (0.1, 1.0), 0.5), -1)
+    for _ in range(12):
+        pair = augment(sample)
+        seen = [pair[f"truth{view}"].flatten()[pair[f"overlap{view}"]] for view in (1, 2)]
+        assert torch.equal(*seen)
+        assert (seen[0] >= 0).all()
+        for view in (1, 2):
+            shown = pair[f"truth{view}"]  # [h, w]
+            assert torch.equal(shown >= 0, pair[f"valid{view}"])
+            # The view's own mask, sampled at the centres; halves of a pixel go to either side.
+            centres = grid.offset + grid.stride * torch.arange(grid.size(64))
+            near = []
+            for shift in (0.0, 0.5):
+                places = (centres + shift).floor().long()
+                for columns_shift in (0.0, 0.5):
+                    across = (centres + columns_shift).floor().long()
+                    near.append(pair[f"mask{view}"][places[:, None], across])
+            agree = torch.stack([one == shown for one in near]).any(dim=0)
+            assert agree[shown >= 0].all()
+
+
+def test_the_truth_draws_nothing(seed: int) -> None:
+    image, truth = torch.randint(0, 256, (3, 70, 80), dtype=torch.uint8), torch.zeros(70, 80)
+    augment = CropPairAugment(
+        AugmentConfig(crop_size=33), CropPairSampler(33, FeatureGrid(4), (0.1, 1.0), 0.5)
+    )
+    results = []
+    for sample in ({"image": image}, {"image": image, "truth": truth.int()}):
+        torch.manual_seed(seed)
+        pair = augment({**sample, "name": "noise"})
+        results.append({k: v for k, v in pair.items() if not k.startswith("truth")})
+        results[-1]["next"] = torch.rand(3)
+    assert_identical(*results, "pair")
+
+
+class Images(Dataset):
+    """Two images of noise whose masks are known, of one size or another."""
+
+    def __init__(self, mask: Tensor | None) -> None:
+        self.known = mask
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": torch.zeros(3, 4, 6, dtype=torch.uint8), "name": f"image {index}"}
+
+    def known_mask(self, index: int) -> Tensor | None:
+        return self.known
+
+
+def splits_of(unlabelled: Dataset | None) -> DatasetSplits:
+    return DatasetSplits(Images(None), unlabelled, Images(None), ("a", "b"), ignore_index=1)
+
+
+def test_ignored_pixels_have_no_truth_and_the_known_mask_stays_as_it_is() -> None:
+    mask = torch.tensor([0, 1], dtype=torch.uint8).repeat(4, 3)
+    images = Images(mask)
+    truth = WithTruth(images, splits_of(images), "run.negative_precision")[1]["truth"]
+    assert torch.equal(truth, torch.tensor([0, -1]).repeat(4, 3).int())
+    assert mask.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(None, "has no mask to measure by"), (torch.zeros(4, 5), r"shape \[4, 5\].*\[4, 6\]")],
+)
+def test_images_without_a_fitting_mask_are_named(mask: Tensor | None, message: str) -> None:
+    images = Images(mask)
+    with pytest.raises(DataError, match=rf"(?s)run\.negative_precision.*image 0.*{message}"):
+        WithTruth(images, splits_of(images), "run.negative_precision")
+
+
+def test_where_all_images_are_labelled_their_masks_are_the_truth() -> None:
+    splits = build_datasets(load("synthetic", ["data.synthetic.unlabelled=0"]).data)
+    sample = WithTruth(splits.labelled, splits, "run.negative_precision")[3]
+    assert torch.equal(sample["truth"].long(), splits.labelled[3]["mask"].long())
+
+
+TINY = [
+    "network.width=16",
+    "network.name=small",
+    "augment.crop_size=17",
+    "augment.base_size=32",
+    "schedule.epochs=2",
+    "schedule.iterations_per_epoch=3",
+    "schedule.warmup_epochs=1",
+    "schedule.labelled_batch=2",
+    "schedule.unlabelled_batch=2",
+    "schedule.log_every=1",
+    "method.selected_num=null",
+]
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == "train"]
+
+
+def test_unlabelled_images_need_no_masks_unless_they_are_measured(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    rng = np.random.default_rng(seed)
+    folder_tree(tmp_path, rng, train=2, validation=2)
+    for number in range(3):
+        draw_image(tmp_path / f"unlabelled{number}.png", rng)
+    lists = {"plain": "", "masks": " unlabelled_mask{0}.png"}
+    for name, column in lists.items():
+        lines = [f"unlabelled{number}.png{column.format(number)}\n" for number in range(3)]
+        (tmp_path / f"{name}.txt").write_text("".join(lines))
+
+    def run(name: str, measured: str, output: str) -> int:
+        arguments = ["train", "folder", *folder_overrides(tmp_path), *TINY, f"seed={seed}"]
+        arguments += [f"data.unlabelled_list={name}.txt", f"run.negative_precision={measured}"]
+        return main([*arguments, "--folder", str(tmp_path / output)])
+
+    assert run("plain", "false", "off") == 0
+    assert run("plain", "true", "refused") == 2
+    message = capsys.readouterr().err
+    assert "run.negative_precision" in message
+    assert "unlabelled0.png" in message
+    for number in range(3):
+        draw_mask(tmp_path / f"unlabelled_mask{number}.png", rng, [0, 1, 2, 255], SIZE)
+    assert run("masks", "true", "on") == 0
+
+    lines = {name: metrics(tmp_path / name) for name in ("off", "on")}
+    assert [KEYS[1] in line for line in lines["on"]] == [False] * 3 + [True] * 3
+    for line in lines["on"][3:]:
+        assert all(line[key] is None or 0 <= line[key] <= 1 for key in KEYS)
+    assert not any(key in line for line in lines["off"] for key in KEYS)
+    # Measured or not, it is the same training.
+    assert [line["loss"] for line in lines["on"]] == [line["loss"] for line in lines["off"]]
+    states = [read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("off", "on")]
+    assert_identical(states[0]["model"], states[1]["model"], "model")
+
+
+def test_without_negatives_nothing_is_measured(tmp_path: Path) -> None:
+    small = ["data.synthetic.image_size=32", "data.synthetic.labelled=2"]
+    small += ["data.synthetic.unlabelled=2", "data.synthetic.validation=1"]
+    train(load("synthetic", [*TINY, *small, "method.loss=l2"]), tmp_path, progress=False)
+    assert not any(key in line for line in metrics(tmp_path) for key in KEYS)
