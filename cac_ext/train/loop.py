@@ -193,6 +193,7 @@ def train(
                     class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
                     results = {"miou": evaluation.miou, "class_iou": class_iou}
                     log.evaluation(iteration, **results)
+                    log.pictures(iteration, splits, network, pairs, losses)
             stopping = processes.any(stop.requested) and iteration < config.iterations
             if ends_epoch or stopping:
                 save_checkpoint(

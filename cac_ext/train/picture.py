@@ -1,4 +1,4 @@
-"""Pictures of predictions: image, truth, and what each method makes of it (paper Fig. 8)."""
+"""Pictures: predictions beside the truth (paper Fig. 8), crop pairs, confusion matrices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
+from torch import Tensor
 
 from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.augment import denormalise
 from cac_ext.train.data.classes import Classes
+from cac_ext.train.grid import FeatureGrid
 from cac_ext.train.inference import predict
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.step import StepLosses
 
 _IGNORED_COLOUR = (255, 255, 255)
 
@@ -56,6 +60,13 @@ def save_panel(
         networks: title of a column -> the network that predicts it.
         count: images, spread evenly over the validation set.
     """
+    predictions_figure(splits, networks, count=count).savefig(path, dpi=110)
+
+
+def predictions_figure(
+    splits: DatasetSplits, networks: Mapping[str, SegmentationNetwork], *, count: int
+) -> Figure:
+    """What `save_panel` writes. Leaves the networks' modes as they were."""
     count = min(count, len(splits.validation))
     chosen = torch.linspace(0, len(splits.validation) - 1, count).long().tolist()
     titles = ["image", "truth", *networks]
@@ -76,17 +87,66 @@ def save_panel(
         network.train(was_training)
     for axis, text in zip(axes[0], titles, strict=True):
         axis.set_title(text)
-    colours = class_colours(splits) / 255
-    figure.legend(
-        handles=[
-            Patch(facecolor=colour, edgecolor="0.5", label=name)
-            for colour, name in zip(colours, splits.class_names, strict=True)
-        ],
-        loc="outside lower center",
-        ncols=min(8, splits.num_classes),
-        frameon=False,
-    )
-    figure.savefig(path, dpi=110)
+    _add_legend(figure, splits)
+    return figure
+
+
+def crop_pair_figure(
+    splits: DatasetSplits, grid: FeatureGrid, pairs: dict[str, Tensor], losses: StepLosses
+) -> Figure:
+    """The first crop pair of a step and what the unlabelled branch made of it, a row a view.
+
+    Columns: the view as the network saw it, its overlap with the other view outlined; the pseudo
+    labels; the confidences; those of the overlap's pixels that are anchors, in their pseudo label's
+    colour; and, where it is known, the truth.
+
+    Args:
+        splits: where names and colours come from.
+        grid: of the features that are compared.
+        pairs: see `collate_pairs`.
+        losses: of the step with these pairs.
+    """
+    titles = ["view, overlap", "pseudo labels", "confidence", "anchors"]
+    titles += ["truth"] if "truth1" in pairs else []
+    figure = Figure(figsize=(2.1 * len(titles) + 0.4, 5.2), layout="constrained")
+    axes = figure.subplots(2, len(titles), squeeze=False)
+    side = pairs["view1"].shape[-1]
+    height, width = losses.confidences.shape[1:]
+    # Where the features' cells lie in the view, whose pixels have the edges -0.5, 0.5, ...
+    first = grid.offset - grid.stride / 2
+    extent = (first, first + grid.stride * width, first + grid.stride * height, first)
+    of_first = pairs["image_index"] == 0  # [A]
+    for view, row in enumerate(axes, 1):
+        index = (view - 1) * len(pairs["view1"])  # of the view among both views of all images
+        labels, confidences = losses.pseudo_labels[index], losses.confidences[index]  # [h, w]
+        positions = pairs[f"overlap{view}"][of_first]
+        overlap = _marked(positions, height, width)
+        anchors = _marked(positions[losses.active[view - 1][of_first]], height, width)
+        colours = colour_mask(labels, splits)  # [h, w, 3]
+        picture = denormalise(pairs[f"view{view}"][0]).permute(1, 2, 0).cpu().numpy()
+        row[0].imshow(picture)
+        if overlap.any():
+            row[0].add_patch(_outline(overlap, grid))
+        row[1].imshow(colours, extent=extent, interpolation="nearest")
+        shades = row[2].imshow(
+            confidences.float().cpu().numpy(), extent=extent, vmin=0, vmax=1, cmap="viridis"
+        )
+        row[3].imshow(picture.mean(axis=2), cmap="gray", vmin=-1, vmax=2)
+        cells = np.concatenate([colours, 255 * anchors[..., None].astype(np.uint8)], axis=2)
+        row[3].imshow(cells, extent=extent, interpolation="nearest")
+        if "truth1" in pairs:
+            truth = pairs[f"truth{view}"][0]  # [h, w]
+            truth = torch.where(truth < 0, splits.ignore_index, truth)
+            row[4].imshow(colour_mask(truth, splits), extent=extent, interpolation="nearest")
+        row[0].set_ylabel(f"view {view}")
+        row[3].set_xlabel(f"{view} -> {3 - view}: {int(anchors.sum())} of {int(overlap.sum())}")
+        for axis in row:
+            axis.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xticks=[], yticks=[])
+    for axis, text in zip(axes[0], titles, strict=True):
+        axis.set_title(text)
+    figure.colorbar(shades, ax=axes[:, 2], shrink=0.6)
+    _add_legend(figure, splits)
+    return figure
 
 
 def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[str]) -> None:
@@ -111,3 +171,33 @@ def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[st
             colour = "white" if value > 50 else "black"
             axis.text(column, row, f"{value:.0f}", color=colour, ha="center", va="center", size=7)
     figure.savefig(path, dpi=110)
+
+
+def _marked(positions: Tensor, height: int, width: int) -> np.ndarray:
+    """Which cells of ``[h, w]`` flat positions name, bool."""
+    cells = torch.zeros(height * width, dtype=torch.bool)
+    cells[positions.cpu()] = True
+    return cells.view(height, width).numpy()
+
+
+def _outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
+    """The rectangle of the cells ``[h, w]`` that the other view sees, in pixels of the view."""
+    rows, columns = (np.flatnonzero(overlap.any(axis=axis)) for axis in (1, 0))
+    left, top = (grid.offset + grid.stride * (cells[0] - 0.5) for cells in (columns, rows))
+    size = [grid.stride * (cells[-1] - cells[0] + 1) for cells in (columns, rows)]
+    return Rectangle((left, top), *size, fill=False, edgecolor="red", linewidth=2)
+
+
+def _add_legend(figure: Figure, splits: DatasetSplits) -> None:
+    """Names and colours of the classes, below the figure."""
+    colours = class_colours(splits) / 255
+    column = 0.6 + 0.09 * max(map(len, splits.class_names))  # inches that the longest name takes
+    figure.legend(
+        handles=[
+            Patch(facecolor=colour, edgecolor="0.5", label=name)
+            for colour, name in zip(colours, splits.class_names, strict=True)
+        ],
+        loc="outside lower center",
+        ncols=max(1, min(8, splits.num_classes, int(figure.get_figwidth() / column))),
+        frameon=False,
+    )

@@ -8,15 +8,27 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from cac_ext.train.data import DatasetSplits
 from cac_ext.train.files import write_text_whole
+from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.picture import crop_pair_figure, predictions_figure
+from cac_ext.train.step import StepLosses
+
+# TensorBoard's pictures are small: they cost less than half a second at each evaluation.
+_VALIDATION_IMAGES = 4
+_DPI = 80
 
 
 class RunLog:
-    """Progress bar on the terminal; scalars in ``metrics.jsonl`` and TensorBoard.
+    """Progress bar on the terminal; scalars in ``metrics.jsonl`` and TensorBoard, pictures there.
 
     Args:
         folder: of the run.
@@ -70,6 +82,27 @@ class RunLog:
         self._show(mIoU=f"{100 * miou:.2f}")
         self._last = (time.perf_counter(), iteration)  # the rate is of training alone
 
+    def pictures(
+        self,
+        iteration: int,
+        splits: DatasetSplits,
+        network: SegmentationNetwork,
+        pairs: dict[str, Tensor] | None,
+        losses: StepLosses,
+    ) -> None:
+        """Draws a few validation images and, of a step with crop pairs, the first pair."""
+        figures = {
+            "validation/predictions": predictions_figure(
+                splits, {"prediction": network}, count=_VALIDATION_IMAGES
+            )
+        }
+        if losses.confidences is not None:
+            grid = network.pooled_grid
+            figures["train/crop_pair"] = crop_pair_figure(splits, grid, pairs, losses)
+        for tag, figure in figures.items():
+            self._board.add_image(tag, _pixels(figure), iteration, dataformats="HWC")
+        self._last = (time.perf_counter(), iteration)  # the rate is of training alone
+
     def close(self) -> None:
         self.bar.close()
         self._file.close()
@@ -114,6 +147,16 @@ class NoLog:
     def evaluation(self, iteration: int, miou: float, class_iou: dict[str, float]) -> None:
         pass
 
+    def pictures(
+        self,
+        iteration: int,
+        splits: DatasetSplits,
+        network: SegmentationNetwork,
+        pairs: dict[str, Tensor] | None,
+        losses: StepLosses,
+    ) -> None:
+        pass
+
 
 def peak_memory(device: torch.device) -> float:
     """The most memory used so far in MiB: tensors on a GPU; the whole process on a CPU."""
@@ -138,6 +181,14 @@ def _drop_beyond(path: Path, iteration: int) -> None:
     if path.exists():
         kept = [line for line in read_metrics(path) if line["iteration"] <= iteration]
         write_text_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """A figure as RGB ``[H, W, 3]`` uint8."""
+    figure.set_dpi(_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _finite(value: object) -> object:

@@ -25,6 +25,12 @@ def normalise(image: Tensor) -> Tensor:
     )
 
 
+def denormalise(image: Tensor) -> Tensor:
+    """What `normalise` made, ``[3, H, W]``, to values in [0, 1] that can be shown."""
+    mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (image * std + mean).clamp(0, 1)
+
+
 class LabelledAugment:
     """Random scale, crop and mirroring of an image and its mask.
 
