@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 
 from cac_ext import _C
-
-#: Negatives over which the authors' code takes the row maximum (only with ``eps`` > 0).
-LEADING_CHUNK = 8000
+from cac_ext.reference import LEADING_CHUNK
 
 _DTYPE_NUMBERS = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
 _DTYPE_OF_NUMBER = {number: dtype for dtype, number in _DTYPE_NUMBERS.items()}
