@@ -2,7 +2,8 @@
 
 Training amplifies the smallest rounding difference, so two curves part in the end whatever the
 losses. The yardstick is therefore the oracle against itself: the same training with the reference
-loss computed in float64 and in float32. Ours should stay as near as the reference in float32 does.
+loss computed in float64, in float32, and in float32 with the negatives in the opposite order, which
+changes nothing but the order of the sums. Ours should stay as near as these do.
 """
 
 from __future__ import annotations
@@ -40,9 +41,17 @@ def _reference_float64(features1: Tensor, features2: Tensor, *arguments: Tensor,
     ).to(features1.dtype)
 
 
+def _reference_reversed(features1: Tensor, features2: Tensor, *arguments: Tensor, **options):
+    negatives, negative_labels = arguments[4:6]
+    return reference.directional_contrastive_loss(
+        features1, features2, *arguments[:4], negatives.flip(0), negative_labels.flip(0), **options
+    )
+
+
 LOSSES: dict[str, Callable[..., Tensor] | None] = {
     YARDSTICK: _reference_float64,
     "reference float32": reference.directional_contrastive_loss,
+    "reference float32, negatives reversed": _reference_reversed,
     "ours": None,
 }
 
