@@ -32,9 +32,9 @@ from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.picture import save_panel
-from cac_ext.train.run_log import NoLog, RunLog, peak_memory
 from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
 from cac_ext.train.run_folder import run_exists, write_config
+from cac_ext.train.run_log import NoLog, RunLog, peak_memory
 from cac_ext.train.seeding import derive_seed
 from cac_ext.train.self_training import concatenate
 from cac_ext.train.signals import StopRequest, TrainingStopped
@@ -82,9 +82,9 @@ def train(
     processes = current()
     progress = progress and processes.is_main
     device = find_device(config.device)
-    torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
     written = config  # with `auto`, which is right wherever the folder is moved to
     config = PseudoLabelFolders.of_run(folder).fill_in(config)
+    torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
 
     # What is trained, on what.
     splits = build_datasets(config.data)
