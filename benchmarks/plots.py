@@ -47,7 +47,7 @@ def _measured(results: Results) -> list[Row]:
     return [row for row in results.rows if row.phase == "both" and row.status == "ok"]
 
 
-def _series_in_n(results: Results) -> set[str]:
+def series_in_n(results: Results) -> set[str]:
     """The largest set of cases that differ in N alone."""
     sets: dict[tuple, set[str]] = defaultdict(set)
     fixed = ("A", "C", "K", "active_share", "background_share")
@@ -59,7 +59,7 @@ def _series_in_n(results: Results) -> set[str]:
 def _against_n(
     results: Results, value: Callable[[Row], float | None], title: str, unit: str
 ) -> Figure | None:
-    names = _series_in_n(results)
+    names = series_in_n(results)
     lines: dict[tuple[str, str], list[tuple[int, float, Row]]] = defaultdict(list)
     for row in _measured(results):
         if row.case in names and value(row):

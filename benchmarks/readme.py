@@ -5,6 +5,9 @@ A document says where a table stands and where its figures come from:
     <!-- benchmark: benchmarks/results/.../loss.json case=voc -->
     <!-- end benchmark -->
 
+Instead of ``case=NAME`` (one case of a `loss` result) it may say ``scaling`` (its cases that differ
+in N alone) or ``step`` (a `step` result).
+
 The command writes the table in between; with ``--check`` it only tells whether it is up to date.
 Paths are relative to the document.
 """
@@ -17,16 +20,17 @@ from pathlib import Path
 
 from benchmarks import table
 from benchmarks.loss_table import SHORT_DTYPE, speed_up
-from benchmarks.results import Results
+from benchmarks.plots import series_in_n
+from benchmarks.results import Results, Row
 
 _BLOCK = re.compile(
-    r"(?P<start><!-- benchmark: (?P<file>\S+) case=(?P<case>\S+) -->\n)"
+    r"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|scaling|step) -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end benchmark -->)",
     re.DOTALL,
 )
 
 
-def markdown_table(results: Results, case: str) -> str:
+def case_table(results: Results, case: str) -> str:
     """One case of a `loss` result: time, ratios, share of the matrix-product rate, memory."""
     if case not in results.cases:
         raise ValueError(f"the result has no case {case!r}; it has: {', '.join(results.cases)}")
@@ -48,15 +52,63 @@ def markdown_table(results: Results, case: str) -> str:
         else:
             cells += [row.status.replace("_", " "), *["-"] * 4]
         rows.append(cells)
-    lines = [header, ["---", "---", *["---:"] * 5], *rows]
     sizes = results.cases[case]
-    machine = results.machine
+    caption = f"A = {sizes['A']:,}, N = {sizes['N']:,}, C = {sizes['C']}, both directions."
+    return _render(header, rows, left=2) + _machine(results, caption)
+
+
+def scaling_table(results: Results) -> str:
+    """A `loss` result's cases that differ in N alone: time and memory of each implementation."""
+    names = sorted(series_in_n(results), key=lambda name: results.cases[name]["N"])
+    rows = [row for row in results.rows if row.phase == "both"]
+    contenders = dict.fromkeys((row.implementation, row.dtype) for row in rows)
+    header = ["N", *(f"{name} {SHORT_DTYPE.get(dtype, dtype)}" for name, dtype in contenders)]
+    lines = []
+    for case in names:
+        found = [results.find(case, *contender, "both") for contender in contenders]
+        lines.append([f"{results.cases[case]['N']:,}", *map(_time_and_memory, found)])
+    sizes = results.cases[names[0]]
+    caption = f"A = {sizes['A']:,}, C = {sizes['C']}, both directions, loss and gradient."
+    return _render(header, lines, left=0) + _machine(results, caption)
+
+
+def step_table(results: Results) -> str:
+    """A `step` result: time and memory of a whole training step for each number of negatives."""
+    losses = list(dict.fromkeys(row.implementation for row in results.rows))
+    lines = [
+        [
+            f"{sizes['negatives']:,}",
+            *(_time_and_memory(results.find(case, loss, "float32", "step")) for loss in losses),
+        ]
+        for case, sizes in results.cases.items()
+    ]
+    sizes = next(iter(results.cases.values()))
     caption = (
-        f"\n{machine.get('gpu') or machine['cpu']} ({machine['capability']}),"
-        f" {machine['threads']} threads, torch {results.software['torch']};"
-        f" A = {sizes['A']:,}, N = {sizes['N']:,}, C = {sizes['C']}, both directions.\n"
+        f"`{results.settings['config']}` with {' '.join(results.settings['overrides'])}, "
+        f"{sizes['batch']} labelled and {sizes['batch']} unlabelled images, "
+        f"{sizes['anchors']:,} overlap pixels."
     )
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + caption
+    return _render(["negatives", *losses], lines, left=0) + _machine(results, caption)
+
+
+def _time_and_memory(row: Row | None) -> str:
+    if row is None or row.status != "ok" or not row.samples:
+        return "-"
+    memory = "" if row.extra_memory is None else f", {table.size(row.extra_memory)}"
+    return table.seconds(row.median) + memory
+
+
+def _render(header: list[str], rows: list[list[str]], left: int) -> str:
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return "".join("| " + " | ".join(line) + " |\n" for line in [header, rule, *rows])
+
+
+def _machine(results: Results, caption: str) -> str:
+    machine = results.machine
+    return (
+        f"\n{machine.get('gpu') or machine['cpu']} ({machine['capability']}),"
+        f" {machine['threads']} threads, torch {results.software['torch']}; {caption}\n"
+    )
 
 
 def updated(document: Path) -> str:
@@ -64,7 +116,13 @@ def updated(document: Path) -> str:
 
     def replace(match: re.Match) -> str:
         results = Results.load(document.parent / match["file"])
-        return match["start"] + markdown_table(results, match["case"]) + match["end"]
+        if match["what"] == "scaling":
+            body = scaling_table(results)
+        elif match["what"] == "step":
+            body = step_table(results)
+        else:
+            body = case_table(results, match["what"].removeprefix("case="))
+        return match["start"] + body + match["end"]
 
     return _BLOCK.sub(replace, document.read_text(encoding="utf-8"))
 

@@ -35,3 +35,19 @@ def test_a_changed_figure_is_noticed_and_put_right(tmp_path: Path, seed: int) ->
     assert text.startswith("before\n")
     document.write_text(text.replace("| fp32 |", "| bf16 |"))
     assert main(["readme", str(document), "--check"]) == 1
+
+
+def test_a_series_in_n_has_a_row_for_each_n(tmp_path: Path, seed: int) -> None:
+    make_results(seed).save(tmp_path / "a.json")
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- benchmark: a.json scaling -->\n<!-- end benchmark -->\n")
+    assert main(["readme", str(document)]) == 0
+    text = document.read_text()
+    row = Results.load(tmp_path / "a.json").find("n-16000", "ours", "float32", "both")
+    assert "| N | official fp32 | ours fp32 |" in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if line[:3] in ("| 1", "| 4")] == [
+        "| 1,000",
+        "| 4,000",
+        "| 16,000",
+    ]
+    assert f"{1e3 * row.median:.3g} ms, 16 MiB |" in text
