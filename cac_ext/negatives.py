@@ -29,6 +29,8 @@ def prepare_negatives(
     """Sort negatives by label, make them unit length and cast them to the type of the product.
 
     The loss does this by itself in every call; do it once if the same negatives serve several.
+    The type follows ``torch.get_float32_matmul_precision()``: float32 negatives stay float32 under
+    "highest" and "high", and what they are multiplied as is decided when the loss is computed.
 
     Args:
         negatives: [N, C] features; constants of the loss, so no gradient reaches them.

@@ -21,6 +21,28 @@ void parallel_for(int64_t tasks, const std::function<void(int64_t)>& body) {
   });
 }
 
+// In the type itself.
+cpu::Arithmetic arithmetic_of(DType type) {
+  switch (type) {
+    case DType::kFloat64:
+      return cpu::Arithmetic::kFloat64;
+    case DType::kBFloat16:
+      return cpu::Arithmetic::kBFloat16;
+    default:
+      return cpu::Arithmetic::kFloat32;
+  }
+}
+
+// Null if no kernel in use multiplies negatives of this type.
+const cpu::TileKernel* find_kernel(DType negatives) {
+  const cpu::TileKernel* split = nullptr;
+  if (negatives == DType::kFloat32 &&
+      at::globalContext().float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST) {
+    split = cpu::find_tile_kernel(cpu::Arithmetic::kSplitBFloat16);
+  }
+  return split != nullptr ? split : cpu::find_tile_kernel(arithmetic_of(negatives));
+}
+
 class CpuBackend final : public Backend {
  public:
   at::ScalarType compute_type(at::ScalarType features) const override {
@@ -29,12 +51,12 @@ class CpuBackend final : public Backend {
         features == at::kBFloat16 ||
         (features == at::kFloat &&
          at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM);
-    const bool has_bf16 = cpu::find_tile_kernel(DType::kBFloat16) != nullptr;
+    const bool has_bf16 = cpu::find_tile_kernel(cpu::Arithmetic::kBFloat16) != nullptr;
     return may_be_bf16 && has_bf16 ? at::kBFloat16 : at::kFloat;
   }
 
   int64_t channel_multiple(at::ScalarType compute_type) const override {
-    return cpu::find_tile_kernel(kernel_type(compute_type))->channel_multiple;
+    return cpu::find_tile_kernel(arithmetic_of(kernel_type(compute_type)))->channel_multiple;
   }
 
   void check_finite(const at::Tensor& features, const char* name) const override {
@@ -53,11 +75,12 @@ class CpuBackend final : public Backend {
   }
 
   void contrastive(const ContrastiveProblem& problem) const override {
-    TORCH_CHECK_TYPE(cpu::find_tile_kernel(problem.negative_dtype) != nullptr,
+    const cpu::TileKernel* kernel = find_kernel(problem.negative_dtype);
+    TORCH_CHECK_TYPE(kernel != nullptr,
                      "these negatives were prepared for instructions that are not in use "
                      "(capability ",
                      cpu::cpu_capability(), "); prepare them again");
-    cpu::contrastive(problem, parallel_for);
+    cpu::contrastive(problem, *kernel, parallel_for);
   }
 };
 

@@ -1,9 +1,15 @@
-// Products and exponentials for bfloat16 elements with float32 accumulation.
+// Products of bfloat16 with float32 accumulation, and exponentials.
+//
+// They serve two element types. bfloat16 is multiplied as it is. float32 is split (`kSplit`): a
+// number x becomes high = bf16(x) and low = bf16(x - high), |x - high - low| <= 2^-17 |x|, and a
+// product the three products high high + high low + low high. The fourth, low low, is at most
+// 2^-16 |x y| and left out.
 //
 // The packings fit both instruction families: A operands are rows of bf16, B operands hold pairs of
-// depth side by side, [depth / 2][lanes][2]. `Product` multiplies them, by vdpbf16ps or by AMX:
+// depth side by side, [depth / 2][lanes][2]; the low parts of B follow the high ones. `Product`
+// multiplies them, by vdpbf16ps or by AMX:
 //
-//     multiply<kAccumulate>(a, rows, depth, b, c, c_rows, between)
+//     multiply<kSplit, kAccumulate>(a, rows, depth, b, c, c_rows, between)
 //     c [rows][lanes] (+)= a [rows][depth] b [depth / 2][lanes][2]
 //
 // Rows and depth are multiples of 32. Row i of c is kept at i % c_rows: where the caller takes the
@@ -12,6 +18,8 @@
 #pragma once
 
 #include <immintrin.h>
+
+#include <type_traits>
 
 #include "kernels/cpu/tile_loop.h"
 
@@ -28,11 +36,12 @@ struct Operand {
   int64_t row_stride;    // from row to row of a block
   int64_t row_blocks;    // from block to block, down
   int64_t depth_blocks;  // from block to block, across
+  int64_t low;           // from high parts to low parts, if split
 };
 
-// Transposes 32 rows x 32 columns of bf16 into two blocks [16][32], `to_blocks` * 16 apart.
-inline void transpose_32x32(const uint16_t* from, int64_t from_stride, uint16_t* to,
-                            int64_t to_blocks) {
+// Transposes 32 rows x 32 columns of bf16, the first of `from`, into two blocks [16][32],
+// `to_blocks` apart.
+inline void transpose_32x32(const Operand& from, uint16_t* to, int64_t to_blocks) {
   alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                     37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                     11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -45,8 +54,9 @@ inline void transpose_32x32(const uint16_t* from, int64_t from_stride, uint16_t*
     // Two rows become 16 pairs (32 bits each) of this half's columns ...
     __m512i pairs[16];
     for (int i = 0; i < 16; ++i) {
-      const __m512i even = _mm512_loadu_si512(from + (2 * i) * from_stride);
-      const __m512i odd = _mm512_loadu_si512(from + (2 * i + 1) * from_stride);
+      const uint16_t* row = from.data + i / 8 * from.row_blocks + 2 * (i % 8) * from.row_stride;
+      const __m512i even = _mm512_loadu_si512(row);
+      const __m512i odd = _mm512_loadu_si512(row + from.row_stride);
       pairs[i] = _mm512_permutex2var_epi16(even, half ? high : low, odd);
     }
     // ... and a 16 x 16 transposition of those pairs does the rest.
@@ -67,7 +77,7 @@ inline void transpose_32x32(const uint16_t* from, int64_t from_stride, uint16_t*
       t[i + 8] = _mm512_shuffle_i32x4(pairs[i + 8], pairs[i + 12], 0x88);
       t[i + 12] = _mm512_shuffle_i32x4(pairs[i + 8], pairs[i + 12], 0xdd);
     }
-    uint16_t* out = to + half * 16 * to_blocks;
+    uint16_t* out = to + half * to_blocks;
     for (int i = 0; i < 4; ++i) {
       _mm512_store_si512(out + i * 32, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
       _mm512_store_si512(out + (i + 8) * 32, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
@@ -77,22 +87,71 @@ inline void transpose_32x32(const uint16_t* from, int64_t from_stride, uint16_t*
   }
 }
 
-// 2^x within 7.5e-5, far below half a unit of bf16 (2e-3): 2^floor(x) times a polynomial.
-inline __m512 exp2_bf16(__m512 x) {
+// 2^x = 2^floor(x) times a minimax polynomial of the fraction. Relative error 7.5e-5 for bf16,
+// whose half unit is 3.9e-3, and 7.5e-8 for split numbers, whose half unit is 7.6e-6.
+template <bool kSplit>
+inline __m512 exp2_of(__m512 x) {
+  constexpr int kDegree = kSplit ? 5 : 3;
+  constexpr float kBf16[] = {0.9999252F, 0.6958335F, 0.2260671F, 0.07802449F};
+  constexpr float kFloat[] = {0.999999925F,  0.693153073F,   0.240153617F,
+                              0.0558263181F, 0.00898934009F, 0.00187757668F};
+  const float* coefficients = kSplit ? kFloat : kBf16;
   const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 power = _mm512_set1_ps(0.07802449F);
-  power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(0.2260671F));
-  power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(0.6958335F));
-  power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(0.9999252F));
+  __m512 power = _mm512_set1_ps(coefficients[kDegree]);
+  for (int i = kDegree - 1; i >= 0; --i) {
+    power = _mm512_fmadd_ps(power, fraction, _mm512_set1_ps(coefficients[i]));
+  }
   return _mm512_scalef_ps(power, x);
 }
 
+// [first, second] to [first[0], second[0], first[1], second[1], ...]
+inline __m512i interleave(__m512i numbers) {
+  alignas(64) static constexpr uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kPairs), numbers);
+}
+
+// [first, second] as bf16, rounded to nearest.
+inline __m512i round_to_bf16(__m512 first, __m512 second) {
+  return (__m512i)_mm512_cvtne2ps_pbh(second, first);
+}
+
+// What rounding left over, as bf16; `pairs` are the rounded numbers, interleaved.
+inline __m512i round_rest_to_bf16(__m512 first, __m512 second, __m512i pairs) {
+  const __m512i upper_half = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+  return round_to_bf16(
+      _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))),
+      _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_and_si512(pairs, upper_half))));
+}
+
+// A row of float32 to its high and low parts in blocks of 32 columns, `blocks` apart; zero beyond
+// `columns` up to `padded_columns`.
+inline void split_row(const float* row, int64_t columns, int64_t padded_columns, int64_t blocks,
+                      uint16_t* high, uint16_t* low) {
+  for (int64_t c = 0; c < padded_columns; c += 32, high += blocks, low += blocks) {
+    __m512 numbers[2];
+    for (int v = 0; v < 2; ++v) {
+      const int64_t left = columns - c - 16 * v;
+      const __mmask16 present = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
+      numbers[v] = _mm512_maskz_loadu_ps(present, row + c + 16 * v);
+    }
+    const __m512i rounded = round_to_bf16(numbers[0], numbers[1]);
+    _mm512_store_si512(high, rounded);
+    _mm512_store_si512(low, round_rest_to_bf16(numbers[0], numbers[1], interleave(rounded)));
+  }
+}
+
 // From scores to probabilities, two rows of one tile at a time. Without kShifted the shift is zero.
-template <bool kMasked, bool kShifted>
+template <bool kSplit, bool kMasked, bool kShifted>
 class Exponentiator {
  public:
-  Exponentiator(const LaneMask& mask, const float* shift, int rows, uint16_t* probabilities)
-      : probabilities_(probabilities), row_count_(_mm512_set1_epi32(rows)) {
+  // probabilities [padded_rows / 2][lanes][2]; the low parts follow.
+  Exponentiator(const LaneMask& mask, const float* shift, int rows, int padded_rows,
+                uint16_t* probabilities)
+      : probabilities_(probabilities),
+        low_probabilities_(probabilities + padded_rows * kBf16Lanes),
+        row_count_(_mm512_set1_epi32(rows)) {
     const __m512i first = _mm512_set1_epi32(mask.row);
     for (int v = 0; v < kVectors; ++v) {
       shift_[v] = _mm512_loadu_ps(shift + 16 * v);
@@ -107,14 +166,11 @@ class Exponentiator {
 
   // scores [2][lanes] of the block's rows `row` and `row` + 1
   [[gnu::always_inline]] inline void operator()(const float* scores, int row) {
-    alignas(64) static constexpr uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                        21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                        11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     for (int v = 0; v < kVectors; ++v) {
       __m512 probability[2];
       for (int i = 0; i < 2; ++i) {
         const __m512 score = _mm512_load_ps(scores + i * kBf16Lanes + 16 * v);
-        probability[i] = exp2_bf16(kShifted ? _mm512_sub_ps(score, shift_[v]) : score);
+        probability[i] = exp2_of<kSplit>(kShifted ? _mm512_sub_ps(score, shift_[v]) : score);
         if (kMasked) {
           const __m512i index = _mm512_set1_epi32(row + i);
           const __mmask16 same_class =
@@ -124,9 +180,12 @@ class Exponentiator {
         }
       }
       total_[v] = _mm512_add_ps(total_[v], _mm512_add_ps(probability[0], probability[1]));
-      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(probability[1], probability[0]);
-      _mm512_store_si512(probabilities_ + row * kBf16Lanes + 32 * v,
-                         _mm512_permutexvar_epi16(_mm512_load_si512(kPairs), both));
+      const int64_t at = row * kBf16Lanes + 32 * v;
+      const __m512i pairs = interleave(round_to_bf16(probability[0], probability[1]));
+      _mm512_store_si512(probabilities_ + at, pairs);
+      if (!kSplit) continue;
+      const __m512i rest = round_rest_to_bf16(probability[0], probability[1], pairs);
+      _mm512_store_si512(low_probabilities_ + at, interleave(rest));
     }
   }
 
@@ -140,23 +199,26 @@ class Exponentiator {
 
  private:
   static constexpr int kVectors = kBf16Lanes / 16;
-  uint16_t* probabilities_;  // [rows / 2][lanes][2]
+  uint16_t* probabilities_;
+  uint16_t* low_probabilities_;
   __m512i row_count_;
   __m512 shift_[kVectors], total_[kVectors];
   __m512i begin_[kVectors], end_[kVectors];
 };
 
-template <class Product>
+template <class Product, bool kSplit>
 class Bf16Isa {
  public:
-  using Element = uint16_t;
+  using Element = std::conditional_t<kSplit, float, uint16_t>;
+  using Anchor = uint16_t;
   using Accumulator = float;
   static constexpr int kLanes = kBf16Lanes;
+  static constexpr int kAnchorParts = kSplit ? 2 : 1;
   static constexpr int kRowBlock = kBf16RowBlock;
 
   static size_t scratch_bytes(int64_t channels) {
-    return (sizeof(float) + sizeof(uint16_t)) * kRowBlock * kLanes +
-           2 * sizeof(uint16_t) * kRowBlock * channels;
+    return sizeof(float) * kRowBlock * kLanes +
+           kParts * sizeof(uint16_t) * kRowBlock * (kLanes + 2 * channels);
   }
 
   Bf16Isa(void* scratch, int64_t channels, TileMode mode)
@@ -164,20 +226,29 @@ class Bf16Isa {
         mode_(mode),
         scores_(static_cast<float*>(scratch)),
         probabilities_(reinterpret_cast<uint16_t*>(scores_ + kRowBlock * kLanes)),
-        transposed_(probabilities_ + kRowBlock * kLanes),
-        padded_(transposed_ + kRowBlock * channels) {}
+        transposed_(probabilities_ + kParts * kRowBlock * kLanes),
+        copied_(transposed_ + kParts * kRowBlock * channels) {}
 
-  void set_block(const uint16_t* negatives, int rows) {
+  void set_block(const Element* negatives, int64_t row_stride, int rows) {
     rows_ = rows;
     padded_rows_ = (rows + 31) / 32 * 32;
-    negatives_ = negatives;
-    if (padded_rows_ != rows) {
-      std::memcpy(padded_, negatives, sizeof(uint16_t) * rows * channels_);
-      std::memset(padded_ + rows * channels_, 0,
-                  sizeof(uint16_t) * (padded_rows_ - rows) * channels_);
-      negatives_ = padded_;
-    }
     is_transposed_ = false;
+    if constexpr (kSplit) {
+      // Blocks lie contiguous, so that tiles of a matrix unit are loaded fast.
+      by_row_ = {copied_, 32, 16 * channels_, 16 * 32, block_size()};
+      for (int row = 0; row < padded_rows_; ++row) {
+        uint16_t* high = copied_ + row / 16 * by_row_.row_blocks + row % 16 * by_row_.row_stride;
+        split_row(negatives + row * row_stride, row < rows ? row_stride : 0, channels_,
+                  by_row_.depth_blocks, high, high + by_row_.low);
+      }
+    } else {
+      by_row_ = {negatives, channels_, 16 * channels_, 32, 0};
+      if (padded_rows_ == rows) return;
+      by_row_.data = copied_;
+      std::memcpy(copied_, negatives, sizeof(uint16_t) * rows * channels_);
+      std::memset(copied_ + rows * channels_, 0,
+                  sizeof(uint16_t) * (padded_rows_ - rows) * channels_);
+    }
   }
 
   void process(const TileWork<Bf16Isa>& work) {
@@ -195,17 +266,21 @@ class Bf16Isa {
   }
 
  private:
+  static constexpr int kParts = kSplit ? 2 : 1;
+
+  int64_t block_size() const { return kRowBlock * channels_; }
+
   // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
   template <class Between>
   void multiply_scores(const TileWork<Bf16Isa>& work, int ring, Between&& between) {
-    const Operand rows{negatives_, channels_, 16 * channels_, 32};
-    product_.template multiply<false>(rows, padded_rows_, channels_, work.anchors, scores_, ring,
-                                      between);
+    product_.template multiply<kSplit, false>(by_row_, padded_rows_, channels_, work.anchors,
+                                              scores_, ring, between);
   }
 
   template <bool kMasked>
   void exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kMasked, true> exponentiate(work.mask, work.shift, rows_, probabilities_);
+    Exponentiator<kSplit, kMasked, true> exponentiate(work.mask, work.shift, rows_, padded_rows_,
+                                                      probabilities_);
     for (int row = 0; row < padded_rows_; row += 2) exponentiate(scores_ + row * kLanes, row);
     exponentiate.add_to(work.sum);
   }
@@ -214,7 +289,8 @@ class Bf16Isa {
   // the scores, the exponentials of the rows before them are taken.
   template <bool kMasked>
   void score_and_exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kMasked, false> exponentiate(work.mask, work.shift, rows_, probabilities_);
+    Exponentiator<kSplit, kMasked, false> exponentiate(work.mask, work.shift, rows_, padded_rows_,
+                                                       probabilities_);
     const auto exponentiate_rows = [&](int first, int last) __attribute__((always_inline)) {
       for (int row = first; row < last; row += 2) {
         exponentiate(scores_ + row % kBf16ScoreRing * kLanes, row);
@@ -226,40 +302,58 @@ class Bf16Isa {
 
   // weighted [C][lanes] += N^T [C][rows] P [rows][lanes]
   void accumulate(const TileWork<Bf16Isa>& work) {
-    if (!is_transposed_) {  // once a block, for all tiles of the group
+    const Operand by_channel{transposed_, 32, 16 * kRowBlock, 16 * 32, block_size()};
+    if (!is_transposed_) transpose(by_channel);  // once a block, for all tiles of the group
+    product_.template multiply<kSplit, true>(by_channel, channels_, padded_rows_, probabilities_,
+                                             work.weighted, channels_, [](int, int) {});
+  }
+
+  void transpose(const Operand& by_channel) {
+    for (int part = 0; part < kParts; ++part) {
       for (int row = 0; row < padded_rows_; row += 32) {
         for (int64_t c = 0; c < channels_; c += 32) {
-          transpose_32x32(negatives_ + row * channels_ + c, channels_,
-                          transposed_ + c * kRowBlock + 16 * row, kRowBlock);
+          Operand from = by_row_;
+          from.data += part * from.low + row / 16 * from.row_blocks + c / 32 * from.depth_blocks;
+          transpose_32x32(from,
+                          transposed_ + part * by_channel.low + c / 16 * by_channel.row_blocks +
+                              row / 32 * by_channel.depth_blocks,
+                          by_channel.row_blocks);
         }
       }
-      is_transposed_ = true;
     }
-    const Operand columns{transposed_, 32, 16 * kRowBlock, 16 * 32};
-    product_.template multiply<true>(columns, channels_, padded_rows_, probabilities_,
-                                     work.weighted, channels_, [](int, int) {});
+    is_transposed_ = true;
   }
 
   int64_t channels_;
   TileMode mode_;
   float* scores_;            // [kRowBlock][kLanes], or a ring of kBf16ScoreRing rows
-  uint16_t* probabilities_;  // [kRowBlock / 2][kLanes][2]
-  uint16_t* transposed_;     // [C / 16][kRowBlock / 32][16][32]
-  uint16_t* padded_;         // [kRowBlock][C], the last rows when they do not fill 32
-  const uint16_t* negatives_ = nullptr;
+  uint16_t* probabilities_;  // [kParts][padded_rows_ / 2][kLanes][2]
+  uint16_t* transposed_;     // [kParts][C / 16][kRowBlock / 32][16][32]
+  uint16_t* copied_;         // [kParts][kRowBlock][C]: split, or the last if they do not fill 32
+  Operand by_row_{};         // the block's negatives, from the problem or copied_
   int rows_ = 0;
   int padded_rows_ = 0;
   bool is_transposed_ = false;
   Product product_;
 };
 
-template <class Product>
-const TileKernel* find_bf16_kernel(const char* instruction_set, DType element) {
-  using Isa = Bf16Isa<Product>;
+template <class Product, bool kSplit>
+const TileKernel* bf16_kernel(const char* instruction_set) {
+  using Isa = Bf16Isa<Product, kSplit>;
   static const TileKernel kernel = {
-      instruction_set, DType::kBFloat16,   DType::kFloat32,     Isa::kLanes, 2, 32,
-      Isa::kRowBlock,  Isa::scratch_bytes, &run_tile_group<Isa>};
-  return element == DType::kBFloat16 ? &kernel : nullptr;
+      .instruction_set = instruction_set,
+      .element = kSplit ? DType::kFloat32 : DType::kBFloat16,
+      .anchor = DType::kBFloat16,
+      .accumulator = DType::kFloat32,
+      .lanes = Isa::kLanes,
+      .anchor_parts = Isa::kAnchorParts,
+      .channel_pairs = 2,
+      .channel_multiple = 32,
+      .row_block = Isa::kRowBlock,
+      .scratch_bytes = Isa::scratch_bytes,
+      .run = &run_tile_group<Isa>,
+  };
+  return &kernel;
 }
 
 }  // namespace

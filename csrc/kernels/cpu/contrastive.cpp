@@ -6,7 +6,6 @@
 #include <new>
 #include <vector>
 
-#include "kernels/cpu/cpu_capability.h"
 #include "kernels/cpu/plan.h"
 #include "kernels/row_math.h"
 
@@ -49,21 +48,28 @@ size_t size_of(DType type) {
   return 0;
 }
 
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
 class Solver {
  public:
-  Solver(const ContrastiveProblem& problem, const ParallelFor& parallel_for)
+  Solver(const ContrastiveProblem& problem, const TileKernel& kernel,
+         const ParallelFor& parallel_for)
       : problem_(problem),
         parallel_for_(parallel_for),
-        kernel_(*find_tile_kernel(problem.negative_dtype)),
+        kernel_(kernel),
         lanes_(kernel_.lanes),
+        channels_(round_up(problem.padded_channels, kernel_.channel_multiple)),
         plan_(plan_tiles(problem, lanes_)),
         num_groups_((plan_.num_tiles + kGroupTiles - 1) / kGroupTiles),
-        tile_elements_(problem.padded_channels * lanes_),
+        tile_elements_(channels_ * lanes_),
+        tile_anchor_bytes_(tile_elements_ * kernel_.anchor_parts * size_of(kernel_.anchor)),
         accumulator_bytes_(size_of(kernel_.accumulator)),
         with_gradient_(problem.gradients != nullptr),
         online_(problem.temperature < kBoundedShiftTemperature),
         num_splits_(choose_splits()),
-        anchors_(plan_.num_tiles * tile_elements_ * size_of(kernel_.element)),
+        anchors_(plan_.num_tiles * tile_anchor_bytes_),
         row_maximum_(problem.eps > 0 ? plan_.num_tiles * lanes_ * accumulator_bytes_ : 0),
         shift_(num_splits_ * plan_.num_tiles * lanes_ * accumulator_bytes_),
         sum_(num_splits_ * plan_.num_tiles * lanes_),
@@ -101,26 +107,35 @@ class Solver {
 
   // Unit anchors times log2(e) / tau, so that exp2(a . n) is r(a, n).
   void pack_tile(int64_t tile) {
-    const int64_t channels = problem_.padded_channels;
-    const size_t element_bytes = size_of(kernel_.element);
-    std::byte* tile_anchors = anchors_.at(tile * tile_elements_ * element_bytes);
-    std::memset(tile_anchors, 0, tile_elements_ * element_bytes);
-    std::vector<double> row(channels, 0.0);
-    std::vector<std::byte> packed(channels * element_bytes);
+    std::byte* tile_anchors = anchors_.at(tile * tile_anchor_bytes_);
+    std::memset(tile_anchors, 0, tile_anchor_bytes_);
+    std::vector<double> row(channels_, 0.0);
     for (int lane = 0; lane < lanes_; ++lane) {
       const int64_t anchor = plan_.lane_anchor[tile * lanes_ + lane];
       if (anchor < 0) continue;
       const double norm = read_features(anchor_view(anchor), anchor, row.data());
       const double scale = kLog2e / problem_.temperature / std::max(norm, kMinNorm);
       for (double& element : row) element *= scale;
-      write_row(row.data(), channels, kernel_.element, 0, packed.data());
-      const int pairs = kernel_.channel_pairs;
-      const size_t bytes = pairs * element_bytes;
-      for (int64_t c = 0; c < channels; c += pairs) {
-        std::memcpy(tile_anchors + (c * lanes_ + lane * pairs) * element_bytes,
-                    &packed[c * element_bytes], bytes);
+      for (int part = 0; part < kernel_.anchor_parts; ++part) {
+        pack_lane(row, lane, tile_anchors + part * tile_anchor_bytes_ / kernel_.anchor_parts);
       }
     }
+  }
+
+  // Rounds the row into its lane, and leaves in it what rounding left over.
+  void pack_lane(std::vector<double>& row, int lane, std::byte* tile_anchors) const {
+    const size_t element_bytes = size_of(kernel_.anchor);
+    std::vector<std::byte> packed(channels_ * element_bytes);
+    write_row(row.data(), channels_, kernel_.anchor, 0, packed.data());
+    const int pairs = kernel_.channel_pairs;
+    const size_t bytes = pairs * element_bytes;
+    for (int64_t c = 0; c < channels_; c += pairs) {
+      std::memcpy(tile_anchors + (c * lanes_ + lane * pairs) * element_bytes,
+                  &packed[c * element_bytes], bytes);
+    }
+    std::vector<double> rounded(channels_);
+    read_row(packed.data(), kernel_.anchor, 0, channels_, rounded.data());
+    for (int64_t c = 0; c < channels_; ++c) row[c] -= rounded[c];
   }
 
   TileGroup group_of(int64_t group, int64_t split, const AlignedBuffer& scratch) {
@@ -128,12 +143,13 @@ class Solver {
     const int64_t slot = split * plan_.num_tiles + first;
     TileGroup task{};
     task.num_tiles = static_cast<int>(std::min(kGroupTiles, plan_.num_tiles - first));
-    task.anchors = anchors_.at(first * tile_elements_ * size_of(kernel_.element));
+    task.anchors = anchors_.at(first * tile_anchor_bytes_);
     task.masks = &plan_.masks[first];
     task.lane_begin = &plan_.lane_begin[first * lanes_];
     task.lane_end = &plan_.lane_end[first * lanes_];
     task.negatives = problem_.negatives;
-    task.padded_channels = problem_.padded_channels;
+    task.negative_channels = problem_.padded_channels;
+    task.channels = channels_;
     task.with_gradient = with_gradient_;
     task.mode = online_ ? TileMode::kOnlineMax : TileMode::kBoundedShift;
     task.shift = shift_.at(slot * lanes_ * accumulator_bytes_);
@@ -154,7 +170,7 @@ class Solver {
   }
 
   void run_group(int64_t group, int64_t split) {
-    const AlignedBuffer scratch(kernel_.scratch_bytes(problem_.padded_channels));
+    const AlignedBuffer scratch(kernel_.scratch_bytes(channels_));
     TileGroup task = group_of(group, split, scratch);
     const int64_t blocks = (problem_.num_negatives + kernel_.row_block - 1) / kernel_.row_block;
     const auto row_of = [&](int64_t part) {
@@ -178,7 +194,7 @@ class Solver {
           row_bytes);
     }
     parallel_for_(num_groups_, [&](int64_t group) {
-      const AlignedBuffer scratch(kernel_.scratch_bytes(problem_.padded_channels));
+      const AlignedBuffer scratch(kernel_.scratch_bytes(channels_));
       TileGroup task = group_of(group, 0, scratch);
       const std::vector<TileMask> nothing_masked(task.num_tiles, TileMask{0, 0, 0, 0});
       task.masks = nothing_masked.data();
@@ -203,7 +219,7 @@ class Solver {
   // Combines the shares in their order, then finishes each anchor of the tile.
   void finish_tile(int64_t tile) {
     std::vector<double> maximum(lanes_, kNoMaximum), total(lanes_, 0.0);
-    std::vector<double> weighted(with_gradient_ ? tile_elements_ : 0, 0.0);  // [Cp][lanes]
+    std::vector<double> weighted(with_gradient_ ? tile_elements_ : 0, 0.0);  // [channels_][lanes]
     for (int64_t split = 0; split < num_splits_; ++split) {
       const int64_t slot = (split * plan_.num_tiles + tile) * lanes_;
       for (int lane = 0; lane < lanes_; ++lane) {
@@ -238,7 +254,7 @@ class Solver {
   template <typename T>
   void add_scaled(int64_t slot, const std::vector<double>& scale, std::vector<double>& to) const {
     const T* from = reinterpret_cast<const T*>(weighted_.at(0)) + slot * tile_elements_;
-    for (int64_t c = 0; c < problem_.padded_channels; ++c) {
+    for (int64_t c = 0; c < channels_; ++c) {
       for (int lane = 0; lane < lanes_; ++lane) {
         to[c * lanes_ + lane] += scale[lane] * from[c * lanes_ + lane];
       }
@@ -296,30 +312,33 @@ class Solver {
   const ParallelFor& parallel_for_;
   const TileKernel& kernel_;
   const int lanes_;
+  const int64_t channels_;  // of packed anchors and weighted sums
   const TilePlan plan_;
   const int64_t num_groups_;
   const int64_t tile_elements_;
+  const size_t tile_anchor_bytes_;
   const size_t accumulator_bytes_;
   const bool with_gradient_;
   const bool online_;
   const int64_t num_splits_;
-  AlignedBuffer anchors_;      // [tiles][Cp x lanes]
+  AlignedBuffer anchors_;      // [tiles][parts][channels_ x lanes]
   AlignedBuffer row_maximum_;  // [tiles][lanes]
   AlignedBuffer shift_;        // [splits][tiles][lanes]
   std::vector<double> sum_;    // [splits][tiles][lanes]
-  AlignedBuffer weighted_;     // [splits][tiles][Cp][lanes]
+  AlignedBuffer weighted_;     // [splits][tiles][channels_][lanes]
 };
 
 }  // namespace
 
-void contrastive(const ContrastiveProblem& problem, const ParallelFor& parallel_for) {
+void contrastive(const ContrastiveProblem& problem, const TileKernel& kernel,
+                 const ParallelFor& parallel_for) {
   const bool is_double = problem.feature_dtype == DType::kFloat64;
   std::memset(problem.values, 0, problem.num_anchors * (is_double ? 8 : 4));
   if (problem.gradients != nullptr) {
     std::memset(problem.gradients, 0,
                 problem.num_anchors * problem.channels * size_of(problem.feature_dtype));
   }
-  Solver(problem, parallel_for).run();
+  Solver(problem, kernel, parallel_for).run();
 }
 
 }  // namespace cac::cpu

@@ -4,12 +4,14 @@
 
 #include "kernels/contrastive.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/tile_kernel.h"
 
 namespace cac::cpu {
 
-// Solves the problem. Results do not depend on the number of threads. Beyond its inputs and
-// outputs it holds, for at most A active anchors, their packed features and a few partial sums
-// [Cp] each: memory independent of A x N.
-void contrastive(const ContrastiveProblem& problem, const ParallelFor& parallel_for);
+// Solves the problem with `kernel`, whose element type is the negatives'. Results do not depend on
+// the number of threads. Beyond its inputs and outputs it holds, for at most A active anchors,
+// their packed features and a few partial sums [Cp] each: memory independent of A x N.
+void contrastive(const ContrastiveProblem& problem, const TileKernel& kernel,
+                 const ParallelFor& parallel_for);
 
 }  // namespace cac::cpu

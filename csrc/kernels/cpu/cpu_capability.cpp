@@ -14,7 +14,7 @@ namespace {
 struct Capability {
   const char* name;
   bool supported;
-  const TileKernel* (*find)(DType);
+  const TileKernel* (*find)(Arithmetic);
 };
 
 #if defined(CAC_X86_KERNELS)
@@ -85,9 +85,9 @@ void limit_cpu_capability(const std::string& name) {
 
 std::string cpu_capability() { return capabilities()[limit()].name; }
 
-const TileKernel* find_tile_kernel(DType element) {
+const TileKernel* find_tile_kernel(Arithmetic arithmetic) {
   for (size_t i = limit() + 1; i-- > 0;) {
-    if (const TileKernel* kernel = capabilities()[i].find(element)) return kernel;
+    if (const TileKernel* kernel = capabilities()[i].find(arithmetic)) return kernel;
   }
   return nullptr;
 }

@@ -18,7 +18,7 @@ std::vector<std::string> cpu_capabilities();
 void limit_cpu_capability(const std::string& name);
 std::string cpu_capability();
 
-// Null if no kernel in use multiplies this type (bf16 without such instructions).
-const TileKernel* find_tile_kernel(DType element);
+// Null if no kernel in use multiplies so (bf16 without such instructions).
+const TileKernel* find_tile_kernel(Arithmetic arithmetic);
 
 }  // namespace cac::cpu

@@ -17,22 +17,24 @@ class TileProduct {
   }
   ~TileProduct() { _tile_release(); }
 
-  template <bool kAccumulate, class Between>
+  template <bool kSplit, bool kAccumulate, class Between>
   void multiply(const Operand& a, int64_t rows, int64_t depth, const uint16_t* b, float* c,
                 int64_t c_rows, Between&& between) {
     const int steps = static_cast<int>(depth / 32);
+    const int products = (kSplit ? 3 : 1) * steps;
     int done = 0;
     for (int64_t row = 0; row < rows; row += 32) {
       // Pieces of an even number of the rows before, as equal as that allows.
-      const auto between_steps = [&](int step) __attribute__((always_inline)) {
+      const auto between_products = [&](int product) __attribute__((always_inline)) {
         if (row == 0) return;
-        const int end = static_cast<int>(row) - 32 + 16 * (step + 1) / steps * 2;
+        const int end = static_cast<int>(row) - 32 + 16 * (product + 1) / products * 2;
         between(done, end);
         done = end;
       };
       // The compiler does not know that tile loads read memory: keep it from delaying stores.
       asm volatile("" ::: "memory");
-      multiply_rows<kAccumulate>(a, row, steps, b, c + row % c_rows * kBf16Lanes, between_steps);
+      multiply_rows<kSplit, kAccumulate>(a, row, steps, b, c + row % c_rows * kBf16Lanes,
+                                         between_products);
     }
     between(done, static_cast<int>(rows));
   }
@@ -41,7 +43,7 @@ class TileProduct {
   static constexpr int kRowBytes = kBf16Lanes * sizeof(float);  // of C, and of a row pair of B
 
   // 32 rows of C, two by two blocks.
-  template <bool kAccumulate, class Between>
+  template <bool kSplit, bool kAccumulate, class Between>
   [[gnu::always_inline]] static inline void multiply_rows(const Operand& a, int64_t row, int steps,
                                                           const uint16_t* b, float* c,
                                                           Between&& between) {
@@ -49,20 +51,46 @@ class TileProduct {
     float* lower = c + 16 * kBf16Lanes;
     begin_block<kAccumulate>(c, c + 16, lower, lower + 16);
     for (int step = 0; step < steps; ++step) {
-      const uint16_t* a0 = rows + step * a.depth_blocks;
-      const uint16_t* a1 = a0 + a.row_blocks;
-      const uint16_t* b0 = b + 32 * step * kBf16Lanes;
-      _tile_loadd(4, a0, a.row_stride * 2);
-      _tile_loadd(6, b0, kRowBytes);
-      _tile_loadd(7, b0 + 32, kRowBytes);
-      _tile_loadd(5, a1, a.row_stride * 2);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-      between(step);
+      const uint16_t* a_step = rows + step * a.depth_blocks;
+      const uint16_t* b_step = b + 32 * step * kBf16Lanes;
+      if constexpr (kSplit) {
+        // One of the two operands stays in its tiles from each product to the next.
+        const int64_t b_low = 32 * steps * kBf16Lanes;
+        load_a(a_step, a);
+        load_b(b_step + b_low);
+        multiply_add();
+        between(3 * step);
+        load_b(b_step);
+        multiply_add();
+        between(3 * step + 1);
+        load_a(a_step + a.low, a);
+        multiply_add();
+        between(3 * step + 2);
+      } else {
+        load_a(a_step, a);
+        load_b(b_step);
+        multiply_add();
+        between(step);
+      }
     }
     end_block(c, c + 16, lower, lower + 16);
+  }
+
+  [[gnu::always_inline]] static inline void load_a(const uint16_t* from, const Operand& a) {
+    _tile_loadd(4, from, a.row_stride * 2);
+    _tile_loadd(5, from + a.row_blocks, a.row_stride * 2);
+  }
+
+  [[gnu::always_inline]] static inline void load_b(const uint16_t* from) {
+    _tile_loadd(6, from, kRowBytes);
+    _tile_loadd(7, from + 32, kRowBytes);
+  }
+
+  [[gnu::always_inline]] static inline void multiply_add() {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
 
   template <bool kAccumulate>
@@ -91,8 +119,15 @@ class TileProduct {
 
 }  // namespace
 
-const TileKernel* amx_kernel(DType element) {
-  return find_bf16_kernel<TileProduct>("amx", element);
+const TileKernel* amx_kernel(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::kBFloat16:
+      return bf16_kernel<TileProduct, false>("amx");
+    case Arithmetic::kSplitBFloat16:
+      return bf16_kernel<TileProduct, true>("amx");
+    default:
+      return nullptr;
+  }
 }
 
 }  // namespace cac::cpu

@@ -2,6 +2,8 @@
 
 namespace cac::cpu {
 
-const TileKernel* avx2_kernel(DType element) { return find_vector_kernel("avx2", element); }
+const TileKernel* avx2_kernel(Arithmetic arithmetic) {
+  return find_vector_kernel("avx2", arithmetic);
+}
 
 }  // namespace cac::cpu

@@ -2,6 +2,8 @@
 
 namespace cac::cpu {
 
-const TileKernel* avx512_kernel(DType element) { return find_vector_kernel("avx512", element); }
+const TileKernel* avx512_kernel(Arithmetic arithmetic) {
+  return find_vector_kernel("avx512", arithmetic);
+}
 
 }  // namespace cac::cpu

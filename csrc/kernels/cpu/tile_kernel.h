@@ -18,6 +18,14 @@
 
 namespace cac::cpu {
 
+// How the factors of the two products are multiplied; sums are float32, for kFloat64 float64.
+enum class Arithmetic {
+  kFloat64,
+  kFloat32,
+  kSplitBFloat16,  // float32 as a sum of two bfloat16, products within 2^-15 (see bf16_isa.h)
+  kBFloat16,
+};
+
 // Rows of negatives that a tile can leave out or must look at lane by lane.
 struct TileMask {
   int32_t skip_begin, skip_end;      // masked for every lane of the tile
@@ -32,39 +40,42 @@ enum class TileMode {
 
 struct TileGroup {
   int num_tiles;
-  const void* anchors;        // [tiles][padded_channels x lanes], packed as TileKernel says
-  const TileMask* masks;      // [tiles]
-  const int32_t* lane_begin;  // [tiles][lanes] same-class rows of the lane's anchor
-  const int32_t* lane_end;    // [tiles][lanes]
-  const void* negatives;      // [N, padded_channels]
-  int64_t padded_channels;
+  const void* anchors;         // [tiles][channels x lanes], packed as TileKernel says
+  const TileMask* masks;       // [tiles]
+  const int32_t* lane_begin;   // [tiles][lanes] same-class rows of the lane's anchor
+  const int32_t* lane_end;     // [tiles][lanes]
+  const void* negatives;       // [N, negative_channels]
+  int64_t negative_channels;   // as the negatives are padded
+  int64_t channels;            // the next multiple of channel_multiple
   int32_t row_begin, row_end;  // this task's share of the negatives
   TileMode mode;
   bool with_gradient;
   // Accumulator type of the kernel; logits are in units of log 2 (the anchors carry log2(e) / tau).
   void* shift;     // [tiles][lanes], in and out
   double* sum;     // [tiles][lanes] sum of exp2(logit - shift), out
-  void* weighted;  // [tiles][padded_channels][lanes] sum of exp2(logit - shift) n, out
-  void* scratch;   // scratch_bytes(padded_channels), 64-byte aligned
+  void* weighted;  // [tiles][channels][lanes] sum of exp2(logit - shift) n, out
+  void* scratch;   // scratch_bytes(channels), 64-byte aligned
 };
 
 struct TileKernel {
   const char* instruction_set;
-  DType element;         // type of negatives and packed anchors
+  DType element;         // type of negatives
+  DType anchor;          // type of packed anchors
   DType accumulator;     // type of shift and weighted
   int lanes;             // anchors in a tile
+  int anchor_parts;      // 2: a tile's anchors are followed by what rounding them left over
   int channel_pairs;     // 1: anchors packed [C][lanes]; 2: [C / 2][lanes][2]
-  int channel_multiple;  // padded_channels is a multiple of this
+  int channel_multiple;  // of anchors and, unless they are copied in blocks, of negatives
   int row_block;         // shares of the negatives begin at multiples of this
-  size_t (*scratch_bytes)(int64_t padded_channels);
+  size_t (*scratch_bytes)(int64_t channels);
   void (*run)(const TileGroup& group);
 };
 
 // One per source file tile_<set>.cpp; null where it was not built for this processor family.
-const TileKernel* portable_kernel(DType element);
-const TileKernel* avx2_kernel(DType element);
-const TileKernel* avx512_kernel(DType element);
-const TileKernel* avx512_bf16_kernel(DType element);
-const TileKernel* amx_kernel(DType element);
+const TileKernel* portable_kernel(Arithmetic arithmetic);
+const TileKernel* avx2_kernel(Arithmetic arithmetic);
+const TileKernel* avx512_kernel(Arithmetic arithmetic);
+const TileKernel* avx512_bf16_kernel(Arithmetic arithmetic);
+const TileKernel* amx_kernel(Arithmetic arithmetic);
 
 }  // namespace cac::cpu

@@ -1,7 +1,7 @@
 // The loop over negatives, written once for every instruction set and element type.
 //
 // `Isa` supplies the number of lanes, the two matrix products and the exponentials; see
-// vector_isa.h for float and double, bf16_isa.h for bfloat16.
+// vector_isa.h for float and double, bf16_isa.h for bfloat16 and for float split into two of them.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -13,7 +13,7 @@ namespace {
 // One tile of anchors that the current block of negatives concerns.
 template <class Isa>
 struct TileWork {
-  const typename Isa::Element* anchors;
+  const typename Isa::Anchor* anchors;
   LaneMask mask;
   typename Isa::Accumulator* shift;     // [lanes]
   double* sum;                          // [lanes]
@@ -23,13 +23,15 @@ struct TileWork {
 template <class Isa>
 void run_tile_group(const TileGroup& group) {
   using Element = typename Isa::Element;
+  using Anchor = typename Isa::Anchor;
   using Accumulator = typename Isa::Accumulator;
   constexpr int kLanes = Isa::kLanes;
-  const int64_t channels = group.padded_channels;
+  const int64_t channels = group.channels;
   const int64_t tile_elements = channels * kLanes;
   const auto work_of = [&](int tile, int32_t row, bool masked) {
     TileWork<Isa> work;
-    work.anchors = static_cast<const Element*>(group.anchors) + tile * tile_elements;
+    work.anchors =
+        static_cast<const Anchor*>(group.anchors) + tile * Isa::kAnchorParts * tile_elements;
     work.mask = {masked, row, group.lane_begin + tile * kLanes, group.lane_end + tile * kLanes};
     work.shift = static_cast<Accumulator*>(group.shift) + tile * kLanes;
     work.sum = group.sum + tile * kLanes;
@@ -49,7 +51,8 @@ void run_tile_group(const TileGroup& group) {
   for (int32_t row = group.row_begin; row < group.row_end; row += Isa::kRowBlock) {
     const int32_t rows =
         group.row_end - row < Isa::kRowBlock ? group.row_end - row : Isa::kRowBlock;
-    isa.set_block(static_cast<const Element*>(group.negatives) + row * channels, rows);
+    isa.set_block(static_cast<const Element*>(group.negatives) + row * group.negative_channels,
+                  group.negative_channels, rows);
     for (int tile = 0; tile < group.num_tiles; ++tile) {
       const TileMask& mask = group.masks[tile];
       if (row >= mask.skip_begin && row + rows <= mask.skip_end) continue;

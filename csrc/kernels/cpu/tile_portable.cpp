@@ -2,6 +2,8 @@
 
 namespace cac::cpu {
 
-const TileKernel* portable_kernel(DType element) { return find_vector_kernel("portable", element); }
+const TileKernel* portable_kernel(Arithmetic arithmetic) {
+  return find_vector_kernel("portable", arithmetic);
+}
 
 }  // namespace cac::cpu

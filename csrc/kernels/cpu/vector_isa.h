@@ -59,9 +59,11 @@ template <typename T>
 class VectorIsa {
  public:
   using Element = T;
+  using Anchor = T;
   using Accumulator = T;
   static constexpr int kWidth = VectorOf<T>::kWidth;
   static constexpr int kLanes = kBlockVectors * kWidth;
+  static constexpr int kAnchorParts = 1;
   static constexpr int kRowBlock = 96;
 
   static size_t scratch_bytes(int64_t) { return sizeof(T) * kRowBlock * kLanes; }
@@ -69,7 +71,7 @@ class VectorIsa {
   VectorIsa(void* scratch, int64_t channels, TileMode mode)
       : channels_(channels), mode_(mode), scores_(static_cast<T*>(scratch)) {}
 
-  void set_block(const T* negatives, int rows) {
+  void set_block(const T* negatives, int64_t, int rows) {  // rows are `channels` apart
     negatives_ = negatives;
     rows_ = rows;
   }
@@ -129,15 +131,26 @@ class VectorIsa {
 template <typename T>
 constexpr TileKernel vector_kernel(const char* instruction_set, DType type) {
   using Isa = VectorIsa<T>;
-  return {instruction_set,     type, type, Isa::kLanes, 1, 8, Isa::kRowBlock, Isa::scratch_bytes,
-          &run_tile_group<Isa>};
+  return {
+      .instruction_set = instruction_set,
+      .element = type,
+      .anchor = type,
+      .accumulator = type,
+      .lanes = Isa::kLanes,
+      .anchor_parts = Isa::kAnchorParts,
+      .channel_pairs = 1,
+      .channel_multiple = 8,
+      .row_block = Isa::kRowBlock,
+      .scratch_bytes = Isa::scratch_bytes,
+      .run = &run_tile_group<Isa>,
+  };
 }
 
-const TileKernel* find_vector_kernel(const char* instruction_set, DType element) {
+const TileKernel* find_vector_kernel(const char* instruction_set, Arithmetic arithmetic) {
   static const TileKernel for_float = vector_kernel<float>(instruction_set, DType::kFloat32);
   static const TileKernel for_double = vector_kernel<double>(instruction_set, DType::kFloat64);
-  if (element == DType::kFloat32) return &for_float;
-  if (element == DType::kFloat64) return &for_double;
+  if (arithmetic == Arithmetic::kFloat32) return &for_float;
+  if (arithmetic == Arithmetic::kFloat64) return &for_double;
   return nullptr;
 }
 
