@@ -92,6 +92,8 @@ def train(
     has_checkpoint = processes.first(checkpoint.exists())
     network = build_network(config.network, splits.num_classes, pretrained=not has_checkpoint)
     model = build_model(config, network).to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # earlier runs of this process do not count
     synchronise_batch_norm(model, processes, device)
     if config.run.channels_last:
         model.to(memory_format=torch.channels_last)

@@ -159,7 +159,7 @@ class NoLog:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory used so far in MiB: tensors on a GPU; the whole process on a CPU."""
+    """The most memory used so far in MiB: this run's tensors on a GPU; the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
