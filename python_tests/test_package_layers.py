@@ -78,6 +78,16 @@ def test_training_reaches_the_loss_through_its_public_names():
             assert name in public | {"train", "configs"}, f"{path} uses cac_ext.{name}"
 
 
+def test_the_map_of_the_trainer_names_every_file():
+    text = ast.get_docstring(ast.parse((PACKAGE / "train" / "__init__.py").read_text()))
+    named = set(re.findall(r"\b(\w+\.py|\w+/)", text))
+    there = {p.name for p in (PACKAGE / "train").glob("*.py") if not p.name.startswith("__")}
+    there |= {f"{p.parent.name}/" for p in (PACKAGE / "train").glob("*/__init__.py")}
+    assert there <= named, f"missing: {sorted(there - named)}"
+    gone = {name for name in named if not (PACKAGE / "train" / name).exists()}
+    assert gone <= {"cac_ext/", "configs/"}, f"not there: {sorted(gone)}"
+
+
 def includes_of(path: Path) -> list[str]:
     return re.findall(r'#include [<"]([^>"]+)[>"]', path.read_text())
 
