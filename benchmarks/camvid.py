@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -128,7 +129,9 @@ def _settings(arguments: argparse.Namespace) -> list[str]:
     if arguments.weights:
         settings += [f"network.weights={arguments.weights}"]
     if torch.cuda.is_available():
-        settings += ["run.channels_last=true"]
+        # A crop pair takes a core 35 ms, eight a step: the GPU must not wait for them.
+        workers = max(1, min(8, (os.cpu_count() or 1) // 2))  # of each branch
+        settings += ["run.channels_last=true", f"data.num_workers={workers}"]
         settings += ["run.precision=bf16"] if torch.cuda.is_bf16_supported() else []
     return [*settings, *(QUICK if arguments.quick else ()), *arguments.overrides]
 
