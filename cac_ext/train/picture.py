@@ -189,15 +189,18 @@ def _outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
 
 
 def _add_legend(figure: Figure, splits: DatasetSplits) -> None:
-    """Names and colours of the classes, below the figure."""
+    """Names and colours of the classes, below the figure, which grows by the rows it needs."""
     colours = class_colours(splits) / 255
     column = 0.6 + 0.09 * max(map(len, splits.class_names))  # inches that the longest name takes
+    columns = max(1, min(8, splits.num_classes, int(figure.get_figwidth() / column)))
+    rows = -(-splits.num_classes // columns)
+    figure.set_figheight(figure.get_figheight() + 0.22 * (rows - 1))
     figure.legend(
         handles=[
             Patch(facecolor=colour, edgecolor="0.5", label=name)
             for colour, name in zip(colours, splits.class_names, strict=True)
         ],
         loc="outside lower center",
-        ncols=max(1, min(8, splits.num_classes, int(figure.get_figwidth() / column))),
+        ncols=columns,
         frameon=False,
     )
