@@ -16,6 +16,7 @@ import processes
 import pytest
 import torch
 from run_folders import assert_same_run
+from torch.utils.tensorboard import SummaryWriter
 
 from cac_ext.train import files, loop
 from cac_ext.train.checkpoint import read_checkpoint
@@ -23,6 +24,7 @@ from cac_ext.train.cli import main
 from cac_ext.train.config import load
 from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
 from cac_ext.train.loop import train
+from cac_ext.train.run_log import RunLog
 from cac_ext.train.signals import TrainingStopped
 
 TINY = [
@@ -164,6 +166,23 @@ def _full_disk(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+
+
+def test_a_log_without_room_does_not_hide_what_ended_the_run(tmp_path: Path, monkeypatch) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(SummaryWriter, "close", no_room)
+    with (
+        pytest.raises(TrainingStopped, match="stopped"),
+        RunLog(tmp_path, "train", 0, 1, progress=False),
+    ):
+        raise TrainingStopped("stopped")
+    with (
+        pytest.raises(OSError, match="no space left"),
+        RunLog(tmp_path, "train", 0, 1, progress=False),
+    ):
+        pass
 
 
 def test_a_full_disk_is_told_and_the_earlier_checkpoint_kept(tmp_path: Path, monkeypatch) -> None:

@@ -101,6 +101,7 @@ class RunLog:
             figures["train/crop_pair"] = crop_pair_figure(splits, grid, pairs, losses)
         for tag, figure in figures.items():
             self._board.add_image(tag, _pixels(figure), iteration, dataformats="HWC")
+        self._board.flush()
         self._last = (time.perf_counter(), iteration)  # the rate is of training alone
 
     def close(self) -> None:
@@ -111,8 +112,13 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            # A disk without room for the log hides no other news, such as a checkpoint's.
+            if kind is None:
+                raise
 
     def _show(self, **values: str) -> None:
         self._shown.update(values)
