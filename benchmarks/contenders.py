@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +11,34 @@ import torch
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
 from benchmarks.operations import Workload
 
+#: Names of the input types, and the precision set for float32 products. "float32-high" allows TF32
+#: or sums of two bfloat16 numbers, to every implementation alike.
+TYPES = {
+    "float32": (torch.float32, "highest"),
+    "float32-high": (torch.float32, "high"),
+    "float32-medium": (torch.float32, "medium"),
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float16": (torch.float16, "highest"),
+}
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """``torch.set_float32_matmul_precision(precision)`` for a while."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
 
 @dataclass
 class Contender:
-    """One implementation in one input type."""
+    """One implementation in one input type, a name of `TYPES`."""
 
     implementation: Implementation
-    dtype: torch.dtype
+    dtype_name: str
     seconds_per_operation: float | None = None  # of the last measurement, to predict the next
     measured: bool = False  # whether that was of real size
     broken: str = ""  # why it is not measured at all
@@ -35,8 +58,12 @@ class Contender:
         return self.implementation.name
 
     @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+    def dtype(self) -> torch.dtype:
+        return TYPES[self.dtype_name][0]
+
+    @property
+    def precision(self) -> str:
+        return TYPES[self.dtype_name][1]
 
     def label(self) -> str:
         return f"{self.name} {self.dtype_name}"
@@ -54,10 +81,10 @@ def make_contenders(names: list[str], device: torch.device) -> list[Contender]:
         implementation = IMPLEMENTATIONS[name]()
         usual = implementation.cpu_dtypes if device.type == "cpu" else ("float32", "bfloat16")
         for dtype_name in [dtype] if dtype else usual:
-            if dtype_name not in ("float32", "bfloat16", "float16"):
+            if dtype_name not in TYPES:
                 raise ValueError(
-                    f"the input type must be float32, bfloat16 or float16, but got {dtype_name!r}"
+                    f"the input type must be one of {', '.join(TYPES)}, but got {dtype_name!r}"
                 )
-            contender = Contender(implementation, getattr(torch, dtype_name))
+            contender = Contender(implementation, dtype_name)
             contenders[contender.label()] = contender
     return list(contenders.values())

@@ -14,13 +14,14 @@ from cac_ext import reference
 CHECK_CASE = Case("check", A=160, N=9_000, C=128, K=21, group="check")
 
 #: Largest relative error of the loss, and of the gradient in the Frobenius norm, by input type.
+#: float32 products are exact to float32 unless the precision set for them allows less.
 TOLERANCES = {
     torch.float64: (1e-9, 1e-8),
     torch.float32: (1e-5, 1e-4),
     torch.float16: (2e-3, 1e-2),
     torch.bfloat16: (1e-2, 3e-2),
 }
-#: Under these settings float32 products are rounded to TF32 or bfloat16.
+#: Under these settings they may be rounded to TF32 or bfloat16.
 REDUCED_FLOAT32 = {"high": (1e-3, 5e-3), "medium": (1e-2, 3e-2)}
 
 

@@ -167,7 +167,7 @@ step benchmark_loss $((budget + 60)) "$python" -m benchmarks loss --device cuda 
   --cases voc cityscapes scale-n --time-budget $((budget * 3 / 4)) --output "$output/loss.json" \
   && cat "$output/benchmark_loss.log"
 step benchmark_precision $((budget + 60)) "$python" -m benchmarks loss --device cuda --cases voc \
-  --implementations ours official tiled --float32-matmul-precision high --no-memory \
+  --implementations {ours,official,tiled}:float32-high --no-memory \
   --time-budget $((budget / 4)) --output "$output/loss_high.json" \
   && cat "$output/benchmark_precision.log"
 summarize

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.busy import ForeignLoad
 from benchmarks.cases import CASES, find_cases
-from benchmarks.contenders import make_contenders
+from benchmarks.contenders import TYPES, make_contenders
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.loss_run import LossRun
 from benchmarks.loss_table import loss_table
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--implementations",
         nargs="+",
         metavar="NAME[:TYPE]",
-        help="with an input type (float32, bfloat16, float16) or in the usual ones; see below; "
+        help=f"with an input type ({', '.join(TYPES)}; high and medium are the precision set for "
+        "float32 products) or in the usual ones; see below; "
         f"default on a CPU: {' '.join(DEFAULT_ON_CPU)}, on a GPU: all",
     )
     parser.add_argument("--repeats", type=int, default=20, help="timed calls each, at most")
@@ -55,16 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what one CPU call may take before it counts as out of memory "
         "(default: 90%% of what is free)",
     )
-    parser.add_argument(
-        "--float32-matmul-precision",
-        choices=["highest", "high", "medium"],
-        default="highest",
-        help="of every implementation's float32 products (default highest)",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    torch.set_float32_matmul_precision(arguments.float32_matmul_precision)
     device = torch.device(arguments.device)
     names = arguments.implementations or (
         DEFAULT_ON_CPU if device.type == "cpu" else list(IMPLEMENTATIONS)

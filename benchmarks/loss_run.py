@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.cases import Case, Inputs, make_inputs
-from benchmarks.contenders import Contender
+from benchmarks.contenders import TYPES, Contender, float32_products
 from benchmarks.correctness import CHECK_CASE, Check, check
 from benchmarks.machine_limits import MatrixRate, memory_bandwidth
 from benchmarks.memory import (
@@ -50,8 +50,15 @@ class _Job:
     def run(self, inputs: Inputs) -> None:
         measure = time_training if self.training else time_forward
         start = time.perf_counter()
-        self.samples.append(measure(self.contender.implementation.loss, inputs))
+        with float32_products(self.contender.precision):
+            self.samples.append(measure(self.contender.implementation.loss, inputs))
         self.spent += time.perf_counter() - start
+
+
+def _sample(rates: dict[str, MatrixRate]) -> None:
+    for name, rate in rates.items():
+        with float32_products(TYPES[name][1]):
+            rate.sample()
 
 
 class LossRun:
@@ -104,36 +111,39 @@ class LossRun:
         inputs = make_inputs(CHECK_CASE, self.seed)
         workload = Workload.of(inputs)
         for contender in self.contenders:
-            implementation = contender.implementation
             self.bar.set_description(f"checking {contender.label()}")
-            contender.broken = implementation.unsupported(self.device, contender.dtype) or ""
-            if not contender.broken:
-                try:
-                    outcome: Check = check(
-                        implementation, str(self.device), contender.dtype, self.seed
-                    )
-                except Exception as error:
-                    contender.broken = first_line(error)
-                else:
-                    self.results.checks.append(outcome.to_json())
-                    if not outcome.passed:
-                        contender.broken = (
-                            f"wrong result: relative error {outcome.loss_error:.1e} of the loss, "
-                            f"{outcome.gradient_error:.1e} of the gradient"
-                        )
-            if not contender.broken:
-                ready = inputs.to(self.device, contender.dtype)
-                seconds = time_training(implementation.loss, ready)["both"]
-                operations = implementation.executed_operations(workload, "both")
-                contender.seconds_per_operation = seconds / operations
+            with float32_products(contender.precision):
+                self._check(contender, inputs, workload)
             self.bar.update()
+
+    def _check(self, contender: Contender, inputs: Inputs, workload: Workload) -> None:
+        implementation = contender.implementation
+        contender.broken = implementation.unsupported(self.device, contender.dtype) or ""
+        if contender.broken:
+            return
+        try:
+            outcome: Check = check(implementation, str(self.device), contender.dtype, self.seed)
+        except Exception as error:
+            contender.broken = first_line(error)
+            return
+        self.results.checks.append({**outcome.to_json(), "dtype": contender.dtype_name})
+        if not outcome.passed:
+            contender.broken = (
+                f"wrong result: relative error {outcome.loss_error:.1e} of the loss, "
+                f"{outcome.gradient_error:.1e} of the gradient"
+            )
+            return
+        ready = inputs.to(self.device, contender.dtype)
+        seconds = time_training(implementation.loss, ready)["both"]
+        operations = implementation.executed_operations(workload, "both")
+        contender.seconds_per_operation = seconds / operations
 
     def _run_case(self, case: Case, deadline: float) -> None:
         inputs = make_inputs(case, self.seed)
         workload = Workload.of(inputs)
         self.results.cases[case.name] = {**case.to_json(), "workload": vars(workload)}
         by_dtype: dict[torch.dtype, Inputs] = {}
-        rates: dict[torch.dtype, MatrixRate] = {}
+        rates: dict[str, MatrixRate] = {}
         jobs: list[_Job] = []
         memory: dict[str, MemoryUse] = {}
         reserved = 0.0  # seconds, for the timed rounds of those before
@@ -144,7 +154,9 @@ class LossRun:
             if refused is None:
                 if contender.dtype not in by_dtype:
                     by_dtype[contender.dtype] = inputs.to(self.device, contender.dtype)
-                    rates[contender.dtype] = MatrixRate(self.device, contender.dtype, case.C)
+                if contender.dtype_name not in rates:
+                    rate = MatrixRate(self.device, contender.dtype, case.C)
+                    rates[contender.dtype_name] = rate
                 self.bar.set_description(f"{case.name}: memory of {contender.label()}")
                 use = self._measure_memory(contender, case, by_dtype[contender.dtype], deadline)
                 memory[contender.label()] = use
@@ -166,18 +178,16 @@ class LossRun:
 
         self._first_round(case, jobs, by_dtype, workload, deadline)
         self._later_rounds(case, jobs, by_dtype, rates, deadline)
-        for rate in rates.values():
-            rate.sample()
+        _sample(rates)
         for contender in dict.fromkeys(id(job.contender) for job in jobs):
             own = [job for job in jobs if id(job.contender) == contender]
             use = memory[own[0].contender.label()]
             self._add_rows(case, own[0].contender, workload, own, "ok", "", use.extra_bytes)
         self.results.limits.setdefault("matrix_rate", {}).update(
-            {str(dtype).removeprefix("torch."): rate.result() for dtype, rate in rates.items()}
+            {name: rate.result() for name, rate in rates.items()}
         )
         self.results.cases[case.name]["matrix_rate"] = {
-            str(dtype).removeprefix("torch."): rate.result()["operations_per_second"]
-            for dtype, rate in rates.items()
+            name: rate.result()["operations_per_second"] for name, rate in rates.items()
         }
 
     def _refusal(
@@ -203,16 +213,17 @@ class LossRun:
     ) -> MemoryUse:
         if not self.memory:
             return MemoryUse("ok")
-        if self.device.type == "cuda":
-            return measure_on_gpu(contender.implementation, inputs)
-        return measure_in_child(
-            contender.name,
-            contender.dtype,
-            case,
-            self.seed,
-            limit_bytes=self.memory_limit,
-            timeout=max(deadline - time.monotonic(), 60.0),
-        )
+        with float32_products(contender.precision):
+            if self.device.type == "cuda":
+                return measure_on_gpu(contender.implementation, inputs)
+            return measure_in_child(
+                contender.name,
+                contender.dtype,
+                case,
+                self.seed,
+                limit_bytes=self.memory_limit,
+                timeout=max(deadline - time.monotonic(), 60.0),
+            )
 
     def _first_round(
         self,
@@ -256,7 +267,7 @@ class LossRun:
         case: Case,
         jobs: list[_Job],
         by_dtype: dict[torch.dtype, Inputs],
-        rates: dict[torch.dtype, MatrixRate],
+        rates: dict[str, MatrixRate],
         deadline: float,
     ) -> None:
         """Rounds over all jobs in changing order, so that a busy moment hits everyone."""
@@ -273,8 +284,7 @@ class LossRun:
             )
 
         while ready := [job for job in jobs if allowed(job)]:
-            for rate in rates.values():
-                rate.sample()
+            _sample(rates)
             for job in order.sample(ready, len(ready)):
                 if allowed(job):
                     job.run(by_dtype[job.contender.dtype])

@@ -7,7 +7,13 @@ import math
 from benchmarks import table
 from benchmarks.results import Results, Row
 
-SHORT_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+SHORT_DTYPE = {
+    "float32": "fp32",
+    "float32-high": "fp32-high",
+    "float32-medium": "fp32-medium",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+}
 
 
 def speed_up(results: Results, row: Row, rival: str) -> float | None:
@@ -82,8 +88,7 @@ def describe_run(results: Results) -> str:
     lines = [
         f"{machine.get('gpu') or machine['cpu']}, {machine['capability']}"
         f" ({' '.join(machine['instruction_sets'])}), {machine['threads']} threads,"
-        f" torch {software['torch']},"
-        f" float32 products at precision {software['float32_matmul_precision']!r}"
+        f" torch {software['torch']}"
     ]
     for name, case in results.cases.items():
         lines.append(
@@ -100,9 +105,9 @@ def describe_run(results: Results) -> str:
         lines.append(f"memory bandwidth: {results.limits['memory_bandwidth'] / 1e9:.0f} GB/s")
     lines.append(
         "loss+grad: both directions, median; vs official / tiled: times faster, same type where"
-        " measured, else fp32;\nop/s, of matmul: operations really executed; of bandwidth: inputs"
-        " and outputs moved once;\nmemory: peak beyond the inputs, gradients included;"
-        " forward: without gradient"
+        " measured, else fp32;\nop/s: operations really executed; of matmul: against torch's matrix"
+        " product of that type;\nof bandwidth: inputs and outputs moved once; memory: peak beyond"
+        " the inputs, gradients included;\nforward: without gradient"
     )
     return "\n".join(lines)
 

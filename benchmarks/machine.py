@@ -81,7 +81,6 @@ def describe_software() -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cac_ext": build_info() if build_info else {},
     }
 

@@ -22,8 +22,9 @@ COLOURS = {
     "tiled": "#2e8b57",
     "flex-attention": "#b8860b",
 }
-MARKERS = {"float32": "o", "bfloat16": "s", "float16": "^"}
-LINES = {"float32": "-", "bfloat16": "--", "float16": ":"}
+MARKERS = {"float32": "o", "float32-high": "D", "bfloat16": "s", "float16": "^"}
+LINES = {"float32": "-", "float32-high": "-.", "bfloat16": "--", "float16": ":"}
+HATCHES = {"float32": None, "float32-high": "..", "bfloat16": "//"}
 
 #: Same file, same bytes: no dates and no random identifiers inside.
 _STYLE = {"svg.hashsalt": "cac_ext"}
@@ -121,7 +122,7 @@ def share_of_peak(results: Results) -> Figure | None:
             [100 * row.share_of_matrix_rate for row in own.values()],
             width=width,
             color=COLOURS.get(implementation, "black"),
-            hatch=None if dtype == "float32" else "//",
+            hatch=HATCHES.get(dtype, "//"),
             edgecolor="white",
             label=f"{implementation} {SHORT_DTYPE.get(dtype, dtype)}",
         )

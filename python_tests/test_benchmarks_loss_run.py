@@ -49,6 +49,37 @@ def test_every_phase_is_timed_and_rated(run_loss, capsys) -> None:
     assert "vs official" in capsys.readouterr().out
 
 
+def test_a_type_sets_the_precision_of_float32_products_for_everyone(
+    run_loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def watch(name: str, right):
+        def loss(self, inputs):
+            if inputs.features1.dtype == torch.float32:
+                seen.add((name, torch.get_float32_matmul_precision()))
+            return right(self, inputs)
+
+        monkeypatch.setattr(IMPLEMENTATIONS[name], "loss", loss)
+
+    names = ["ours", "tiled"]
+    for name in names:
+        watch(name, IMPLEMENTATIONS[name].loss)
+    before = torch.get_float32_matmul_precision()
+    results = run_loss("--implementations", *[f"{name}:float32-high" for name in names])
+    assert seen == {(name, "high") for name in names}
+    seen.clear()
+    run_loss("--implementations", *[f"{name}:float32" for name in names], "--no-memory")
+    assert seen == {(name, "highest") for name in names}
+    assert torch.get_float32_matmul_precision() == before
+    rows = [results.find("tiny", name, "float32-high", "both") for name in names]
+    assert all(row.status == "ok" and row.share_of_matrix_rate > 0 for row in rows)
+    # What is asked for counts, not the several products of which one may be made.
+    assert rows[0].executed_operations == rows[1].executed_operations
+    assert {check["dtype"] for check in results.checks} == {"float32-high"}
+    assert "fp32-high" in loss_table(results)
+
+
 def test_out_of_memory_is_a_row(run_loss, monkeypatch: pytest.MonkeyPatch) -> None:
     naive = IMPLEMENTATIONS["naive"]
     right = naive.loss
@@ -98,6 +129,8 @@ def test_unknown_names_are_answered_with_the_known_ones(capsys) -> None:
     assert "voc" in capsys.readouterr().err
     assert main(["loss", "--implementations", "tilde"]) == 2
     assert "tiled" in capsys.readouterr().err
+    assert main(["loss", "--implementations", "tiled:float31"]) == 2
+    assert "float32-high" in capsys.readouterr().err
 
 
 def test_a_hopeless_rival_does_not_hold_up_the_others(

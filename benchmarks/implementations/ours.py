@@ -13,7 +13,7 @@ from benchmarks.operations import Workload
 class Ours(Implementation):
     name = "ours"
     description = "cac_ext.directional_contrastive_loss, sorting of the negatives included"
-    cpu_dtypes = ("float32", "bfloat16")
+    cpu_dtypes = ("float32", "float32-high", "bfloat16")
 
     def loss(self, inputs: Inputs) -> Tensor:
         return cac_ext.directional_contrastive_loss(

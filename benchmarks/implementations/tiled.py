@@ -95,7 +95,7 @@ def attend_tiled(sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | No
 class Tiled(Implementation):
     name = "tiled"
     description = "pure PyTorch by hand: active anchors, label intervals, one pass over tiles"
-    cpu_dtypes = ("float32", "bfloat16")
+    cpu_dtypes = ("float32", "float32-high", "bfloat16")
 
     def loss(self, inputs: Inputs) -> Tensor:
         return one_pass_loss(inputs, attend_tiled)
