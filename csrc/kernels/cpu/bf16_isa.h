@@ -273,8 +273,9 @@ class Bf16Isa {
   // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
   template <class Between>
   void multiply_scores(const TileWork<Bf16Isa>& work, int ring, Between&& between) {
-    product_.template multiply<kSplit, false>(by_row_, padded_rows_, channels_, work.anchors,
-                                              scores_, ring, between);
+    const Operand rows = by_row_;  // a copy that stores through pointers cannot change
+    product_.template multiply<kSplit, false>(rows, padded_rows_, channels_, work.anchors, scores_,
+                                              ring, between);
   }
 
   template <bool kMasked>

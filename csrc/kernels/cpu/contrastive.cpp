@@ -109,33 +109,32 @@ class Solver {
   void pack_tile(int64_t tile) {
     std::byte* tile_anchors = anchors_.at(tile * tile_anchor_bytes_);
     std::memset(tile_anchors, 0, tile_anchor_bytes_);
-    std::vector<double> row(channels_, 0.0);
+    std::vector<double> row(channels_, 0.0), rounded(channels_);
+    std::vector<std::byte> packed(channels_ * size_of(kernel_.anchor));
     for (int lane = 0; lane < lanes_; ++lane) {
       const int64_t anchor = plan_.lane_anchor[tile * lanes_ + lane];
       if (anchor < 0) continue;
       const double norm = read_features(anchor_view(anchor), anchor, row.data());
       const double scale = kLog2e / problem_.temperature / std::max(norm, kMinNorm);
       for (double& element : row) element *= scale;
-      for (int part = 0; part < kernel_.anchor_parts; ++part) {
-        pack_lane(row, lane, tile_anchors + part * tile_anchor_bytes_ / kernel_.anchor_parts);
+      for (int part = 0;;) {
+        write_row(row.data(), channels_, kernel_.anchor, 0, packed.data());
+        pack_lane(packed, lane, tile_anchors + part * tile_anchor_bytes_ / kernel_.anchor_parts);
+        if (++part == kernel_.anchor_parts) break;
+        read_row(packed.data(), kernel_.anchor, 0, channels_, rounded.data());
+        for (int64_t c = 0; c < channels_; ++c) row[c] -= rounded[c];
       }
     }
   }
 
-  // Rounds the row into its lane, and leaves in it what rounding left over.
-  void pack_lane(std::vector<double>& row, int lane, std::byte* tile_anchors) const {
-    const size_t element_bytes = size_of(kernel_.anchor);
-    std::vector<std::byte> packed(channels_ * element_bytes);
-    write_row(row.data(), channels_, kernel_.anchor, 0, packed.data());
+  void pack_lane(const std::vector<std::byte>& row, int lane, std::byte* tile_anchors) const {
     const int pairs = kernel_.channel_pairs;
+    const size_t element_bytes = size_of(kernel_.anchor);
     const size_t bytes = pairs * element_bytes;
     for (int64_t c = 0; c < channels_; c += pairs) {
       std::memcpy(tile_anchors + (c * lanes_ + lane * pairs) * element_bytes,
-                  &packed[c * element_bytes], bytes);
+                  &row[c * element_bytes], bytes);
     }
-    std::vector<double> rounded(channels_);
-    read_row(packed.data(), kernel_.anchor, 0, channels_, rounded.data());
-    for (int64_t c = 0; c < channels_; ++c) row[c] -= rounded[c];
   }
 
   TileGroup group_of(int64_t group, int64_t split, const AlignedBuffer& scratch) {

@@ -56,8 +56,7 @@ class TileProduct {
       if constexpr (kSplit) {
         // One of the two operands stays in its tiles from each product to the next.
         const int64_t b_low = 32 * steps * kBf16Lanes;
-        load_a(a_step, a);
-        load_b(b_step + b_low);
+        load(a_step, a, b_step + b_low);
         multiply_add();
         between(3 * step);
         load_b(b_step);
@@ -67,13 +66,19 @@ class TileProduct {
         multiply_add();
         between(3 * step + 2);
       } else {
-        load_a(a_step, a);
-        load_b(b_step);
+        load(a_step, a, b_step);
         multiply_add();
         between(step);
       }
     }
     end_block(c, c + 16, lower, lower + 16);
+  }
+
+  [[gnu::always_inline]] static inline void load(const uint16_t* from_a, const Operand& a,
+                                                 const uint16_t* from_b) {
+    _tile_loadd(4, from_a, a.row_stride * 2);
+    load_b(from_b);
+    _tile_loadd(5, from_a + a.row_blocks, a.row_stride * 2);
   }
 
   [[gnu::always_inline]] static inline void load_a(const uint16_t* from, const Operand& a) {
