@@ -48,6 +48,7 @@ TINY = [
     "schedule.log_every=1",
     "image_classifier.epochs=2",
     "image_classifier.batch=3",
+    "image_classifier.weights=null",
 ]
 
 
@@ -314,6 +315,36 @@ def test_a_resnet50_takes_pretrained_weights_of_either_stride_placement(
         # Trained at stride 32, used at 16: the same at every second position.
         actual = classifier.features(image)[..., ::2, ::2]
     assert (actual - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_a_small_classifier_starts_from_a_supervised_run(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    """Random weights learn too little in so few epochs, and nobody has others for this network."""
+    overrides = [*TINY, f"seed={seed % 10**6}", "image_classifier.weights=sup_only"]
+    folder = tmp_path / "classifier"
+    command = ["weak", "train-classifier", "synthetic", *overrides, "--folder", str(folder)]
+    assert main(command) == 0
+    teacher = load("synthetic", overrides)
+    state = read_checkpoint(folder / "teacher" / "checkpoint.pt")
+    assert state["iteration"] == teacher.iterations
+    weights = f"image_classifier.weights={folder / 'teacher' / 'checkpoint.pt'}"
+    classifier = build_classifier(load("synthetic", [*overrides, weights]), 7, pretrained=True)
+    for name, tensor in classifier.features.state_dict().items():
+        assert torch.equal(tensor, state["model"][f"network.encoder.{name}"])
+    assert "tensors" in classifier.initial_weights
+
+    # The same from the file itself, and from the run of a comparison.
+    given = tmp_path / "given"
+    command = ["weak", "train-classifier", "synthetic", *overrides, weights]
+    assert main([*command, "--folder", str(given)]) == 0
+    models = [torch.load(path / "classifier.pt")["model"] for path in (folder, given)]
+    torch.testing.assert_close(*models, rtol=0, atol=0)
+    assert not (given / "teacher").exists()
+
+    command[-1] = "image_classifier.weights=IMAGENET1K_V1"
+    assert main([*command, "--folder", str(tmp_path / "other")]) == 2
+    assert "image_classifier.weights: there is no file IMAGENET1K_V1" in capsys.readouterr().err
 
 
 def test_the_commands_lead_from_image_labels_to_a_network(

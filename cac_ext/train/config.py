@@ -43,8 +43,8 @@ class DataConfig:
     unlabelled_list: Optional[str] = None  # file of lines "image"; a second column is not read
     validation_list: Optional[str] = None  # file of lines "image mask"
     labelled_ratio: Optional[str] = None  # "1/8", ...: of the training images; the rest unlabelled
-    # Which images these are (`data/split.py`), whatever the run's seed; ${seed} goes with it, as for
-    # the paper's means over three lists.
+    # Which images these are (`data/split.py`), whatever the run's seed; ${seed}: others for each,
+    # as for the paper's means over three lists.
     split_seed: int = 0
     num_classes: Optional[int] = None
     class_names: Optional[list[str]] = None
@@ -124,7 +124,8 @@ class ImageClassifierConfig:
     """The classifier whose class activation maps become `weak`'s masks (`weak/classifier.py`)."""
 
     network: Literal["auto", "resnet50", "small"] = "auto"  # auto: small for the small network
-    weights: Optional[str] = None  # of a resnet50, as network.weights
+    # As network.weights; sup_only: the encoder of the supervised run, which is trained first.
+    weights: Optional[str] = None
     crop_size: Optional[int] = None  # pixels; null: 1.6 augment.crop_size, which is 512 for VOC
     epochs: int = 5
     batch: int = 16
@@ -354,10 +355,10 @@ def _check_values(config: Config) -> None:
         "data.num_workers": config.data.num_workers,
         "data.synthetic.seed": synthetic.seed,
         "data.synthetic.unlabelled": synthetic.unlabelled,
+        "data.background_class": config.data.background_class or 0,
         "method.unsupervised_weight": method.unsupervised_weight,
         "method.step_save": method.step_save,
         "weak.weight": config.weak.weight,
-        "data.background_class": config.data.background_class or 0,
         "optimizer.weight_decay": config.optimizer.weight_decay,
         "schedule.warmup_epochs": config.schedule.warmup_epochs,
     }

@@ -7,12 +7,17 @@ from pathlib import Path
 from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
 from cac_ext.train.distributed import current, find_device
-from cac_ext.train.loop import train
+from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.pseudo_label_folders import AUTO, PseudoLabelFolders
 from cac_ext.train.run_folder import run_exists, write_config
 from cac_ext.train.self_training import teacher_config, write_teacher_labels
 from cac_ext.train.weak.cam import write_cam_labels
-from cac_ext.train.weak.classifier import load_classifier, train_classifier
+from cac_ext.train.weak.classifier import (
+    SUP_ONLY,
+    ImageClassifier,
+    load_classifier,
+    train_classifier,
+)
 from cac_ext.train.weak.image_labels import check_image_labels
 
 
@@ -58,15 +63,8 @@ def prepare(
     _check(config)
     processes = current()
     progress = progress and processes.is_main
-    device = find_device(config.device)
     if config.self_training.pseudo_labels == AUTO:
-        teacher = train(
-            teacher_config(config),
-            folders.teacher,
-            label=f"{label} teacher".strip(),
-            resume=True,
-            progress=progress,
-        )
+        teacher = train_teacher(config, folders.teacher, label=label, progress=progress)
         report = write_teacher_labels(
             config,
             teacher.network,
@@ -78,19 +76,13 @@ def prepare(
         if progress:
             print(f"{folders.teacher_labels}: {report}")
     if config.weak.pseudo_labels == AUTO:
-
-        def train_it() -> None:
-            if processes.is_main:
-                title = f"{label} image classifier".strip()
-                train_classifier(config, folders.classifier, device, label=title, progress=progress)
-
-        processes.together(train_it)
-        splits = build_datasets(config.data)
-        classifier = load_classifier(config, splits.num_classes, folders.classifier, device)
+        classifier = prepare_classifier(
+            config, folders.classifier, folders.teacher, label=label, progress=progress
+        )
         report = write_cam_labels(
             config,
             classifier,
-            splits,
+            build_datasets(config.data),
             folders.activation_labels,
             processes=processes,
             progress=progress,
@@ -98,6 +90,43 @@ def prepare(
         if progress:
             print(f"{folders.activation_labels}: {report}")
     return folders.fill_in(config)
+
+
+def train_teacher(
+    config: Config, folder: Path, *, label: str = "", progress: bool = True
+) -> TrainResult:
+    """The supervised network of the same data and seed, trained into ``folder`` or read from it."""
+    label = f"{label} teacher".strip()
+    return train(teacher_config(config), folder, label=label, resume=True, progress=progress)
+
+
+def prepare_classifier(
+    config: Config, folder: Path, teacher: Path, *, label: str = "", progress: bool = True
+) -> ImageClassifier:
+    """The image classifier, trained into ``folder`` by rank 0; all processes call this.
+
+    ``teacher`` is the folder of the supervised run, where the classifier starts from that.
+    """
+    processes = current()
+    progress = progress and processes.is_main
+    device = find_device(config.device)
+    check_image_labels(config.weak, config.data, build_datasets(config.data))
+    if config.image_classifier.weights == SUP_ONLY:
+        train_teacher(config, teacher, label=label, progress=progress)
+
+    def train_it() -> None:
+        if processes.is_main:
+            train_classifier(
+                config,
+                folder,
+                device,
+                sup_only=teacher,
+                label=f"{label} image classifier".strip(),
+                progress=progress,
+            )
+
+    processes.together(train_it)
+    return load_classifier(config, build_datasets(config.data).num_classes, folder, device)
 
 
 def _wanted(config: Config) -> bool:

@@ -29,8 +29,10 @@ def add_pseudo_label_commands(commands: argparse._SubParsersAction) -> None:
         help="train the image classifier",
         description="Trains an image classifier on the image-level labels: those of the list "
         "weak.image_labels (lines 'image id id ...'), or read off masks where the unlabelled "
-        "images have some. The same command on the folder of an interrupted training goes on "
-        "where that one stopped; after a kill, after its last whole epoch.",
+        "images have some. Where image_classifier.weights is sup_only, a network is trained on "
+        "the labelled images first, and the classifier starts from its encoder. The same command "
+        "on the folder of an interrupted training goes on where that one stopped; after a kill, "
+        "after its last whole epoch.",
     )
     add_config_arguments(train)
     train.add_argument(
@@ -79,22 +81,18 @@ def add_pseudo_label_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _train_classifier(options: argparse.Namespace) -> None:
-    from cac_ext.train.distributed import find_device, process_group
-    from cac_ext.train.weak.classifier import train_classifier
+    from cac_ext.train.distributed import process_group
+    from cac_ext.train.prepare import prepare_classifier
 
     config = load_config(options)
     folder = options.folder or Path(config.output) / f"{config.name}-classifier"
-
-    def train_it() -> None:
-        if processes.is_main:
-            model = train_classifier(config, folder, find_device(config.device))
-            print(f"image classifier from {model.initial_weights}: {folder / 'classifier.pt'}")
-            print(f"make the pseudo labels: cac-ext weak make-labels {folder}")
-
     with process_group(config.device) as processes:
         command = f"the same command with --folder {folder}"
         with telling_how_to_go_on(command, folder, quiet=not processes.is_main):
-            processes.together(train_it)
+            prepare_classifier(config, folder, folder / "teacher")
+        if processes.is_main:
+            print(f"image classifier: {folder / 'classifier.pt'}")
+            print(f"make the pseudo labels: cac-ext weak make-labels {folder}")
 
 
 def _make_cam_labels(options: argparse.Namespace) -> None:

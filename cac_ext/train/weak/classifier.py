@@ -2,11 +2,14 @@
 
 A fully convolutional network without background class: features, a 1x1 convolution to class scores,
 and their mean over the image. Trained with binary cross entropy on image-level labels, SGD with
-poly decay, for a few epochs (recipe of CCT, the paper's [41]).
+poly decay, for a few epochs (recipe of CCT, the paper's [41]). So few suffice where it starts from
+pretrained weights: ImageNet's, or, where there are none, those of a network that was trained on the
+labelled images. From random weights it learns next to nothing.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +21,18 @@ from cac_ext.train.config import AugmentConfig, Config, NetworkConfig, to_mappin
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
-from cac_ext.train.errors import CheckpointError, NonFiniteError
+from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
 from cac_ext.train.files import write_whole
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
 from cac_ext.train.networks.small import SmallEncoder
+from cac_ext.train.networks.weights import load_backbone_weights
 from cac_ext.train.run_folder import write_config
 from cac_ext.train.run_log import RunLog
 from cac_ext.train.signals import StopRequest, TrainingStopped
 from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
+
+#: In place of a file: the encoder of the same data's and seed's supervised run (`prepare.py`).
+SUP_ONLY = "sup_only"
 
 _FORMAT = "cac_ext image classifier 1"
 _RESNET_STRIDE = 16
@@ -88,8 +95,17 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool) -> I
     name = _network_name(config)
     if name == "small":
         encoder = SmallEncoder(config.network.width)
+        initial_weights = "random weights"
+        if pretrained and config.image_classifier.weights is not None:
+            path = config.image_classifier.weights
+            if not Path(path).is_file():  # of this network nobody else has weights
+                raise ConfigError(
+                    f"image_classifier.weights: there is no file {path}; for the small network "
+                    f"give the checkpoint.pt of a run, or {SUP_ONLY}"
+                )
+            initial_weights = str(load_backbone_weights(encoder, name, path))
         return ImageClassifier(
-            encoder, encoder.out_channels, encoder.stride, num_classes, "random weights"
+            encoder, encoder.out_channels, encoder.stride, num_classes, initial_weights
         )
     network = NetworkConfig(
         name="image_classifier",
@@ -109,6 +125,7 @@ def train_classifier(
     folder: Path,
     device: torch.device,
     *,
+    sup_only: Path | None = None,
     label: str = "image classifier",
     progress: bool = True,
 ) -> ImageClassifier:
@@ -116,6 +133,15 @@ def train_classifier(
 
     ``folder`` receives config.yaml, classifier.pt (after each epoch), metrics.jsonl and
     tensorboard/.
+
+    Args:
+        config: a whole configuration.
+        folder: of the classifier.
+        device: where to compute.
+        sup_only: the run whose encoder it starts from, where ``image_classifier.weights`` asks for
+            that.
+        label: stands in front of the progress bar.
+        progress: whether to show it.
 
     Raises:
         ConfigError: the data has no background class, or no image-level labels.
@@ -127,7 +153,12 @@ def train_classifier(
     foreground_classes(splits, config.data)
     path = folder / "classifier.pt"
     options = config.image_classifier
-    model = build_classifier(config, splits.num_classes, pretrained=not path.is_file())
+    start = config
+    if sup_only is not None and options.weights == SUP_ONLY:
+        start = replace(
+            config, image_classifier=replace(options, weights=f"{sup_only}/checkpoint.pt")
+        )
+    model = build_classifier(start, splits.num_classes, pretrained=not path.is_file())
     model = model.to(device)
     state = None
     if path.is_file():
