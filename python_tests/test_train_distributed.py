@@ -13,6 +13,7 @@ import processes
 import pytest
 import torch
 from image_trees import draw_image, draw_mask, folder_overrides
+from tiny_run import TINY_RUN
 from torch import nn
 
 from cac_ext.train.checkpoint import read_checkpoint
@@ -27,20 +28,12 @@ from cac_ext.train.loop import train
 TOLERANCE = 2e-4
 
 TINY = [
-    "device=cpu",
-    "network.width=16",
+    *TINY_RUN,
     "network.dropout=0",  # its noise differs by process
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
-    "data.synthetic.labelled=6",
-    "data.synthetic.unlabelled=10",
     "data.synthetic.validation=5",
     "schedule.epochs=3",
-    "schedule.iterations_per_epoch=2",
-    "schedule.warmup_epochs=1",
     "schedule.labelled_batch=4",
     "schedule.unlabelled_batch=4",
-    "schedule.log_every=1",
     "method.unsupervised_weight=1",
     "method.confidence_threshold=0.1",
     "optimizer.learning_rate=0.01",

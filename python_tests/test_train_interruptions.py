@@ -16,6 +16,7 @@ import processes
 import pytest
 import torch
 from run_folders import assert_same_run
+from tiny_run import TINY_RUN
 from torch.utils.tensorboard import SummaryWriter
 
 from cac_ext.train import files, loop
@@ -28,20 +29,8 @@ from cac_ext.train.run_log import RunLog
 from cac_ext.train.signals import TrainingStopped
 
 TINY = [
-    "device=cpu",
-    "network.width=16",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
-    "data.synthetic.labelled=6",
-    "data.synthetic.unlabelled=10",
-    "data.synthetic.validation=4",
+    *TINY_RUN,
     "schedule.epochs=6",
-    "schedule.iterations_per_epoch=2",
-    "schedule.warmup_epochs=1",
-    "schedule.evaluate_every=2",
-    "schedule.labelled_batch=2",
-    "schedule.unlabelled_batch=2",
-    "schedule.log_every=1",
     "method.confidence_threshold=0.1",
 ]
 

@@ -11,6 +11,7 @@ import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import TINY_RUN
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
@@ -21,18 +22,13 @@ from cac_ext.train.picture import class_colours, crop_pair_figure
 from cac_ext.train.step import StepLosses
 
 TINY = [
-    "network.width=16",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
+    *TINY_RUN,
     "data.synthetic.labelled=3",
     "data.synthetic.unlabelled=4",
     "data.synthetic.validation=3",
     "schedule.epochs=4",
     "schedule.iterations_per_epoch=1",
-    "schedule.warmup_epochs=1",
     "schedule.evaluate_every=1",
-    "schedule.labelled_batch=2",
-    "schedule.unlabelled_batch=2",
 ]
 
 

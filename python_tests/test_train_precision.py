@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import TINY_RUN
 
 from cac_ext.train import loop
 from cac_ext.train.checkpoint import read_checkpoint
@@ -16,20 +17,11 @@ from cac_ext.train.loop import train
 from cac_ext.train.projector import Projector
 
 TINY = [
-    "device=cpu",
-    "network.width=16",
+    *TINY_RUN,
     "network.dropout=0",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
     "data.synthetic.labelled=4",
     "data.synthetic.unlabelled=8",
     "data.synthetic.validation=2",
-    "schedule.epochs=2",
-    "schedule.iterations_per_epoch=2",
-    "schedule.warmup_epochs=1",
-    "schedule.labelled_batch=2",
-    "schedule.unlabelled_batch=2",
-    "schedule.log_every=1",
     "method.confidence_threshold=0.1",
     "optimizer.learning_rate=0.001",
 ]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from run_folders import assert_same_run
+from tiny_run import TINY_RUN
 
 from cac_ext.train import files, loop
 from cac_ext.train.cli import main
@@ -27,21 +28,11 @@ from cac_ext.train.run_folder import load_run
 from cac_ext.train.weak import classifier
 
 TINY = [
-    "device=cpu",
-    "network.width=16",
+    *TINY_RUN,
     "network.dropout=0",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
     "data.synthetic.labelled=4",
     "data.synthetic.unlabelled=6",
     "data.synthetic.validation=2",
-    "schedule.epochs=2",
-    "schedule.iterations_per_epoch=2",
-    "schedule.warmup_epochs=1",
-    "schedule.evaluate_every=2",
-    "schedule.labelled_batch=2",
-    "schedule.unlabelled_batch=2",
-    "schedule.log_every=1",
     "image_classifier.epochs=2",
     "image_classifier.batch=3",
     "image_classifier.scales=[1.0,0.5]",

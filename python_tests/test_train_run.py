@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_folders import assert_identical
+from tiny_run import TINY_RUN
 
 from cac_ext.train import loop
 from cac_ext.train.checkpoint import read_checkpoint
@@ -17,19 +18,8 @@ from cac_ext.train.errors import CheckpointError
 from cac_ext.train.loop import train
 
 TINY = [
-    "network.width=16",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
-    "data.synthetic.labelled=6",
-    "data.synthetic.unlabelled=10",
-    "data.synthetic.validation=4",
+    *TINY_RUN,
     "schedule.epochs=5",
-    "schedule.iterations_per_epoch=2",
-    "schedule.warmup_epochs=1",
-    "schedule.evaluate_every=2",
-    "schedule.labelled_batch=2",
-    "schedule.unlabelled_batch=2",
-    "schedule.log_every=1",
     "method.confidence_threshold=0.1",
 ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import TINY_RUN
 
 from cac_ext.train.ablate import format_results, load_row, plan_rows
 from cac_ext.train.cli import main
@@ -17,21 +18,12 @@ from cac_ext.train.self_training import concatenate
 from cac_ext.train.tables import TABLES, find_table
 
 TINY = [
+    *TINY_RUN,
     "network.name=small",
-    "network.width=16",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
     "data.synthetic.labelled=4",
     "data.synthetic.unlabelled=8",
     "data.synthetic.validation=2",
     "data.labelled_ratio=null",
-    "schedule.epochs=2",
-    "schedule.iterations_per_epoch=2",
-    "schedule.warmup_epochs=1",
-    "schedule.evaluate_every=2",
-    "schedule.labelled_batch=2",
-    "schedule.unlabelled_batch=2",
-    "schedule.log_every=1",
     "image_classifier.epochs=1",
 ]
 

@@ -13,6 +13,7 @@ import torchvision
 from image_trees import cityscapes_tree, folder_overrides, folder_tree, voc_tree
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_run import TINY_RUN
 
 from cac_ext.train.checkpoint import read_checkpoint
 from cac_ext.train.cli import main
@@ -33,19 +34,12 @@ from cac_ext.train.weak.classifier import build_classifier, train_classifier
 from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
 
 TINY = [
-    "network.width=16",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
+    *TINY_RUN,
     "data.synthetic.labelled=4",
     "data.synthetic.unlabelled=6",
     "data.synthetic.validation=2",
     "schedule.epochs=3",
-    "schedule.iterations_per_epoch=2",
-    "schedule.warmup_epochs=1",
     "schedule.evaluate_every=3",
-    "schedule.labelled_batch=2",
-    "schedule.unlabelled_batch=2",
-    "schedule.log_every=1",
     "image_classifier.epochs=2",
     "image_classifier.batch=3",
     "image_classifier.weights=null",

@@ -11,12 +11,12 @@ returns a sample, a dict of
 
 * ``"image"``: uint8 tensor ``[3, H, W]``; sizes may differ by image;
 * ``"mask"``: integer tensor ``[H, W]``, class ids or ``ignore_index``. Unlabelled images have none,
-  and nobody asks for one;
+  and nobody needs one;
 * ``"name"``: str, to name the image in errors, pictures and predictions.
 
 A data set of unlabelled images may have a method ``known_mask(i)``: the mask of an image, or None.
 It is asked only for image-level labels (`weak/`), where no list gives them, and to tell how good
-pseudo labels are.
+pseudo labels and negatives are (`truth.py`).
 
 ``dataset[i]`` must not depend on anything but ``i``: augmentation and order belong to the stream,
 which makes a run repeatable and resumable whatever the number of workers or processes.
