@@ -186,15 +186,18 @@ def directional_contrastive_loss(
         features are multiplied in their own type, unless ``torch.set_float32_matmul_precision``
         allows less: "high" multiplies float32 as sums of two bfloat16 numbers where the processor
         has AMX (no other gains by it), "medium" as bfloat16 where it can; bfloat16 features are
-        multiplied as bfloat16 where it can, float16 ones as float32. On CUDA bfloat16 and float16
-        features are multiplied in their own type and float32 ones by that precision: "highest"
-        float32-accurate (three TF32 products), "high" TF32, "medium" bfloat16. The largest error
-        of a cosine is then 2^-7 in bfloat16, 2^-10 in float16 and TF32, 2^-15 in sums of two
-        bfloat16 (beside the rounding of its float32 sum), 2^-20 in float32; of a loss that over
-        tau. Against float64, with the kernels executed in emulation, losses and gradients are
-        closer than eager PyTorch's for bfloat16 and float16, and within 4 times its error for
-        float32. float64 and more than 256 channels run on CUDA too, by plain ATen. GPUs before
-        sm_80 multiply bfloat16 features, and "high" and "medium" float32 ones, as float16.
+        multiplied as bfloat16 where it can, float16 ones as float32. (With AMX "highest" products
+        are those of three bfloat16 numbers, which hold the 24 bits of a float32.) On CUDA bfloat16
+        and float16 features are multiplied in their own type and float32 ones by that precision:
+        "highest" float32-accurate (three TF32 products), "high" TF32, "medium" bfloat16.
+
+        The largest error of a cosine is then 2^-7 in bfloat16, 2^-10 in float16 and TF32, 2^-15 in
+        sums of two bfloat16, 2^-20 in float32 on CUDA and 2^-24 on the CPU, beside the rounding of
+        a float32 sum of C products; of a loss that over tau. Against float64, with the kernels
+        executed in emulation, losses and gradients are closer than eager PyTorch's for bfloat16 and
+        float16, and within 4 times its error for float32. float64 and more than 256 channels run
+        on CUDA too, by plain ATen. GPUs before sm_80 multiply bfloat16 features, and "high" and
+        "medium" float32 ones, as float16.
 
     Raises:
         ValueError: A shape, device, label count, temperature or option that does not fit, or a

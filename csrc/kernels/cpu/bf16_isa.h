@@ -1,15 +1,18 @@
 // Products of bfloat16 with float32 accumulation, and exponentials.
 //
-// They serve two element types. bfloat16 is multiplied as it is. float32 is split (`kSplit`): a
-// number x becomes high = bf16(x) and low = bf16(x - high), |x - high - low| <= 2^-17 |x|, and a
-// product the three products high high + high low + low high. The fourth, low low, is at most
-// 2^-16 |x y| and left out.
+// They serve two element types. bfloat16 is multiplied as it is. float32 is split into `kParts`
+// numbers: x0 = bf16(x), x1 = bf16(x - x0), x2 = bf16(x - x0 - x1), each at most 2^-8 of the one
+// before, and a product becomes the products xi yj with i + j < kParts:
+//
+//     kParts  products  left over of x     left out of x y
+//     2       3         2^-17 |x|          x1 y1: 2^-16 |x y|
+//     3       6         nothing (24 bits)  x1 y2 + x2 y1: 2^-24 |x y|, half a unit of float32
 //
 // The packings fit both instruction families: A operands are rows of bf16, B operands hold pairs of
-// depth side by side, [depth / 2][lanes][2]; the low parts of B follow the high ones. `Product`
+// depth side by side, [depth / 2][lanes][2]; the parts of B follow one another. `Product`
 // multiplies them, by vdpbf16ps or by AMX:
 //
-//     multiply<kSplit, kAccumulate>(a, rows, depth, b, c, c_rows, between)
+//     multiply<kParts, kAccumulate>(a, rows, depth, b, c, c_rows, between)
 //     c [rows][lanes] (+)= a [rows][depth] b [depth / 2][lanes][2]
 //
 // Rows and depth are multiples of 32. Row i of c is kept at i % c_rows: where the caller takes the
@@ -36,7 +39,7 @@ struct Operand {
   int64_t row_stride;    // from row to row of a block
   int64_t row_blocks;    // from block to block, down
   int64_t depth_blocks;  // from block to block, across
-  int64_t low;           // from high parts to low parts, if split
+  int64_t parts;         // from each part to the next, if split
 };
 
 // Transposes 32 rows x 32 columns of bf16, the first of `from`, into two blocks [16][32],
@@ -88,14 +91,14 @@ inline void transpose_32x32(const Operand& from, uint16_t* to, int64_t to_blocks
 }
 
 // 2^x = 2^floor(x) times a minimax polynomial of the fraction. Relative error 7.5e-5 for bf16,
-// whose half unit is 3.9e-3, and 7.5e-8 for split numbers, whose half unit is 7.6e-6.
-template <bool kSplit>
+// whose half unit is 3.9e-3, and 7.5e-8 for split numbers, about half a unit of float32.
+template <int kParts>
 inline __m512 exp2_of(__m512 x) {
-  constexpr int kDegree = kSplit ? 5 : 3;
+  constexpr int kDegree = kParts > 1 ? 5 : 3;
   constexpr float kBf16[] = {0.9999252F, 0.6958335F, 0.2260671F, 0.07802449F};
   constexpr float kFloat[] = {0.999999925F,  0.693153073F,   0.240153617F,
                               0.0558263181F, 0.00898934009F, 0.00187757668F};
-  const float* coefficients = kSplit ? kFloat : kBf16;
+  const float* coefficients = kParts > 1 ? kFloat : kBf16;
   const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 power = _mm512_set1_ps(coefficients[kDegree]);
   for (int i = kDegree - 1; i >= 0; --i) {
@@ -117,40 +120,48 @@ inline __m512i round_to_bf16(__m512 first, __m512 second) {
   return (__m512i)_mm512_cvtne2ps_pbh(second, first);
 }
 
-// What rounding left over, as bf16; `pairs` are the rounded numbers, interleaved.
-inline __m512i round_rest_to_bf16(__m512 first, __m512 second, __m512i pairs) {
+// Calls store(part, rounded, pairs) for each part of [first, second]; `pairs` are interleaved.
+template <int kParts, class Store>
+[[gnu::always_inline]] inline void split(__m512 first, __m512 second, Store&& store) {
   const __m512i upper_half = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-  return round_to_bf16(
-      _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))),
-      _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_and_si512(pairs, upper_half))));
+  for (int part = 0; part < kParts; ++part) {
+    const __m512i rounded = round_to_bf16(first, second);
+    const __m512i pairs = interleave(rounded);
+    store(part, rounded, pairs);
+    // What rounding left over.
+    first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
+    second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_and_si512(pairs, upper_half)));
+  }
 }
 
-// A row of float32 to its high and low parts in blocks of 32 columns, `blocks` apart; zero beyond
-// `columns` up to `padded_columns`.
+// A row of float32 to its parts, `parts` apart, in blocks of 32 columns, `blocks` apart; zero
+// beyond `columns` up to `padded_columns`.
+template <int kParts>
 inline void split_row(const float* row, int64_t columns, int64_t padded_columns, int64_t blocks,
-                      uint16_t* high, uint16_t* low) {
-  for (int64_t c = 0; c < padded_columns; c += 32, high += blocks, low += blocks) {
+                      int64_t parts, uint16_t* to) {
+  for (int64_t c = 0; c < padded_columns; c += 32, to += blocks) {
     __m512 numbers[2];
     for (int v = 0; v < 2; ++v) {
       const int64_t left = columns - c - 16 * v;
       const __mmask16 present = left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
       numbers[v] = _mm512_maskz_loadu_ps(present, row + c + 16 * v);
     }
-    const __m512i rounded = round_to_bf16(numbers[0], numbers[1]);
-    _mm512_store_si512(high, rounded);
-    _mm512_store_si512(low, round_rest_to_bf16(numbers[0], numbers[1], interleave(rounded)));
+    split<kParts>(numbers[0], numbers[1],
+                  [&](int part, __m512i rounded, __m512i) __attribute__((always_inline)) {
+                    _mm512_store_si512(to + part * parts, rounded);
+                  });
   }
 }
 
 // From scores to probabilities, two rows of one tile at a time. Without kShifted the shift is zero.
-template <bool kSplit, bool kMasked, bool kShifted>
+template <int kParts, bool kMasked, bool kShifted>
 class Exponentiator {
  public:
-  // probabilities [padded_rows / 2][lanes][2]; the low parts follow.
+  // probabilities [kParts][padded_rows / 2][lanes][2]
   Exponentiator(const LaneMask& mask, const float* shift, int rows, int padded_rows,
                 uint16_t* probabilities)
       : probabilities_(probabilities),
-        low_probabilities_(probabilities + padded_rows * kBf16Lanes),
+        part_size_(padded_rows * kBf16Lanes),
         row_count_(_mm512_set1_epi32(rows)) {
     const __m512i first = _mm512_set1_epi32(mask.row);
     for (int v = 0; v < kVectors; ++v) {
@@ -170,7 +181,7 @@ class Exponentiator {
       __m512 probability[2];
       for (int i = 0; i < 2; ++i) {
         const __m512 score = _mm512_load_ps(scores + i * kBf16Lanes + 16 * v);
-        probability[i] = exp2_of<kSplit>(kShifted ? _mm512_sub_ps(score, shift_[v]) : score);
+        probability[i] = exp2_of<kParts>(kShifted ? _mm512_sub_ps(score, shift_[v]) : score);
         if (kMasked) {
           const __m512i index = _mm512_set1_epi32(row + i);
           const __mmask16 same_class =
@@ -181,11 +192,10 @@ class Exponentiator {
       }
       total_[v] = _mm512_add_ps(total_[v], _mm512_add_ps(probability[0], probability[1]));
       const int64_t at = row * kBf16Lanes + 32 * v;
-      const __m512i pairs = interleave(round_to_bf16(probability[0], probability[1]));
-      _mm512_store_si512(probabilities_ + at, pairs);
-      if (!kSplit) continue;
-      const __m512i rest = round_rest_to_bf16(probability[0], probability[1], pairs);
-      _mm512_store_si512(low_probabilities_ + at, interleave(rest));
+      split<kParts>(probability[0], probability[1],
+                    [&](int part, __m512i, __m512i pairs) __attribute__((always_inline)) {
+                      _mm512_store_si512(probabilities_ + part * part_size_ + at, pairs);
+                    });
     }
   }
 
@@ -200,20 +210,20 @@ class Exponentiator {
  private:
   static constexpr int kVectors = kBf16Lanes / 16;
   uint16_t* probabilities_;
-  uint16_t* low_probabilities_;
+  int64_t part_size_;
   __m512i row_count_;
   __m512 shift_[kVectors], total_[kVectors];
   __m512i begin_[kVectors], end_[kVectors];
 };
 
-template <class Product, bool kSplit>
+template <class Product, int kParts>
 class Bf16Isa {
  public:
-  using Element = std::conditional_t<kSplit, float, uint16_t>;
+  using Element = std::conditional_t<kParts == 1, uint16_t, float>;
   using Anchor = uint16_t;
   using Accumulator = float;
   static constexpr int kLanes = kBf16Lanes;
-  static constexpr int kAnchorParts = kSplit ? 2 : 1;
+  static constexpr int kAnchorParts = kParts;
   static constexpr int kRowBlock = kBf16RowBlock;
 
   static size_t scratch_bytes(int64_t channels) {
@@ -233,13 +243,13 @@ class Bf16Isa {
     rows_ = rows;
     padded_rows_ = (rows + 31) / 32 * 32;
     is_transposed_ = false;
-    if constexpr (kSplit) {
+    if constexpr (kParts > 1) {
       // Blocks lie contiguous, so that tiles of a matrix unit are loaded fast.
       by_row_ = {copied_, 32, 16 * channels_, 16 * 32, block_size()};
       for (int row = 0; row < padded_rows_; ++row) {
-        uint16_t* high = copied_ + row / 16 * by_row_.row_blocks + row % 16 * by_row_.row_stride;
-        split_row(negatives + row * row_stride, row < rows ? row_stride : 0, channels_,
-                  by_row_.depth_blocks, high, high + by_row_.low);
+        uint16_t* to = copied_ + row / 16 * by_row_.row_blocks + row % 16 * by_row_.row_stride;
+        split_row<kParts>(negatives + row * row_stride, row < rows ? row_stride : 0, channels_,
+                          by_row_.depth_blocks, by_row_.parts, to);
       }
     } else {
       by_row_ = {negatives, channels_, 16 * channels_, 32, 0};
@@ -266,21 +276,19 @@ class Bf16Isa {
   }
 
  private:
-  static constexpr int kParts = kSplit ? 2 : 1;
-
   int64_t block_size() const { return kRowBlock * channels_; }
 
   // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
   template <class Between>
   void multiply_scores(const TileWork<Bf16Isa>& work, int ring, Between&& between) {
     const Operand rows = by_row_;  // a copy that stores through pointers cannot change
-    product_.template multiply<kSplit, false>(rows, padded_rows_, channels_, work.anchors, scores_,
+    product_.template multiply<kParts, false>(rows, padded_rows_, channels_, work.anchors, scores_,
                                               ring, between);
   }
 
   template <bool kMasked>
   void exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kSplit, kMasked, true> exponentiate(work.mask, work.shift, rows_, padded_rows_,
+    Exponentiator<kParts, kMasked, true> exponentiate(work.mask, work.shift, rows_, padded_rows_,
                                                       probabilities_);
     for (int row = 0; row < padded_rows_; row += 2) exponentiate(scores_ + row * kLanes, row);
     exponentiate.add_to(work.sum);
@@ -290,7 +298,7 @@ class Bf16Isa {
   // the scores, the exponentials of the rows before them are taken.
   template <bool kMasked>
   void score_and_exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kSplit, kMasked, false> exponentiate(work.mask, work.shift, rows_, padded_rows_,
+    Exponentiator<kParts, kMasked, false> exponentiate(work.mask, work.shift, rows_, padded_rows_,
                                                        probabilities_);
     const auto exponentiate_rows = [&](int first, int last) __attribute__((always_inline)) {
       for (int row = first; row < last; row += 2) {
@@ -305,7 +313,7 @@ class Bf16Isa {
   void accumulate(const TileWork<Bf16Isa>& work) {
     const Operand by_channel{transposed_, 32, 16 * kRowBlock, 16 * 32, block_size()};
     if (!is_transposed_) transpose(by_channel);  // once a block, for all tiles of the group
-    product_.template multiply<kSplit, true>(by_channel, channels_, padded_rows_, probabilities_,
+    product_.template multiply<kParts, true>(by_channel, channels_, padded_rows_, probabilities_,
                                              work.weighted, channels_, [](int, int) {});
   }
 
@@ -314,9 +322,9 @@ class Bf16Isa {
       for (int row = 0; row < padded_rows_; row += 32) {
         for (int64_t c = 0; c < channels_; c += 32) {
           Operand from = by_row_;
-          from.data += part * from.low + row / 16 * from.row_blocks + c / 32 * from.depth_blocks;
+          from.data += part * from.parts + row / 16 * from.row_blocks + c / 32 * from.depth_blocks;
           transpose_32x32(from,
-                          transposed_ + part * by_channel.low + c / 16 * by_channel.row_blocks +
+                          transposed_ + part * by_channel.parts + c / 16 * by_channel.row_blocks +
                               row / 32 * by_channel.depth_blocks,
                           by_channel.row_blocks);
         }
@@ -338,12 +346,12 @@ class Bf16Isa {
   Product product_;
 };
 
-template <class Product, bool kSplit>
+template <class Product, int kParts>
 const TileKernel* bf16_kernel(const char* instruction_set) {
-  using Isa = Bf16Isa<Product, kSplit>;
+  using Isa = Bf16Isa<Product, kParts>;
   static const TileKernel kernel = {
       .instruction_set = instruction_set,
-      .element = kSplit ? DType::kFloat32 : DType::kBFloat16,
+      .element = kParts == 1 ? DType::kBFloat16 : DType::kFloat32,
       .anchor = DType::kBFloat16,
       .accumulator = DType::kFloat32,
       .lanes = Isa::kLanes,

@@ -17,11 +17,11 @@ class TileProduct {
   }
   ~TileProduct() { _tile_release(); }
 
-  template <bool kSplit, bool kAccumulate, class Between>
+  template <int kParts, bool kAccumulate, class Between>
   void multiply(const Operand& a, int64_t rows, int64_t depth, const uint16_t* b, float* c,
                 int64_t c_rows, Between&& between) {
     const int steps = static_cast<int>(depth / 32);
-    const int products = (kSplit ? 3 : 1) * steps;
+    const int products = kParts * (kParts + 1) / 2 * steps;
     int done = 0;
     for (int64_t row = 0; row < rows; row += 32) {
       // Pieces of an even number of the rows before, as equal as that allows.
@@ -33,7 +33,7 @@ class TileProduct {
       };
       // The compiler does not know that tile loads read memory: keep it from delaying stores.
       asm volatile("" ::: "memory");
-      multiply_rows<kSplit, kAccumulate>(a, row, steps, b, c + row % c_rows * kBf16Lanes,
+      multiply_rows<kParts, kAccumulate>(a, row, steps, b, c + row % c_rows * kBf16Lanes,
                                          between_products);
     }
     between(done, static_cast<int>(rows));
@@ -43,35 +43,59 @@ class TileProduct {
   static constexpr int kRowBytes = kBf16Lanes * sizeof(float);  // of C, and of a row pair of B
 
   // 32 rows of C, two by two blocks.
-  template <bool kSplit, bool kAccumulate, class Between>
+  template <int kParts, bool kAccumulate, class Between>
   [[gnu::always_inline]] static inline void multiply_rows(const Operand& a, int64_t row, int steps,
                                                           const uint16_t* b, float* c,
                                                           Between&& between) {
     const uint16_t* rows = a.data + row / 16 * a.row_blocks;
     float* lower = c + 16 * kBf16Lanes;
-    begin_block<kAccumulate>(c, c + 16, lower, lower + 16);
+    // Three parts are for the accuracy of float32: sums begin at zero, with the small products,
+    // whose rounding does not matter then, and are added to C at last.
+    constexpr bool kFromZero = kParts == 3 || !kAccumulate;
+    begin_block<kFromZero>(c, c + 16, lower, lower + 16);
+    int product = 0;
+    const auto multiply_add = [&]() __attribute__((always_inline)) {
+      multiply_add_tiles();
+      between(product++);
+    };
     for (int step = 0; step < steps; ++step) {
-      const uint16_t* a_step = rows + step * a.depth_blocks;
-      const uint16_t* b_step = b + 32 * step * kBf16Lanes;
-      if constexpr (kSplit) {
-        // One of the two operands stays in its tiles from each product to the next.
-        const int64_t b_low = 32 * steps * kBf16Lanes;
-        load(a_step, a, b_step + b_low);
+      const auto a_part = [&](int part) { return rows + part * a.parts + step * a.depth_blocks; };
+      const auto b_part = [&](int part) { return b + 32 * (part * steps + step) * kBf16Lanes; };
+      // One of the two operands stays in its tiles from each product to the next.
+      load(a_part(0), a, b_part(kParts - 1));
+      multiply_add();
+      if constexpr (kParts == 2) {
+        load_b(b_part(0));
         multiply_add();
-        between(3 * step);
-        load_b(b_step);
+        load_a(a_part(1), a);
         multiply_add();
-        between(3 * step + 1);
-        load_a(a_step + a.low, a);
+      } else if constexpr (kParts == 3) {
+        load_b(b_part(1));
         multiply_add();
-        between(3 * step + 2);
-      } else {
-        load(a_step, a, b_step);
+        load_a(a_part(1), a);
         multiply_add();
-        between(step);
+        load_b(b_part(0));
+        multiply_add();
+        load_a(a_part(2), a);
+        multiply_add();
       }
     }
-    end_block(c, c + 16, lower, lower + 16);
+    if constexpr (kParts == 3) {
+      for (int step = 0; step < steps; ++step) {
+        load(rows + step * a.depth_blocks, a, b + 32 * step * kBf16Lanes);
+        multiply_add();
+      }
+    }
+    if constexpr (kAccumulate && kFromZero) {
+      alignas(64) float sums[32 * kBf16Lanes];
+      end_block(sums, sums + 16, sums + 16 * kBf16Lanes, sums + 16 * kBf16Lanes + 16);
+      asm volatile("" ::: "memory");  // tile stores write to it
+      for (int i = 0; i < 32 * kBf16Lanes; i += 16) {
+        _mm512_store_ps(c + i, _mm512_add_ps(_mm512_load_ps(c + i), _mm512_load_ps(sums + i)));
+      }
+    } else {
+      end_block(c, c + 16, lower, lower + 16);
+    }
   }
 
   [[gnu::always_inline]] static inline void load(const uint16_t* from_a, const Operand& a,
@@ -91,26 +115,26 @@ class TileProduct {
     _tile_loadd(7, from + 32, kRowBytes);
   }
 
-  [[gnu::always_inline]] static inline void multiply_add() {
+  [[gnu::always_inline]] static inline void multiply_add_tiles() {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
 
-  template <bool kAccumulate>
+  template <bool kFromZero>
   [[gnu::always_inline]] static inline void begin_block(const float* c0, const float* c1,
                                                         const float* c2, const float* c3) {
-    if (kAccumulate) {
-      _tile_loadd(0, c0, kRowBytes);
-      _tile_loadd(1, c1, kRowBytes);
-      _tile_loadd(2, c2, kRowBytes);
-      _tile_loadd(3, c3, kRowBytes);
-    } else {
+    if (kFromZero) {
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
+    } else {
+      _tile_loadd(0, c0, kRowBytes);
+      _tile_loadd(1, c1, kRowBytes);
+      _tile_loadd(2, c2, kRowBytes);
+      _tile_loadd(3, c3, kRowBytes);
     }
   }
 
@@ -127,9 +151,11 @@ class TileProduct {
 const TileKernel* amx_kernel(Arithmetic arithmetic) {
   switch (arithmetic) {
     case Arithmetic::kBFloat16:
-      return bf16_kernel<TileProduct, false>("amx");
+      return bf16_kernel<TileProduct, 1>("amx");
     case Arithmetic::kSplitBFloat16:
-      return bf16_kernel<TileProduct, true>("amx");
+      return bf16_kernel<TileProduct, 2>("amx");
+    case Arithmetic::kFloat32:  // six products are faster still than float32 instructions
+      return bf16_kernel<TileProduct, 3>("amx");
     default:
       return nullptr;
   }

@@ -6,10 +6,10 @@ namespace {
 // Products by vdpbf16ps, which keeps the vector units busy alone: exponentials follow afterwards.
 class DotProduct {
  public:
-  template <bool kSplit, bool kAccumulate, class Between>
+  template <int kParts, bool kAccumulate, class Between>
   static void multiply(const Operand& a, int64_t rows, int64_t depth, const uint16_t* b, float* c,
                        int64_t c_rows, Between&& between) {
-    static_assert(!kSplit);
+    static_assert(kParts == 1);
     for (int64_t row = 0; row < rows; row += kRows) {
       multiply_rows<kAccumulate>(a, row, depth, b, c + row % c_rows * kBf16Lanes);
       between(static_cast<int>(row), static_cast<int>(row + kRows));
@@ -59,8 +59,7 @@ class DotProduct {
 // Not for split numbers: vdpbf16ps multiplies at most twice as fast as float32 instructions do, and
 // they need three products.
 const TileKernel* avx512_bf16_kernel(Arithmetic arithmetic) {
-  return arithmetic == Arithmetic::kBFloat16 ? bf16_kernel<DotProduct, false>("avx512_bf16")
-                                             : nullptr;
+  return arithmetic == Arithmetic::kBFloat16 ? bf16_kernel<DotProduct, 1>("avx512_bf16") : nullptr;
 }
 
 }  // namespace cac::cpu

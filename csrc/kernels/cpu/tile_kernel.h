@@ -21,7 +21,7 @@ namespace cac::cpu {
 // How the factors of the two products are multiplied; sums are float32, for kFloat64 float64.
 enum class Arithmetic {
   kFloat64,
-  kFloat32,
+  kFloat32,        // or sums of three bfloat16, which are as accurate
   kSplitBFloat16,  // float32 as a sum of two bfloat16, products within 2^-15 (see bf16_isa.h)
   kBFloat16,
 };
@@ -63,7 +63,7 @@ struct TileKernel {
   DType anchor;          // type of packed anchors
   DType accumulator;     // type of shift and weighted
   int lanes;             // anchors in a tile
-  int anchor_parts;      // 2: a tile's anchors are followed by what rounding them left over
+  int anchor_parts;      // more than 1: anchors are followed by what rounding them left over
   int channel_pairs;     // 1: anchors packed [C][lanes]; 2: [C / 2][lanes][2]
   int channel_multiple;  // of anchors and, unless they are copied in blocks, of negatives
   int row_block;         // shares of the negatives begin at multiples of this

@@ -1,14 +1,17 @@
-"""Precision "high": float32 within a bound that holds for any unit vectors, and as reproducible.
+"""Precisions "high" and "highest" of float32: within bounds that hold for any unit vectors.
 
-The bound, with u = 2^-24, half a unit of float32. Each factor is split into two bfloat16 numbers
-within 2^-17 of it and the product of the two lower parts, at most 2^-16, is left out; the three
-products a channel are added in float32. A cosine of C channels is then off by at most
+The bound of "high", with u = 2^-24, half a unit of float32. Each factor is split into two bfloat16
+numbers within 2^-17 of it and the product of the two lower parts, at most 2^-16, is left out; the
+three products a channel are added in float32. A cosine of C channels is then off by at most
 
     delta = 2^-17 + 2^-17 + 2^-16 + 3 C u   (first order; |a| |n| = 1 bounds the sum of products)
 
 and a logit by delta / tau. The sum over a block of 256 negatives adds 2^-17, exponentials 2^-21. In
 the gradient, a mean of negatives over tau, weights are off by the logits' error, once themselves
 and once in their sum, products by 2^-15 again and sums of N negatives by 3 N u.
+
+Under "highest" a factor is exact, as float32 or as three bfloat16 numbers, whose products leave out
+u at most; the five small products are added up before the large one. 1.1 C u bounds both ways.
 """
 
 from __future__ import annotations
@@ -46,6 +49,10 @@ def mean_error(negatives: int, channels: int, temperature: float) -> float:
     return SLACK * (2 * weights + 2.0**-17 + SPLIT + 3 * negatives * U)
 
 
+def highest_logit_error(channels: int, temperature: float) -> float:
+    return SLACK * (1.1 * channels + 6) * U / temperature
+
+
 @pytest.fixture
 def precision() -> Iterator:
     """Sets the precision of float32 products; the test's end restores it."""
@@ -72,9 +79,8 @@ def gradients(function, case: LossCase, **options) -> tuple[Tensor, Tensor, Tens
     return loss.detach().double(), *(x.grad.double() for x in features)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
-@pytest.mark.parametrize(("negatives", "channels"), [(1, 1), (31, 7), (257, 128), (600, 100)])
-def test_unit_vectors_stay_within_the_bound(seed, high, negatives, channels, temperature):
+def logsumexp_errors(seed, negatives, channels, temperature) -> tuple[float, float, float]:
+    """Largest errors of value and gradient [A, C] of unit anchors, and the largest value."""
     generator = torch.Generator().manual_seed(seed)
     bank = unit_rows(generator, negatives, channels)
     anchors = unit_rows(generator, 70, channels)
@@ -91,10 +97,41 @@ def test_unit_vectors_stay_within_the_bound(seed, high, negatives, channels, tem
 
     value, gradient = run(cac_ext, anchors, bank)
     exact_value, exact_gradient = run(reference, anchors.double(), bank.double())
-    allowed = logsumexp_error(channels, temperature) + 2 * U * exact_value.abs().max()
-    assert (value - exact_value).abs().max() <= allowed
-    allowed = mean_error(negatives, channels, temperature) / temperature
-    assert (gradient - exact_gradient).norm(dim=1).max() <= allowed
+    return (
+        (value - exact_value).abs().max().item(),
+        (gradient - exact_gradient).norm(dim=1).max().item(),
+        exact_value.abs().max().item(),
+    )
+
+
+OF_UNIT_VECTORS = [(1, 1), (31, 7), (257, 128), (600, 100)]  # negatives, channels
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize(("negatives", "channels"), OF_UNIT_VECTORS)
+def test_unit_vectors_stay_within_the_bound(seed, high, negatives, channels, temperature):
+    value, gradient, largest = logsumexp_errors(seed, negatives, channels, temperature)
+    assert value <= logsumexp_error(channels, temperature) + 2 * U * largest
+    assert gradient <= mean_error(negatives, channels, temperature) / temperature
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize(("negatives", "channels"), OF_UNIT_VECTORS)
+@pytest.mark.parametrize("capability", _C.cpu_capabilities())
+def test_highest_is_float32_accurate_on_every_processor(
+    seed, precision, capability, negatives, channels, temperature
+):
+    precision("highest")
+    before = _C.cpu_capability()
+    _C.limit_cpu_capability(capability)
+    try:
+        value, gradient, largest = logsumexp_errors(seed, negatives, channels, temperature)
+    finally:
+        _C.limit_cpu_capability(before)
+    of_logit = highest_logit_error(channels, temperature)
+    of_weights = math.expm1(of_logit + 2.0**-21)
+    assert value <= of_logit + 2.0**-21 + 2 * U * (largest + 1)
+    assert gradient <= SLACK * (2 * of_weights + (1.1 * negatives + 4) * U) / temperature
 
 
 @pytest.mark.skipif(not HAS_AMX, reason="float32 is multiplied as such without AMX")
