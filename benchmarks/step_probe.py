@@ -23,7 +23,8 @@ def probe(request: dict) -> MemoryUse:
     config = step_config(request["config"], request["overrides"])
     device = torch.device("cpu")
     seed = request["seed"]
-    TrainingStep(config, request["loss"], 64, 1, device, seed).run()  # threads, lazy imports
+    # Threads, lazy imports. Two images: some networks cannot normalise over a single one.
+    TrainingStep(config, request["loss"], 64, 2, device, seed).run()
     if request["limit_bytes"]:
         limit_memory(request["limit_bytes"])
     growth = PeakGrowth()
