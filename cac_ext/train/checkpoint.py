@@ -12,7 +12,7 @@ from torch import Tensor
 from cac_ext.train.config import Config, to_mapping
 from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.errors import CheckpointError
-from cac_ext.train.files import write_whole
+from cac_ext.train.files import read_saved, write_whole
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.step import TrainingModel
 
@@ -81,15 +81,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not there, damaged, or not a checkpoint of this package.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint written by this version of cac_ext")
-    return state
+    return read_saved(path, _FORMAT, "checkpoint")
 
 
 def restore(

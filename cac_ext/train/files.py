@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
+
+from cac_ext.train.errors import CheckpointError
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -33,3 +37,25 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` of a text in UTF-8."""
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_saved(path: Path, saved_format: str, what: str) -> dict[str, Any]:
+    """The dict that ``torch.save`` wrote, tensors on the CPU.
+
+    Args:
+        path: of the file.
+        saved_format: what its key ``"format"`` must hold.
+        what: the file is, for errors: "checkpoint", ...
+
+    Raises:
+        CheckpointError: it is not there, damaged, or of another format.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no {what} {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(f"cannot read the {what} {path}: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != saved_format:
+        raise CheckpointError(f"{path} is not a {what} written by this version of cac_ext")
+    return state

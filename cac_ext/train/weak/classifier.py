@@ -22,7 +22,7 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
-from cac_ext.train.files import write_whole
+from cac_ext.train.files import read_saved, write_whole
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
 from cac_ext.train.networks.small import SmallEncoder
 from cac_ext.train.networks.weights import load_backbone_weights
@@ -35,6 +35,7 @@ from cac_ext.train.weak.image_labels import foreground_classes, read_image_label
 SUP_ONLY = "sup_only"
 
 _FORMAT = "cac_ext image classifier 1"
+_WHAT = "classifier checkpoint"
 _RESNET_STRIDE = 16
 _VOC_CROP = 1.6  # times 320 is 512
 _OPTIMIZER_KEYS = ("momentum", "weight_decay", "poly_power")
@@ -162,7 +163,7 @@ def train_classifier(
     model = model.to(device)
     state = None
     if path.is_file():
-        state = _read(path)
+        state = read_saved(path, _FORMAT, _WHAT)
         _require_equal(state["settings"], _settings(config), path)
         model.load_state_dict(state["model"])
         if state["epochs"] == options.epochs:
@@ -233,9 +234,7 @@ def load_classifier(
         CheckpointError: there is none, or its training did not come to its end.
     """
     path = folder / "classifier.pt"
-    if not path.is_file():
-        raise CheckpointError(f"there is no image classifier {path}")
-    state = _read(path)
+    state = read_saved(path, _FORMAT, _WHAT)
     if state["epochs"] < config.image_classifier.epochs:
         raise CheckpointError(
             f"{path} was trained for {state['epochs']} of {config.image_classifier.epochs} epochs; "
@@ -342,13 +341,3 @@ def _save(
         "optimizer": optimizer.state_dict(),
     }
     write_whole(path, lambda file: torch.save(state, file))
-
-
-def _read(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(f"cannot read the image classifier {path}: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is no image classifier of this version of cac_ext")
-    return state
