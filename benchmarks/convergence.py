@@ -19,9 +19,9 @@ from torch import Tensor
 
 import cac_ext
 from benchmarks import table
-from benchmarks.busy import ForeignLoad
-from benchmarks.exchange import training_with
+from benchmarks.foreign_load import ForeignLoad
 from benchmarks.golden import TOLERANCE, deviation, read_golden, train_curve, write_golden
+from benchmarks.loss_exchange import training_with
 from benchmarks.results import Results
 from cac_ext import reference
 

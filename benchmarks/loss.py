@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.busy import ForeignLoad
 from benchmarks.cases import CASES, find_cases
 from benchmarks.contenders import TYPES, make_contenders
+from benchmarks.foreign_load import ForeignLoad
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.loss_run import LossRun
 from benchmarks.loss_table import loss_table

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import table
-from benchmarks.busy import ForeignLoad
+from benchmarks.foreign_load import ForeignLoad
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.memory import MemoryUse, first_line, is_out_of_memory, run_probe
 from benchmarks.results import Results, Row

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, Inputs
-from benchmarks.exchange import training_with
 from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.loss_exchange import training_with
 from cac_ext.train.config import Config, load
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import build_network
