@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.implementations.base import Implementation
+from benchmarks.implementations.flash_attention import FlashAttention
 from benchmarks.implementations.flex_attention import FlexAttention
 from benchmarks.implementations.naive import Naive
 from benchmarks.implementations.official import Official, OfficialCompiled
@@ -11,7 +12,15 @@ from benchmarks.implementations.tiled import Tiled
 
 IMPLEMENTATIONS: dict[str, type[Implementation]] = {
     implementation.name: implementation
-    for implementation in (Ours, Official, OfficialCompiled, Naive, Tiled, FlexAttention)
+    for implementation in (
+        Ours,
+        Official,
+        OfficialCompiled,
+        Naive,
+        Tiled,
+        FlashAttention,
+        FlexAttention,
+    )
 }
 
 __all__ = ["IMPLEMENTATIONS", "Implementation"]

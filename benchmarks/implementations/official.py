@@ -83,6 +83,7 @@ class Official(Implementation):
     name = "official"
     description = "the authors' algorithm: chunks of 8,000 negatives under gradient checkpointing"
     eps = EPS
+    cpu_dtypes = ("float32", "bfloat16")
 
     def loss(self, inputs: Inputs) -> Tensor:
         return official_loss(inputs)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -33,9 +32,21 @@ class Sorted:
 Attend = Callable[[Sorted, bool], tuple[Tensor, Tensor | None]]
 
 
-def _sort_by_label(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    labels, order = labels.sort()
-    return features[order], labels, order
+def _normalize_(features: Tensor) -> Tensor:
+    """Rows ``[R, C]`` made unit length in place; their lengths ``[R, 1]``."""
+    norm = features.norm(dim=1, keepdim=True).clamp_(min=1e-12)
+    features.div_(norm)
+    return norm
+
+
+def _gather(view1: Tensor, view2: Tensor, rows: Tensor) -> Tensor:
+    """``[R, C]`` float32: rows of both views, counted through, without joining these."""
+    A, C = view1.shape
+    second = rows >= A
+    result = view1.new_empty((len(rows), C), dtype=torch.float32)
+    result[~second] = view1[rows[~second]].float()
+    result[second] = view2[rows[second] - A].float()
+    return result
 
 
 class OnePassLoss(torch.autograd.Function):
@@ -47,14 +58,15 @@ class OnePassLoss(torch.autograd.Function):
         with_gradient = any(ctx.needs_input_grad[:2])
         rows = active.flatten().nonzero().squeeze(1)  # [M], below A: view 1 -> view 2
         rows = rows[labels.flatten()[rows].argsort()]
-        both = torch.cat([features1, features2])  # [2A, C]
-        raw = both[rows].float()  # [M, C]
-        norm = raw.norm(dim=1, keepdim=True).clamp_(min=1e-12)  # [M, 1]
-        anchors = raw.div_(norm)
-        positives = F.normalize(both[(rows + A) % (2 * A)].float(), dim=1)  # [M, C]
+        anchors = _gather(features1, features2, rows)  # [M, C]
+        norm = _normalize_(anchors)  # [M, 1]
+        positives = _gather(features2, features1, rows)  # [M, C]
+        _normalize_(positives)
         positive_exp = ((anchors * positives).sum(1, keepdim=True) / TEMPERATURE).exp()  # [M, 1]
 
-        bank, bank_labels, _ = _sort_by_label(F.normalize(negatives, dim=1), negative_labels)
+        bank_labels, order = negative_labels.sort()
+        bank = negatives[order]  # [N, C], the only copy
+        _normalize_(bank)
         anchor_labels = labels.flatten()[rows]
         sums, weighted = attend(
             Sorted(
@@ -67,7 +79,7 @@ class OnePassLoss(torch.autograd.Function):
             with_gradient,
         )
         sums = sums[:, None]  # [M, 1]
-        loss = both.new_zeros(2 * A, dtype=torch.float32)
+        loss = sums.new_zeros(2 * A)
         loss[rows] = (sums / positive_exp).log1p().squeeze(1)
         if with_gradient:
             total = sums + positive_exp

@@ -1,0 +1,55 @@
+"""The CPU's FlashAttention of PyTorch with values = keys, a call for each interval of labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Inputs
+from benchmarks.implementations.base import Implementation
+from benchmarks.implementations.one_pass import Sorted, one_pass_loss
+from benchmarks.operations import Workload
+
+
+def attend_flash(sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The anchors of a class attend to the negatives before and behind their own class."""
+    sums = sort.anchors.new_zeros(len(sort.anchors), dtype=torch.float32)  # [M]
+    weighted = sums.new_zeros(sort.anchors.shape) if with_gradient else None  # [M, C]
+
+    def ends(labels: Tensor) -> list[int]:
+        return [0, *labels.bincount(minlength=sort.classes).cumsum(0).tolist()]
+
+    anchor_ends, negative_ends = ends(sort.anchor_labels), ends(sort.negative_labels)
+    for c in range(sort.classes):
+        rows = slice(anchor_ends[c], anchor_ends[c + 1])
+        for side in (slice(negative_ends[c]), slice(negative_ends[c + 1], None)):
+            anchors, keys = sort.anchors[rows][None, None], sort.negatives[side][None, None]
+            if not anchors.numel() or not keys.numel():
+                continue
+            # The public function keeps the log-sum-exp to itself.
+            output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                anchors, keys, keys, scale=1.0
+            )
+            part = log_sum.flatten().float().exp()  # [rows]
+            sums[rows] += part
+            if with_gradient:
+                weighted[rows] += output[0, 0].float() * part[:, None]
+    return sums, weighted
+
+
+class FlashAttention(Implementation):
+    name = "flash-attention"
+    description = "torch's own attention on the CPU: one call for each side of a class's negatives"
+    cpu_dtypes = ("float32", "bfloat16")
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        return one_pass_loss(inputs, attend_flash)
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return "written for the CPU; flex-attention is its like on a GPU"
+        return super().unsupported(device, dtype)
+
+    def executed_operations(self, workload: Workload, phase: str) -> int:
+        # Attention forms its output whether or not a gradient is wanted.
+        return 0 if phase == "backward" else workload.one_pass_operations("both")
