@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_trees import draw_image, folder_overrides, folder_tree
 from PIL import Image
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
+from cac_ext.train.data.check import check
+from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import ConfigError, DataError
 
 
@@ -97,3 +100,79 @@ def test_a_fault_is_named_with_its_file(break_it, words: list[str], folder: Path
         build(folder).labelled[1]
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_path_that_leads_out_of_the_root_has_one_name_and_its_own_pseudo_label(
+    tmp_path: Path, seed: int
+) -> None:
+    """Files of one name in two roots, listed from each: a run's labels must stay its own."""
+    rng = np.random.default_rng(seed)
+    run, names = tmp_path / "run", []
+    for place in ("one", "two"):
+        root = tmp_path / place / "lists"
+        folder_tree(root, rng, 1, 1)
+        draw_image(tmp_path / place / "img/a.jpg", rng)
+        (root / "unlabelled.txt").write_text("../img/a.jpg\nimages/../images/train0.png\n")
+        overrides = [*folder_overrides(root), "data.unlabelled_list=unlabelled.txt"]
+        # The root itself may be given by such a path, too.
+        overrides[0] = f"data.root={tmp_path / place}/img/../lists"
+        splits = build_datasets(load("folder", overrides).data)
+        outside, inside = (splits.unlabelled[index]["name"] for index in range(2))
+        assert outside == (tmp_path / place / "img/a.jpg").as_posix()
+        assert inside == "images/train0.png"
+        names.append(outside)
+        for kind in ("teacher", "activation"):
+            folder = run / f"{kind}-{place}"
+            label = len(list(run.glob("*")))
+            shape = splits.unlabelled[0]["image"].shape[1:]
+            fill = torch.full(shape, label % 3)
+            write_pseudo_labels(splits, lambda i, s, m=fill: m, folder, "", progress=False)
+            assert mask_path(folder, outside).resolve().is_relative_to(folder.resolve())
+            labelled = PseudoLabelled(splits.unlabelled, folder, 3, 255)
+            assert all((labelled[i]["mask"] == label % 3).all() for i in range(2))
+    assert names[0] != names[1]
+    assert not list(tmp_path.glob("*/img/*.png"))
+
+
+def test_an_image_under_two_paths_is_one_image(tmp_path: Path, seed: int) -> None:
+    folder_tree(tmp_path, np.random.default_rng(seed), 2, 1)
+    with (tmp_path / "train.txt").open("a") as file:
+        file.write("masks/../images/train1.png masks/train1.png\n")
+        file.write("images/../images/val0.png masks/val0.png\n")
+    with pytest.warns(UserWarning, match="the validation image images/val0.png is trained on"):
+        splits = build_datasets(load("folder", folder_overrides(tmp_path)).data)
+    problems = "\n".join(check(splits, progress=False).problems)
+    assert "images/train1.png is listed twice" in problems
+    assert "the validation image images/val0.png is trained on" in problems
+
+
+def test_a_root_behind_a_link_means_what_the_file_system_means(tmp_path: Path, seed: int) -> None:
+    """`..` behind a link leads to the parent of where the link leads."""
+    rng = np.random.default_rng(seed)
+    folder_tree(tmp_path / "disk/data", rng, 1, 1)
+    draw_image(tmp_path / "disk/img/a.jpg", rng)
+    draw_image(tmp_path / "img/a.jpg", rng)
+    (tmp_path / "data").symlink_to(tmp_path / "disk/data")
+    (tmp_path / "disk/data/unlabelled.txt").write_text("../img/a.jpg\n")
+    overrides = [*folder_overrides(tmp_path / "data"), "data.unlabelled_list=unlabelled.txt"]
+    images = build_datasets(load("folder", overrides).data).unlabelled
+    assert images[0]["name"] == (tmp_path / "disk/img/a.jpg").resolve().as_posix()
+
+
+def test_a_name_that_leads_out_of_the_folder_gets_no_pseudo_label(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'\.\./a'.*\.\."):
+        mask_path(tmp_path, "../a")
+
+
+def test_a_mask_is_read_without_decoding_its_image(tmp_path: Path, seed: int) -> None:
+    """Image-level labels read the masks of thousands of images, of which only the size counts."""
+    folder_tree(tmp_path, np.random.default_rng(seed), 2, 1)
+    overrides = [*folder_overrides(tmp_path), "data.labelled_ratio=1/2"]
+    images = build_datasets(load("folder", overrides).data).unlabelled
+    path = images.entries[0].image
+    whole = images.known_mask(0)
+    path.write_bytes(path.read_bytes()[:200])  # the header is there, the pixels are not
+    assert torch.equal(images.known_mask(0), whole)
+    draw_image(path, np.random.default_rng(seed), (24, 31))
+    with pytest.raises(DataError, match=r"is 32 x 24 pixels.* is 31 x 24"):
+        images.known_mask(0)

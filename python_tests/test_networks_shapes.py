@@ -49,7 +49,8 @@ def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
 def test_features_and_logits_have_the_promised_sizes(outline, size: tuple[int, int]) -> None:
     network, channels, stride, pooling = outline
     images = torch.randn(2, 3, *size, device="meta")
-    features, pooled = network.features(images), network.pooled_features(images)
+    features = network.features(images)
+    pooled = network.pool(features)
     height, width = (-(-pixels // stride) for pixels in size)
     assert features.shape == (2, channels, height, width)
     assert pooled.shape == (2, channels, height // pooling, width // pooling)

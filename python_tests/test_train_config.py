@@ -26,7 +26,6 @@ def test_the_printed_configuration_loads_to_the_same(tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
     path.write_text(configuration.to_yaml(config))
     assert load(str(path)) == config
-    assert configuration.from_mapping(configuration.to_mapping(config), "memory") == config
 
 
 def test_a_base_is_overridden_by_the_file_and_the_file_by_the_command(tmp_path: Path) -> None:

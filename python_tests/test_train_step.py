@@ -46,7 +46,7 @@ def balance_classes(model: nn.Module, pairs: dict[str, torch.Tensor]) -> None:
     network = model.network
     with torch.no_grad():
         views = torch.cat([pairs["view1"], pairs["view2"]])
-        logits = network.classifier(network.pooled_features(views))  # [2B, K, h, w]
+        logits = network.classifier(network.pool(network.features(views)))  # [2B, K, h, w]
         network.classifier.bias -= logits.mean(dim=(0, 2, 3))
 
 

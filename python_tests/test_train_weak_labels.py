@@ -84,6 +84,20 @@ def test_image_labels_come_from_a_list(tmp_path: Path, seed: int) -> None:
     with pytest.raises(DataError, match=r"no line of the unlabelled image images/train2\.png"):
         read_image_labels(config.weak, config.data, splits)
 
+    # Lists in a folder of their own: an image is the same under each of its paths.
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "weak.txt").write_text("../images/train2.png\n../images/train3.png\n")
+    (lists / "labels.txt").write_text("../images/train2.png 2\nimg/../../images/train3.png 1\n")
+    for part in ("train", "val"):
+        text = (tmp_path / f"{part}.txt").read_text()
+        (lists / f"{part}.txt").write_text(text.replace("images", "../images"))
+    (lists / "masks").symlink_to(tmp_path / "masks")
+    overrides = [*folder_overrides(lists), *overrides[-2:], "weak.image_labels=labels.txt"]
+    config = load("folder", overrides)
+    found = read_image_labels(config.weak, config.data, build_datasets(config.data))
+    assert found.tolist() == [[0, 1], [1, 0]]
+
 
 def test_image_labels_alone_are_enough_to_train(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture

@@ -231,11 +231,6 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     return _finish(merged)
 
 
-def from_mapping(mapping: Mapping[str, Any], source: str) -> Config:
-    """The configuration kept in a run folder or checkpoint; ``source`` names it in errors."""
-    return _finish(_merge(OmegaConf.structured(Config), OmegaConf.create(dict(mapping)), source))
-
-
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML, which `load` reads again."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -9,7 +9,7 @@ from pathlib import Path
 from cac_ext.train.config import DataConfig
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry, read_list
+from cac_ext.train.data.list_file import Entry, read_list, without_parents
 from cac_ext.train.data.split import parse_ratio, split
 from cac_ext.train.errors import ConfigError
 
@@ -112,7 +112,7 @@ def find_root(config: DataConfig, markers: Sequence[str], inside: Sequence[str] 
             f"the data set {config.name!r} needs data.root, the folder that holds {wanted}: give "
             "it in the YAML file or as data.root=... on the command line"
         )
-    root = Path(config.root).expanduser().absolute()
+    root = without_parents(Path(config.root).expanduser().absolute())
     for candidate in (root, *(root / folder for folder in inside)):
         if any((candidate / marker).is_dir() for marker in markers):
             return candidate

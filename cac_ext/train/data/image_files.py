@@ -56,7 +56,7 @@ class ImageFiles(Dataset):
             image = VF.pil_to_tensor(_open(entry.image, "image").convert("RGB"))  # [3, H, W]
             sample = {"image": tv_tensors.Image(image), "name": entry.name}
             if self.with_masks:
-                sample["mask"] = tv_tensors.Mask(self._read_mask(entry, image))
+                sample["mask"] = tv_tensors.Mask(self._read_mask(entry, image.shape[1:]))
         except DataError as error:
             raise DataError(f"{entry.source}: {error}") from error.__cause__
         return sample
@@ -67,7 +67,8 @@ class ImageFiles(Dataset):
         if entry.mask is None or not entry.mask.is_file():
             return None
         try:
-            return self._read_mask(entry, VF.pil_to_tensor(_open(entry.image, "image")))
+            # The size stands in the file's header: the image need not be decoded for it.
+            return self._read_mask(entry, _open(entry.image, "image", decode=False).size[::-1])
         except DataError as error:
             raise DataError(f"{entry.source}: {error}") from error.__cause__
 
@@ -84,8 +85,11 @@ class ImageFiles(Dataset):
         """Ids of a mask file to class ids, ``[H, W]``; a layout may number them otherwise."""
         return ids
 
-    def _read_mask(self, entry: Entry, image: Tensor) -> Tensor:
-        """Class ids ``[H, W]``, uint8 where the file has 8 bits or fewer, else int64."""
+    def _read_mask(self, entry: Entry, size: tuple[int, int]) -> Tensor:
+        """Class ids ``[H, W]``, uint8 where the file has 8 bits or fewer, else int64.
+
+        ``size`` is the image's H, W.
+        """
         path = entry.mask
         picture = _open(path, "mask")
         if picture.mode not in _ID_MODES:
@@ -96,10 +100,10 @@ class ImageFiles(Dataset):
         stored = np.array(picture)  # [H, W] bool, uint8, uint16 or int32
         stored = stored.astype(np.uint8 if stored.itemsize == 1 else np.int64)
         ids = self.class_ids(path, stored)
-        if ids.shape != image.shape[1:]:
+        if ids.shape != tuple(size):
             raise DataError(
                 f"the mask {path} is {ids.shape[1]} x {ids.shape[0]} pixels, but its image "
-                f"{entry.image} is {image.shape[2]} x {image.shape[1]}"
+                f"{entry.image} is {size[1]} x {size[0]}"
             )
         wrong = ((ids < 0) | (ids >= self.num_classes)) & (ids != self.ignore_index)
         if wrong.any():
@@ -112,12 +116,13 @@ class ImageFiles(Dataset):
         return torch.from_numpy(ids)
 
 
-def _open(path: Path, kind: str) -> Image.Image:
+def _open(path: Path, kind: str, *, decode: bool = True) -> Image.Image:
     if not path.is_file():
         raise DataError(f"there is no {kind} {path}")
     try:
         with Image.open(path) as picture:
-            picture.load()
+            if decode:
+                picture.load()
             return picture
     except Exception as error:  # of a broken file, each of Pillow's formats raises its own
         raise DataError(f"cannot read the {kind} {path}: {error}") from error

@@ -4,11 +4,12 @@ A line is "image mask" for a labelled image and "image" for an unlabelled one, w
 may stand but is not looked at. Paths are relative to the data set's root, whether or not they begin
 with a slash, as in the paper authors' lists ("/JPEGImages/a.jpg /SegmentationClassAug/a.png"), or
 absolute. Empty lines and lines that begin with ``#`` are skipped. Paths with spaces: separate the
-columns by a tab.
+columns by a tab. Paths may contain ``..`` and lead out of the root.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ class Entry:
     """An image of a list.
 
     Attributes:
-        name: path of the image, relative to the root where it lies in it; ``/`` between folders.
+        name: path of the image, relative to the root where it lies in it, else absolute; without
+            ``..``, so that each image has one name; ``/`` between folders.
         image, mask: the files; mask is None where the list names none.
         source: where the entry stands, for errors: "train.txt, line 3".
     """
@@ -74,8 +76,8 @@ def read_list(
                 "between the columns allows paths with spaces)"
             )
             continue
-        image = _locate(columns[0], root)
-        mask = _locate(columns[1], root) if len(columns) == 2 else None
+        image = locate(columns[0], root)
+        mask = locate(columns[1], root) if len(columns) == 2 else None
         entries.append(Entry(relative_name(image, root), image, mask, source))
     if faults:
         shown = "\n".join(faults[:_FAULTS_SHOWN])
@@ -101,11 +103,24 @@ def relative_name(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _locate(text: str, root: Path) -> Path:
-    """The file that a list means: an absolute path if there is one, else relative to the root."""
-    in_root = root / text.lstrip("/")
-    path = Path(text)
+def locate(text: str, root: Path) -> Path:
+    """The file that a list means: an absolute path if there is one, else relative to the root.
+
+    Neither the result nor ``root`` has ``..`` in it (see `without_parents`).
+    """
+    in_root = without_parents(root / text.lstrip("/"))
+    path = without_parents(Path(text))
     if not path.is_absolute() or in_root.is_file():
         return in_root
     # Missing in both places: named where a part of the way exists.
     return path if path.is_file() or not in_root.parent.is_dir() else in_root
+
+
+def without_parents(path: Path) -> Path:
+    """``a/../b`` as ``b``, so that a file has one path; where ``a`` is a link, as it leads."""
+    if ".." not in path.parts:
+        return path
+    plain = Path(os.path.normpath(path))
+    if path.exists() and not (plain.exists() and plain.samefile(path)):
+        return path.resolve()
+    return plain

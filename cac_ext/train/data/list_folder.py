@@ -7,6 +7,7 @@ from pathlib import Path
 from cac_ext.train.config import DataConfig
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.file_splits import FileLayout, build_file_splits
+from cac_ext.train.data.list_file import without_parents
 from cac_ext.train.errors import ConfigError
 
 _BACKGROUND_NAME = "background"
@@ -31,7 +32,7 @@ def build(config: DataConfig) -> DatasetSplits:
         raise ConfigError(
             f"data.class_names has {len(names)} names, but data.num_classes is {config.num_classes}"
         )
-    root = Path(config.root).expanduser().absolute()
+    root = without_parents(Path(config.root).expanduser().absolute())
     if not root.is_dir():
         raise ConfigError(f"data.root: there is no folder {root}")
     background = config.background_class

@@ -260,7 +260,16 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def mask_path(folder: Path, name: str) -> Path:
-    """Where the mask of the image called ``name`` lies; folders in the name are kept."""
+    """Where the mask of the image called ``name`` lies; folders in the name are kept.
+
+    Raises:
+        DataError: ``..`` in the name could lead out of the folder, to the mask of another run.
+    """
+    if ".." in Path(name).parts:
+        raise DataError(
+            f"the image name {name!r} contains '..', and cannot name a pseudo label in {folder}: "
+            "let the data set's samples have names without"
+        )
     return folder / f"{name.lstrip('/')}.png"
 
 

@@ -115,12 +115,8 @@ class SegmentationNetwork(nn.Module):
             )
         return features
 
-    def pooled_features(self, images: Tensor) -> Tensor:
-        """Features of the unlabelled branch, ``[B, 3, H, W] -> [B, F, h, w]``."""
-        return self.pool(self.features(images))
-
     def pool(self, features: Tensor) -> Tensor:
-        """The encoder's features to those of the unlabelled branch."""
+        """The encoder's features to those of the unlabelled branch, ``[B, F, h, w]``."""
         return (
             F.avg_pool2d(features, self.feature_pooling) if self.feature_pooling > 1 else features
         )

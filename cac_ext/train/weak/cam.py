@@ -96,7 +96,7 @@ def write_cam_labels(
 
     @cache  # not read where all masks are there already
     def classes() -> Tensor:
-        return read_image_labels(config.weak, config.data, splits)  # [M, K - 1]
+        return read_image_labels(config.weak, config.data, splits, progress=progress)  # [M, K - 1]
 
     def label(index: int, sample: dict) -> Tensor:
         return labels_of_maps(

@@ -168,7 +168,7 @@ def train_classifier(
         model.load_state_dict(state["model"])
         if state["epochs"] == options.epochs:
             return model.eval()
-    labels = read_image_labels(config.weak, config.data, splits)
+    labels = read_image_labels(config.weak, config.data, splits, progress=progress)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=options.learning_rate,

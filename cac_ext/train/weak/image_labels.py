@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from cac_ext.train.config import DataConfig, WeakConfig
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.image_files import ImageFiles
+from cac_ext.train.data.list_file import locate, relative_name
 from cac_ext.train.data.pseudo_label_files import unlabelled_images
 from cac_ext.train.errors import ConfigError, DataError
 
@@ -31,14 +33,17 @@ def foreground_classes(splits: DatasetSplits, data: DataConfig) -> list[int]:
     return [k for k in range(splits.num_classes) if k != splits.background_class]
 
 
-def read_image_labels(config: WeakConfig, data: DataConfig, splits: DatasetSplits) -> Tensor:
+def read_image_labels(
+    config: WeakConfig, data: DataConfig, splits: DatasetSplits, *, progress: bool = True
+) -> Tensor:
     """Classes of every unlabelled image, ``[M, K - 1]`` float 0 or 1.
 
     Column ``c`` is the class ``foreground_classes(...)[c]``.
 
     From the list file ``weak.image_labels``, whose lines are an image's name, as lists of images
     give it, and the ids of its classes: ``JPEGImages/2007_000032.jpg 1 15``. Where no list is
-    given, from the unlabelled images' masks, of which nothing else is used.
+    given, from the unlabelled images' masks, of which nothing else is used; ``progress`` shows a
+    bar meanwhile.
 
     Raises:
         ConfigError: no list, and a mask that is not known; no class is the background.
@@ -50,7 +55,8 @@ def read_image_labels(config: WeakConfig, data: DataConfig, splits: DatasetSplit
         path = Path(config.image_labels).expanduser()
         return _from_list(path, data, images, splits)[:, foreground]
     labels = torch.zeros(len(images), splits.num_classes)
-    for index in range(len(images)):
+    indices = range(len(images))
+    for index in tqdm(indices, "image labels", unit="mask", leave=False, disable=not progress):
         mask = _known_mask(images, index)
         classes = mask[mask != splits.ignore_index].unique().long()
         labels[index, classes] = 1
@@ -93,13 +99,20 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
                 f"{path}, line {number}: needs an image and ids of 0 to {splits.num_classes - 1} "
                 f"other than the background's, {splits.background_class}, but is {line!r}"
             )
-        given[name.lstrip("/")] = [int(text) for text in ids]
+        given[_same_name(name, images)] = [int(text) for text in ids]
     labels = torch.zeros(len(images), splits.num_classes)
     for index in range(len(images)):
         # Names without reading the images, where that can be had.
         named = isinstance(images, ImageFiles)
         name = images.entries[index].name if named else images[index]["name"]
-        if name.lstrip("/") not in given:
+        if _same_name(name, images) not in given:
             raise DataError(f"{path} has no line of the unlabelled image {name}")
-        labels[index, given[name.lstrip("/")]] = 1
+        labels[index, given[_same_name(name, images)]] = 1
     return labels
+
+
+def _same_name(name: str, images: Dataset) -> str:
+    """An image's name as its list gives it, in the one form in which names are compared."""
+    if isinstance(images, ImageFiles):
+        name = relative_name(locate(name, images.root), images.root)
+    return name.lstrip("/")
