@@ -7,6 +7,9 @@ import importlib
 import os
 import sys
 
+from benchmarks.arguments import command_line, device, positive_int
+from benchmarks.errors import UsageError
+
 #: Command -> what it does; the module of the same name has `add_arguments` and `run`.
 COMMANDS = {
     "loss": "time and memory of the loss alone, against what people use today",
@@ -18,50 +21,96 @@ COMMANDS = {
     "compare": "two result files row by row, regressions flagged",
 }
 MEASURING = ("loss", "step", "convergence")
+#: These say ValueError, not UsageError, for a request that cannot be met.
+_SAYING_VALUE_ERROR = ("camvid", "readme")
+
+#: Packages that may be missing, by the extra that installs them.
+EXTRAS = {
+    "bench": ("tqdm", "matplotlib"),
+    "train": ("omegaconf", "torchvision", "torchmetrics", "tensorboard", "PIL", "sklearn"),
+}
+#: As of every program that Ctrl-C ended: 128 + SIGINT.
+INTERRUPTED = 130
 
 
 def _add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
-        "--threads", type=int, help="CPU threads (default: as many as there are cores)"
+        "--device", type=device, default="cpu", help="cpu (default), cuda, cuda:1, ..."
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, help="CPU threads (default: as many as there are cores)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all inputs (default 0)")
-    parser.add_argument("--output", metavar="FILE.json", help="write all figures there")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.json",
+        help="write all figures there, also those of a run that was interrupted",
+    )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
     import torch
 
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {arguments.device}: this torch finds no CUDA device")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(arguments.threads or usable)
-    if arguments.device.startswith("cuda"):
-        torch.cuda.set_device(arguments.device)
+    wanted = torch.device(arguments.device)
+    if wanted.index is not None:
+        torch.cuda.set_device(wanted)
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary)
+        if name != chosen:
+            continue  # its packages need not be installed
         if name in MEASURING:
             _add_measuring_arguments(subparser)
         importlib.import_module(f"benchmarks.{name}").add_arguments(subparser)
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _run(argv: list[str]) -> int:
+    from cac_ext.train.errors import UserError
+
+    arguments = _parse(argv)
+    arguments.command_line = command_line(argv)
     try:
         if arguments.command in MEASURING:
             _prepare(arguments)
         return importlib.import_module(f"benchmarks.{arguments.command}").run(arguments)
+    except (UsageError, UserError) as error:
+        return _refuse(error)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if arguments.command in _SAYING_VALUE_ERROR:
+            return _refuse(error)
+        raise
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}")
+
+
+def _refuse(reason: object) -> int:
+    print(f"error: {reason}", file=sys.stderr)
+    return 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        for extra, packages in EXTRAS.items():
+            if package in packages:
+                return _refuse(f'{package} is missing; install it with: pip install ".[{extra}]"')
+        raise
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ModuleNotFoundError as error:
-        if error.name not in ("tqdm", "matplotlib"):
-            raise
-        sys.exit(f"{error.name} is missing; install it with: pip install cac_ext[bench]")
+    sys.exit(main())

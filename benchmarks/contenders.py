@@ -8,8 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
 from benchmarks.operations import Workload
+
+#: Stands beside the implementations in a whole step: no consistency loss, the gradient through both
+#: views kept; the floor of all others.
+NO_LOSS = "no loss"
 
 #: Names of the input types, and the precision set for float32 products. "float32-high" allows TF32
 #: or sums of two bfloat16 numbers, to every implementation alike.
@@ -75,14 +80,14 @@ def make_contenders(names: list[str], device: torch.device) -> list[Contender]:
     for name in names:
         name, _, dtype = name.partition(":")
         if name not in IMPLEMENTATIONS:
-            raise ValueError(
+            raise UsageError(
                 f"no implementation is called {name!r}; there are: {', '.join(IMPLEMENTATIONS)}"
             )
         implementation = IMPLEMENTATIONS[name]()
         usual = implementation.cpu_dtypes if device.type == "cpu" else ("float32", "bfloat16")
         for dtype_name in [dtype] if dtype else usual:
             if dtype_name not in TYPES:
-                raise ValueError(
+                raise UsageError(
                     f"the input type must be one of {', '.join(TYPES)}, but got {dtype_name!r}"
                 )
             contender = Contender(implementation, dtype_name)

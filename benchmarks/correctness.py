@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -11,7 +11,14 @@ from benchmarks.implementations import Implementation
 from cac_ext import reference
 
 #: More negatives than one chunk of the official algorithm, so that a later chunk is checked too.
+#: Channels and classes are those of the case that is to be timed.
 CHECK_CASE = Case("check", A=160, N=9_000, C=128, K=21, group="check")
+
+
+def check_case_for(case: Case) -> Case:
+    """Few anchors and negatives, with the channels and the number of classes of ``case``."""
+    return replace(CHECK_CASE, C=case.C, K=case.K)
+
 
 #: Largest relative error of the loss, and of the gradient in the Frobenius norm, by input type.
 #: float32 products are exact to float32 unless the precision set for them allows less.
@@ -31,6 +38,10 @@ class Check:
 
     implementation: str
     dtype: str
+    A: int
+    N: int
+    C: int
+    K: int
     loss_error: float
     gradient_error: float
     loss_tolerance: float
@@ -77,6 +88,10 @@ def check(
     return Check(
         implementation=implementation.name,
         dtype=str(dtype).removeprefix("torch."),
+        A=case.A,
+        N=case.N,
+        C=case.C,
+        K=case.K,
         loss_error=abs(loss.item() / expected_loss.item() - 1),
         gradient_error=((got - expected).norm() / expected.norm()).item(),
         loss_tolerance=tolerances[0],

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import positive_float, positive_int
 from benchmarks.cases import CASES, find_cases
 from benchmarks.contenders import TYPES, make_contenders
-from benchmarks.foreign_load import ForeignLoad
+from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.loss_case import LossOptions
 from benchmarks.loss_run import LossRun
 from benchmarks.loss_table import loss_table
-from benchmarks.results import Results
+from benchmarks.results import Results, keeping
 
 DEFAULT_ON_CPU = ["official", "tiled", "ours", "naive"]
 
@@ -38,10 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "float32 products) or in the usual ones; see below; "
         f"default on a CPU: {' '.join(DEFAULT_ON_CPU)}, on a GPU: all",
     )
-    parser.add_argument("--repeats", type=int, default=20, help="timed calls each, at most")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=20, help="timed calls each, at most (default 20)"
+    )
     parser.add_argument(
         "--time-budget",
-        type=float,
+        type=positive_float,
         default=280.0,
         metavar="SECONDS",
         help="for the whole run; slow rivals get fewer calls, hopeless ones none (default 280)",
@@ -51,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory-limit",
-        type=float,
+        type=positive_float,
         metavar="GIB",
-        help="what one CPU call may take before it counts as out of memory "
+        help="what one CPU call may take before it counts as out of memory, measured or timed "
         "(default: 90%% of what is free)",
     )
 
@@ -64,33 +67,31 @@ def run(arguments: argparse.Namespace) -> int:
         DEFAULT_ON_CPU if device.type == "cpu" else list(IMPLEMENTATIONS)
     )
     contenders = make_contenders(names, device)
-    cases = find_cases(arguments.cases)
+    try:
+        cases = find_cases(arguments.cases)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     settings = {
         "cases": arguments.cases,
         "implementations": [contender.label() for contender in contenders],
         "repeats": arguments.repeats,
         "time_budget": arguments.time_budget,
+        "memory": arguments.memory,
+        "memory_limit_gib": arguments.memory_limit,
         "seed": arguments.seed,
     }
-    results = Results.start("loss", settings, device)
-    load = ForeignLoad()
-    measurement = LossRun(
-        results,
-        contenders,
-        device=device,
+    results = Results.start("loss", settings, device, arguments.command_line)
+    options = LossOptions(
+        device,
         seed=arguments.seed,
         repeats=arguments.repeats,
-        time_budget=arguments.time_budget,
         memory=arguments.memory,
         memory_limit=int(arguments.memory_limit * 2**30) if arguments.memory_limit else None,
     )
-    # Every size compiles anew. By default torch stops compiling after a few, without a word, and
-    # compiled rivals would be timed uncompiled.
-    with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
-        measurement.run(cases)
-    results.machine["foreign_load"] = load.share()
-    print(loss_table(results))
-    if arguments.output:
-        results.save(Path(arguments.output))
-        print(f"\nwritten: {arguments.output}")
+    with keeping(results, arguments.output, loss_table):
+        measurement = LossRun(results, contenders, options, arguments.time_budget)
+        # Every size compiles anew. By default torch stops compiling after a few, without a word,
+        # and compiled rivals would be timed uncompiled.
+        with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
+            measurement.run(cases)
     return 0

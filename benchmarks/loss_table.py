@@ -72,6 +72,7 @@ def loss_table(results: Results) -> str:
                 *(table.seconds(phase.median if phase else None) for phase in phases),
             ]
         )
+    notes += _executed(results)
     parts = [describe_run(results), table.render(header, lines, left=3)]
     if any(not row.warmed_up for row in results.rows):
         notes.append("* slow calls are timed without a warm-up call")
@@ -80,6 +81,22 @@ def loss_table(results: Results) -> str:
     if notes:
         parts.append("\n".join(notes))
     return "\n\n".join(parts)
+
+
+def _executed(results: Results) -> list[str]:
+    """What each implementation multiplies, of what the equations ask for if nothing is skipped."""
+    shares: dict[str, list[float]] = {}
+    for row in results.rows:
+        if row.phase == "both" and row.samples and row.nominal_operations:
+            share = row.executed_operations / row.nominal_operations
+            shares.setdefault(row.implementation, []).append(share)
+    ranges = []
+    for name, found in shares.items():
+        low, high = table.percent(min(found)), table.percent(max(found))
+        ranges.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+    return [
+        f"executed, of 4C operations for every pair in each direction: {', '.join(ranges)}"
+    ] * bool(ranges)
 
 
 def describe_run(results: Results) -> str:
@@ -96,20 +113,33 @@ def describe_run(results: Results) -> str:
             f" {case['workload']['active_anchors']:,} active anchors in both directions,"
             f" {_differing(case):.0%} of their negatives of another class"
         )
-    for dtype, limit in results.limits.get("matrix_rate", {}).items():
-        shape = "x".join(map(str, limit["shape"]))
-        lines.append(
-            f"matrix product {dtype}: {table.rate(limit['operations_per_second'])}op/s ({shape})"
-        )
+        rates = [
+            f"{table.rate(rate)}op/s {SHORT_DTYPE.get(dtype, dtype)}"
+            for dtype, rate in case.get("matrix_rate", {}).items()
+        ]
+        if rates:
+            lines.append(f"    matrix product: {', '.join(rates)}")
     if "memory_bandwidth" in results.limits:
         lines.append(f"memory bandwidth: {results.limits['memory_bandwidth'] / 1e9:.0f} GB/s")
+    lines += _checked(results)
     lines.append(
         "loss+grad: both directions, median; vs official / tiled: times faster, same type where"
         " measured, else fp32;\nop/s: operations really executed; of matmul: against torch's matrix"
-        " product of that type;\nof bandwidth: inputs and outputs moved once; memory: peak beyond"
-        " the inputs, gradients included;\nforward: without gradient"
+        " product of that type in the same case;\nof bandwidth: inputs and outputs moved once;"
+        " memory: peak beyond the inputs, gradients included;\nforward: without gradient"
     )
     return "\n".join(lines)
+
+
+def _checked(results: Results) -> list[str]:
+    """At which sizes the implementations were held against the oracle."""
+    sizes = dict.fromkeys(
+        f"C={check['C']} K={check['K']} (A={check['A']:,} N={check['N']:,})"
+        for check in results.checks
+        if "C" in check
+    )
+    text = f"loss and gradient checked against the float64 reference at {', '.join(sizes)}"
+    return [text] if sizes else []
 
 
 def _differing(case: dict) -> float:

@@ -10,9 +10,18 @@ from pathlib import Path
 import torch
 
 import cac_ext
+from benchmarks.arguments import without_folders
 
 #: Instruction sets that decide how fast matrix products are.
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
+#: Environment variables whose names begin so change how fast torch and its libraries are.
+_SPEED_VARIABLES = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "DNNL_", "ONEDNN_", "MALLOC_", "GLIBC_"),
+    *("TORCH", "PYTORCH", "ATEN_", "THP_MEM_ALLOC_", "NVIDIA_TF32_", "CUBLAS"),
+    *("CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "CUDA_DEVICE_MAX_CONNECTIONS"),
+)
+#: But not these: they only say where something lies.
+_PATH_VARIABLES = ("_HOME", "_DIR", "_PATH", "_ROOT")
 
 
 def _cpu_info() -> tuple[str, list[str]]:
@@ -72,6 +81,28 @@ def describe_machine(device: torch.device) -> dict:
         description["gpu_memory_bytes"] = properties.total_memory
         description["gpu_capability"] = f"{properties.major}.{properties.minor}"
     return description
+
+
+def describe_process() -> dict:
+    """What of this process's surroundings changes speed: variables, priority, scheduling policy."""
+    variables = {
+        name: without_folders(value)
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_SPEED_VARIABLES) and not name.endswith(_PATH_VARIABLES)
+    }
+    if "LD_PRELOAD" in os.environ:
+        libraries = os.environ["LD_PRELOAD"].replace(":", " ").split()
+        variables["LD_PRELOAD"] = " ".join(Path(library).name for library in libraries)
+    found: dict = {"environment": variables}
+    if hasattr(os, "getpriority"):
+        found["niceness"] = os.getpriority(os.PRIO_PROCESS, 0)
+    if hasattr(os, "sched_getscheduler"):
+        policies = ("OTHER", "BATCH", "IDLE", "FIFO", "RR")
+        names = {getattr(os, f"SCHED_{name}", None): f"SCHED_{name}" for name in policies}
+        policy = os.sched_getscheduler(0) & ~getattr(os, "SCHED_RESET_ON_FORK", 0)
+        if policy != os.SCHED_OTHER:
+            found["scheduling_policy"] = names.get(policy, str(policy))
+    return found
 
 
 def describe_software() -> dict:

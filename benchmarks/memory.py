@@ -6,10 +6,12 @@ process of its own (`benchmarks.memory_probe`) and the growth of its peak reside
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ class MemoryUse:
 
     status: str
     extra_bytes: int | None = None  # peak beyond the inputs, gradients included
-    seconds: float | None = None
+    seconds: float | None = None  # the loss with its gradient took, where that was timed
     detail: str = ""
 
 
@@ -40,14 +42,51 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def status_bytes(field: str) -> int:
+    """A ``Vm...`` entry of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def free_bytes() -> int:
+    """What a process may take before the CPU's allocator should refuse; 0 where it is unknown."""
+    return int(0.9 * (available_memory() or 0))
+
+
+@contextlib.contextmanager
+def limited_memory(extra_bytes: int) -> Iterator[None]:
+    """Inside, the CPU's allocator refuses to give more than so many bytes beyond what is taken, or
+    the system might kill this process, or another one. 0 sets no limit.
+    """
+    try:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        if extra_bytes:
+            soft = status_bytes("VmData") + extra_bytes
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
+    except (ImportError, OSError, ValueError):  # a system without such a limit
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 def measure_on_gpu(implementation: Implementation, inputs: Inputs) -> MemoryUse:
     """One training call under the allocator's peak counter."""
     inputs = inputs.requiring_grad()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
     try:
+        if implementation.compiles:  # trying out kernels takes memory that later calls do not need
+            implementation.loss(inputs).backward()
+            inputs = inputs.requiring_grad()  # without the gradients of that call
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         implementation.loss(inputs).backward()
         torch.cuda.synchronize()
     except Exception as error:  # a rival that dies is a row of the table
@@ -89,7 +128,7 @@ def run_probe(
         timeout: in seconds.
     """
     if limit_bytes is None:
-        limit_bytes = int(0.9 * (available_memory() or 0))
+        limit_bytes = free_bytes()
     request = {**request, "limit_bytes": limit_bytes, "threads": torch.get_num_threads()}
     try:
         child = subprocess.run(

@@ -19,15 +19,13 @@ import torch
 
 from benchmarks.cases import Case, make_inputs
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.memory import MemoryUse, first_line, is_out_of_memory
-
-
-def _status(field: str) -> int:
-    """A ``Vm...`` entry of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
+from benchmarks.memory import (
+    MemoryUse,
+    first_line,
+    is_out_of_memory,
+    limited_memory,
+    status_bytes,
+)
 
 
 class PeakGrowth:
@@ -40,7 +38,7 @@ class PeakGrowth:
         try:
             Path("/proc/self/clear_refs").write_text("5")  # lowers the peak to the present size
             self._resettable = True
-            self._start = _status("VmRSS")
+            self._start = status_bytes("VmRSS")
         except OSError:
             self._resettable = False
             self._start = self._peak_of_process()
@@ -53,17 +51,8 @@ class PeakGrowth:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def bytes(self) -> int:
-        peak = _status("VmHWM") if self._resettable else self._peak_of_process()
+        peak = status_bytes("VmHWM") if self._resettable else self._peak_of_process()
         return max(peak - self._start, 0)
-
-
-def limit_memory(extra_bytes: int) -> None:
-    """Make the allocator refuse instead of letting the system kill a process, maybe another."""
-    import resource
-
-    # Where a system has no such limit, the parent still sees a killed child.
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + extra_bytes, -1))
 
 
 def probe(request: dict) -> MemoryUse:
@@ -78,16 +67,15 @@ def probe(request: dict) -> MemoryUse:
     implementation.loss(warm_up.requiring_grad()).backward()
     del warm_up
     inputs = make_inputs(case, request["seed"]).to("cpu", dtype).requiring_grad()
-    if request["limit_bytes"]:
-        limit_memory(request["limit_bytes"])
-    growth = PeakGrowth()
-    start = time.perf_counter()
-    try:
-        implementation.loss(inputs).backward()
-    except Exception as error:  # reported to the parent, which makes a row of it
-        status = "out_of_memory" if is_out_of_memory(error) else "failed"
-        return MemoryUse(status, detail=first_line(error))
-    return MemoryUse("ok", growth.bytes(), time.perf_counter() - start)
+    with limited_memory(request["limit_bytes"]):
+        growth = PeakGrowth()
+        start = time.perf_counter()
+        try:
+            implementation.loss(inputs).backward()
+        except Exception as error:  # reported to the parent, which makes a row of it
+            status = "out_of_memory" if is_out_of_memory(error) else "failed"
+            return MemoryUse(status, detail=first_line(error))
+        return MemoryUse("ok", growth.bytes(), time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import argparse
 import base64
 import html
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from benchmarks import plots
 from benchmarks.loss_table import loss_table
 from benchmarks.results import Results
+
+if TYPE_CHECKING:  # matplotlib is needed to make a report, not to say how
+    from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
@@ -30,15 +31,18 @@ def text_of(results: Results) -> str:
     if results.kind == "loss":
         return loss_table(results)
     if results.kind == "step":
-        from benchmarks.step import step_table
+        from benchmarks.step_table import step_table
 
         return step_table(results)
     from benchmarks.convergence import convergence_table
 
-    return convergence_table(results)
+    return "\n\n".join(filter(None, [convergence_table(results), results.warning()]))
 
 
 def figures_of(results: Results) -> dict[str, Figure]:
+    """Name -> figure, for those that the result has the rows for."""
+    from benchmarks import plots
+
     if results.kind == "loss":
         return plots.loss_figures(results)
     if results.kind == "step":
@@ -52,6 +56,7 @@ def _facts(results: Results) -> str:
         commit += " with local changes"
     facts = {
         "measured": results.created,
+        "command": results.command,
         "commit": commit,
         **results.machine,
         **results.software,
@@ -66,6 +71,8 @@ def _facts(results: Results) -> str:
 
 def render_report(files: dict[str, Results]) -> str:
     """The page; ``files`` maps the names under which results are shown to them."""
+    from benchmarks import plots
+
     sections = []
     for name, results in files.items():
         images = "".join(
@@ -100,6 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from benchmarks import plots
+
     paths = [Path(file) for file in arguments.files]
     files = {}
     for path in paths:  # equal file names are told apart by their folders

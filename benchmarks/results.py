@@ -6,29 +6,39 @@ import dataclasses
 import datetime
 import json
 import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe_commit, describe_machine, describe_software
+from benchmarks.errors import UsageError
+from benchmarks.foreign_load import ForeignLoad
+from benchmarks.machine import (
+    describe_commit,
+    describe_machine,
+    describe_process,
+    describe_software,
+)
 from benchmarks.timing import percentile
 
 #: Raised whenever a reader of the older form would misunderstand the newer one.
 SCHEMA = "cac_ext-benchmark-1"
 
-#: ``kind`` of a file: the command that wrote it.
-KINDS = ("loss", "step", "convergence")
-
 #: Share of the processors used by others from which a run is called disturbed.
 BUSY = 0.05
-
-STATUSES = ("ok", "out_of_memory", "failed", "skipped", "timed_out")
 
 
 @dataclass
 class Row:
-    """One implementation in one type on one case in one phase. Sizes in bytes, times in seconds."""
+    """One implementation in one type on one case in one phase. Sizes in bytes, times in seconds.
+
+    ``status`` is ok, out_of_memory, failed, skipped or timed_out; ``detail`` explains all but ok.
+    """
 
     case: str
     implementation: str
@@ -76,35 +86,48 @@ class Row:
 class Results:
     """A whole run: where, with what and what came out."""
 
-    kind: str
+    kind: str  # the command: loss, step or convergence
     settings: dict
     machine: dict
     software: dict
     commit: dict
     created: str
+    command: str = ""  # as typed, without folders
+    complete: bool = True  # False of a run that was interrupted or failed
     cases: dict[str, dict] = field(default_factory=dict)
-    limits: dict = field(default_factory=dict)  # matrix rates by type, memory bandwidth
+    limits: dict = field(default_factory=dict)  # best matrix rate of each type, memory bandwidth
     checks: list[dict] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     extra: dict = field(default_factory=dict)  # what only this kind has
 
     @classmethod
-    def start(cls, kind: str, settings: dict, device: torch.device) -> Results:
+    def start(cls, kind: str, settings: dict, device: torch.device, command: str = "") -> Results:
         return cls(
             kind=kind,
             settings=settings,
-            machine=describe_machine(device),
+            machine={**describe_machine(device), **describe_process()},
             software=describe_software(),
             commit=describe_commit(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            command=command,
         )
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was measured yet."""
+        return not self.rows and not self.extra.get("curves")
+
     def warning(self) -> str:
-        """A sentence if the machine was too busy for the figures to be trusted, else nothing."""
+        """What a reader must know before trusting the figures; mostly nothing."""
+        found = []
+        if not self.complete:
+            found.append("INCOMPLETE: the run ended early, what is missing was not measured")
         share = self.machine.get("foreign_load") or 0.0
-        if share <= BUSY:
-            return ""
-        return f"WARNING: other programs used {share:.0%} of the processors during this run"
+        if share > BUSY:
+            found.append(
+                f"WARNING: other programs used {share:.0%} of the processors during this run"
+            )
+        return "\n".join(found)
 
     def find(self, case: str, implementation: str, dtype: str, phase: str) -> Row | None:
         for row in self.rows:
@@ -125,16 +148,67 @@ class Results:
     def load(cls, path: Path) -> Results:
         try:
             data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as a benchmark result: {error}") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise UsageError(f"{path} is no benchmark result: {error}") from error
         found = data.pop("schema", None) if isinstance(data, dict) else None
         if found != SCHEMA:
-            raise ValueError(
+            raise UsageError(
                 f"{path} is no benchmark result of this version: its schema is {found!r}, "
                 f"needed is {SCHEMA!r}"
             )
         data["rows"] = [Row.from_json(row) for row in data["rows"]]
         return cls(**data)
+
+
+@contextmanager
+def keeping(
+    results: Results, output: str | None, table: Callable[[Results], str]
+) -> Iterator[None]:
+    """Whatever ends the measurement inside, the results so far are printed and saved.
+
+    Args:
+        results: what the measurement fills; ``complete`` and the foreign load are set here.
+        output: the file to write, or None.
+        table: the text to print at the end.
+
+    Raises:
+        UsageError: before anything is measured, if ``output`` cannot be written.
+    """
+    path = Path(output) if output else None
+    if path is not None:
+        _check_writable(path)
+    load = ForeignLoad()
+    results.complete = False
+    try:
+        yield
+        results.complete = True
+    finally:
+        results.machine["foreign_load"] = load.share()
+        if results.complete or not results.empty:
+            try:
+                if path is not None:
+                    results.save(path)
+            finally:  # on a full disk the table is all that is left
+                print(table(results))
+            if path is not None:
+                print(f"\nwritten: {path}")
+        else:
+            print("nothing was measured yet, and nothing is written", file=sys.stderr)
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"--output {path} cannot be written: {error.strerror}") from error
+    if path.is_dir():
+        raise UsageError(f"--output {path} is a folder; needed is a file, like {path / 'a.json'}")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UsageError(f"--output {path} is write-protected")
 
 
 def _finite(value: object) -> object:

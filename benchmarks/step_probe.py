@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import asdict
 
 import torch
 
-from benchmarks.memory import MemoryUse, first_line, is_out_of_memory
-from benchmarks.memory_probe import PeakGrowth, limit_memory
+from benchmarks.memory import MemoryUse, first_line, is_out_of_memory, limited_memory
+from benchmarks.memory_probe import PeakGrowth
 from benchmarks.training_step import TrainingStep, step_config
 
 
@@ -25,20 +24,18 @@ def probe(request: dict) -> MemoryUse:
     seed = request["seed"]
     # Threads, lazy imports. Two images: some networks cannot normalise over a single one.
     TrainingStep(config, request["loss"], 64, 2, device, seed).run()
-    if request["limit_bytes"]:
-        limit_memory(request["limit_bytes"])
-    growth = PeakGrowth()
-    start = time.perf_counter()
-    try:
-        step = TrainingStep(
-            config, request["loss"], request["negatives"], request["batch"], device, seed
-        )
-        for _ in range(2):  # the first makes the optimiser's state
-            step.run()
-    except Exception as error:  # reported to the parent, which makes a row of it
-        status = "out_of_memory" if is_out_of_memory(error) else "failed"
-        return MemoryUse(status, detail=first_line(error))
-    return MemoryUse("ok", growth.bytes(), time.perf_counter() - start)
+    with limited_memory(request["limit_bytes"]):
+        growth = PeakGrowth()
+        try:
+            step = TrainingStep(
+                config, request["loss"], request["negatives"], request["batch"], device, seed
+            )
+            for _ in range(2):  # the first makes the optimiser's state
+                step.run()
+        except Exception as error:  # reported to the parent, which makes a row of it
+            status = "out_of_memory" if is_out_of_memory(error) else "failed"
+            return MemoryUse(status, detail=first_line(error))
+        return MemoryUse("ok", growth.bytes())
 
 
 if __name__ == "__main__":
