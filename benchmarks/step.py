@@ -5,34 +5,29 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import table
-from benchmarks.foreign_load import ForeignLoad
+from benchmarks.arguments import positive_float, positive_int, without_folders
+from benchmarks.contenders import NO_LOSS
+from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.memory import MemoryUse, first_line, is_out_of_memory, run_probe
-from benchmarks.results import Results, Row
+from benchmarks.results import Results, Row, keeping
+from benchmarks.step_search import RANGES, find_largest
+from benchmarks.step_table import PAPER, step_table
 from benchmarks.timing import Clock
 
 TABLE4 = [500, 1_000, 2_000, 6_400, 12_800, 19_200, 25_600]
-#: Section 4.3 and Table 4 of the paper, on the authors' GPUs: facts about the paper, not measured.
-PAPER = {
-    "negatives": [500, 19_200],
-    "seconds_per_iteration": [0.96, 1.18],
-    "memory_growth": "about 800M on each GPU",
-}
-#: The search for the largest size goes up in these steps and stops at the first that does not fit.
-SEARCH_NEGATIVES = [25_600 * 2**i for i in range(8)]
-SEARCH_BATCH = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+#: Share of the time budget that the searches for the largest size keep.
+SEARCH_SHARE = 1 / 3
+#: What measuring a row's memory may take even if its time is over: most of it is starting torch.
+LEAST_SECONDS = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from benchmarks.training_step import NO_LOSS
-
     parser.add_argument(
         "--config",
         default="synthetic",
@@ -57,53 +52,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--negatives",
         nargs="+",
-        type=int,
+        type=positive_int,
         default=TABLE4,
-        help="numbers of negatives (default: those of the paper's Table 4)",
+        help="numbers of negatives, 2 at least (default: those of the paper's Table 4)",
     )
-    parser.add_argument("--batch", type=int, default=8, help="labelled and unlabelled images each")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps each, at most")
     parser.add_argument(
-        "--time-budget", type=float, default=600.0, metavar="SECONDS", help="default 600"
+        "--batch", type=positive_int, default=8, help="labelled and unlabelled images each"
+    )
+    parser.add_argument("--repeats", type=positive_int, default=5, help="timed steps each, at most")
+    parser.add_argument(
+        "--time-budget", type=positive_float, default=600.0, metavar="SECONDS", help="default 600"
     )
     parser.add_argument(
         "--memory-budget",
-        type=float,
+        type=positive_float,
         metavar="GIB",
-        help="also find the largest number of negatives and the largest batch that fit into this",
+        help="also find the largest number of negatives and the largest batch that fit into this; "
+        f"for it {SEARCH_SHARE:.0%} of the time budget is kept, shared by all searches",
     )
 
 
 class StepRun:
     def __init__(self, arguments: argparse.Namespace, results: Results) -> None:
-        from benchmarks.training_step import step_config
+        from benchmarks.training_step import check_comparable, step_config
 
+        if min(arguments.negatives) < 2:
+            raise UsageError(
+                "--negatives must be 2 at least, one of each view, "
+                f"but got {min(arguments.negatives)}"
+            )
         self.arguments = arguments
         self.results = results
         self.device = torch.device(arguments.device)
         self.config = step_config(arguments.config, arguments.overrides)
+        check_comparable(self.config, arguments.losses)
         self.deadline = time.monotonic() + arguments.time_budget
 
     def run(self) -> None:
         arguments = self.arguments
-        searches = 2 * len(arguments.losses) if arguments.memory_budget else 0
-        total = 2 * len(arguments.losses) * len(arguments.negatives) + searches
+        searches = self._searches()
+        total = 2 * len(arguments.losses) * len(arguments.negatives) + len(searches)
         with tqdm(total=total, unit="row", disable=None, dynamic_ncols=True) as self.bar:
-            # A search must not starve: it keeps a third of the time.
-            search_time = arguments.time_budget / 3 if searches else 0.0
+            search_time = SEARCH_SHARE * arguments.time_budget if searches else 0.0
             for i, negatives in enumerate(arguments.negatives):
                 left = self.deadline - search_time - time.monotonic()
                 share = max(left, 1.0) / (len(arguments.negatives) - i)
                 self._run_row(negatives, time.monotonic() + share)
-            if searches:
-                wanted = [
-                    (what, loss) for what in ("negatives", "batch") for loss in arguments.losses
-                ]
-                self.results.extra["largest"] = []
-                for i, (what, loss) in enumerate(wanted):
-                    left = max(self.deadline - time.monotonic(), 1.0)
-                    found = self._search(loss, what, time.monotonic() + left / (searches - i))
-                    self.results.extra["largest"].append(found)
+            for i, (what, loss) in enumerate(searches):
+                left = max(self.deadline - time.monotonic(), 1.0)
+                found = self._search(loss, what, left / (len(searches) - i))
+                self.results.extra.setdefault("largest", []).append(found)
+
+    def _searches(self) -> list[tuple[str, str]]:
+        """Of what, and with which loss, the largest is looked for."""
+        if not self.arguments.memory_budget:
+            return []
+        return [
+            (what, loss)
+            for what in RANGES
+            for loss in self.arguments.losses
+            if (what, loss) != ("negatives", NO_LOSS)  # there they only lie in the bank
+        ]
 
     def _run_row(self, negatives: int, deadline: float) -> None:
         """All losses at one number of negatives, interleaved."""
@@ -114,7 +123,8 @@ class StepRun:
         rows: dict[str, Row] = {}
         for loss in self.arguments.losses:
             self.bar.set_description(f"{case}: memory with {loss}")
-            use = self._memory(loss, negatives, self.arguments.batch, self.deadline)
+            timeout = max(deadline - time.monotonic(), LEAST_SECONDS)
+            use = self._memory(loss, negatives, self.arguments.batch, timeout)
             row = Row(case, loss, "float32", "step", use.status, use.detail)
             row.extra_memory = use.extra_bytes
             rows[loss] = row
@@ -155,25 +165,28 @@ class StepRun:
         self.bar.update(len(rows))
 
     def _memory(
-        self, loss: str, negatives: int, batch: int, deadline: float, limit: int = 0
+        self, loss: str, negatives: int, batch: int, timeout: float, budget: int = 0
     ) -> MemoryUse:
+        """Peak of one step; beyond ``budget`` bytes, if there is one, it is out of memory."""
         if self.device.type == "cuda":
-            return self._memory_on_gpu(loss, negatives, batch, limit)
-        return run_probe(
-            "benchmarks.step_probe",
-            {
+            use = self._memory_on_gpu(loss, negatives, batch)
+        else:
+            request = {
                 "config": self.arguments.config,
                 "overrides": self.arguments.overrides,
                 "loss": loss,
                 "negatives": negatives,
                 "batch": batch,
                 "seed": self.arguments.seed,
-            },
-            limit_bytes=limit or None,
-            timeout=max(deadline - time.monotonic(), 60.0),
-        )
+            }
+            # The allocator counts what is asked for, the budget what is used of it.
+            limit = 2 * budget if budget else None
+            use = run_probe("benchmarks.step_probe", request, limit_bytes=limit, timeout=timeout)
+        if use.status == "ok" and budget and use.extra_bytes > budget:
+            return MemoryUse("out_of_memory", use.extra_bytes, detail="beyond the budget")
+        return use
 
-    def _memory_on_gpu(self, loss: str, negatives: int, batch: int, limit: int) -> MemoryUse:
+    def _memory_on_gpu(self, loss: str, negatives: int, batch: int) -> MemoryUse:
         from benchmarks.training_step import TrainingStep
 
         torch.cuda.empty_cache()
@@ -183,132 +196,48 @@ class StepRun:
             step = TrainingStep(
                 self.config, loss, negatives, batch, self.device, self.arguments.seed
             )
-            for _ in range(2):
-                step.run()
+            step.warm_up()
+            step.run()
             torch.cuda.synchronize(self.device)
         except Exception as error:
             status = "out_of_memory" if is_out_of_memory(error) else "failed"
             return MemoryUse(status, detail=first_line(error))
-        peak = torch.cuda.max_memory_allocated(self.device) - before
-        if limit and peak > limit:
-            return MemoryUse("out_of_memory", peak, detail="beyond the budget")
-        return MemoryUse("ok", peak)
+        return MemoryUse("ok", torch.cuda.max_memory_allocated(self.device) - before)
 
-    def _search(self, loss: str, what: str, deadline: float) -> dict:
+    def _search(self, loss: str, what: str, seconds: float) -> dict:
         """The largest size whose step stays within the memory budget."""
         budget = int(self.arguments.memory_budget * 2**30)
-        sizes = SEARCH_NEGATIVES if what == "negatives" else SEARCH_BATCH
-        largest, stopped_by = None, "end of the search"
-        probe: Callable[[int], MemoryUse] = (
-            (lambda size: self._memory(loss, size, self.arguments.batch, deadline, budget))
-            if what == "negatives"
-            else (
-                lambda size: self._memory(
-                    loss, max(self.arguments.negatives), size, deadline, budget
-                )
-            )
-        )
-        for size in sizes:
+        deadline = time.monotonic() + seconds
+        usual = {"negatives": max(self.arguments.negatives), "batch": self.arguments.batch}
+
+        def probe(size: int) -> MemoryUse:
             self.bar.set_description(f"largest {what} with {loss}: {size}")
-            if time.monotonic() > deadline:
-                stopped_by = "time budget"
-                break
-            use = probe(size)
-            if use.status == "timed_out":
-                stopped_by = "time budget"
-                break
-            if use.status == "failed":
-                stopped_by = use.detail
-                break
-            if use.status == "out_of_memory" or use.extra_bytes > budget:
-                stopped_by = "memory budget"
-                break
-            largest = size
+            sizes = {**usual, what: size}
+            timeout = max(deadline - time.monotonic(), 1.0)
+            return self._memory(loss, sizes["negatives"], sizes["batch"], timeout, budget)
+
+        found = find_largest(probe, *RANGES[what], deadline)
         self.bar.update()
         return {
             "loss": loss,
             "what": what,
-            "largest": largest,
-            "stopped_by": stopped_by,
+            **asdict(found),
+            "seconds": seconds,
             "budget_bytes": budget,
         }
 
 
-def step_table(results: Results) -> str:
-    """Rows of Table 4, then the sizes that fit, then the paper's own figures."""
-    header = ["negatives", "loss", "step", "p20-p80", "steps", "vs no loss", "memory", "more"]
-    lines, notes = [], []
-    for row in results.rows:
-        negatives = f"{results.cases.get(row.case, {}).get('negatives', row.case)}"
-        if row.status != "ok":
-            lines.append([negatives, row.implementation, row.status, *["-"] * (len(header) - 3)])
-            notes.append(f"{row.case}, {row.implementation}: {row.detail}")
-            continue
-        floor = results.find(row.case, "no loss", row.dtype, row.phase)
-        slower = more = None
-        if floor is not None and floor.samples and row is not floor:
-            slower = row.median / floor.median - 1
-            more = row.extra_memory - floor.extra_memory
-        lines.append(
-            [
-                negatives,
-                row.implementation,
-                table.seconds(row.median),
-                f"{table.seconds(row.p20)}-{table.seconds(row.p80)}",
-                f"{len(row.samples)}",
-                "-" if slower is None else f"{100 * slower:+.1f}%",
-                table.size(row.extra_memory),
-                "-" if more is None else table.size(more),
-            ]
-        )
-    parts = [table.render(header, lines, left=2)]
-    growth = _growth(results)
-    if growth:
-        parts.append(growth)
-    largest = results.extra.get("largest", [])
-    if largest:
-        rows = [
-            [item["what"], item["loss"], f"{item['largest'] or '-'}", item["stopped_by"]]
-            for item in largest
-        ]
-        budget = table.size(largest[0]["budget_bytes"])
-        parts.append(
-            f"largest that fits into {budget}:\n"
-            + table.render(["what", "loss", "largest", "stopped by"], rows, left=2)
-        )
-    return "\n\n".join([*parts, *notes, *filter(None, [results.warning()])])
-
-
-def _growth(results: Results) -> str:
-    """From the fewest negatives to 19.2k: measured, beside what the paper says of itself."""
-    low, high = (f"negatives-{n}" for n in PAPER["negatives"])
-    lines = []
-    for loss in dict.fromkeys(row.implementation for row in results.rows):
-        rows = [results.find(case, loss, "float32", "step") for case in (low, high)]
-        if all(row is not None and row.samples for row in rows):
-            seconds = rows[1].median / rows[0].median - 1
-            memory = (rows[1].extra_memory - rows[0].extra_memory) / 1e6
-            lines.append([f"measured here, {loss}", f"{memory:+.0f} MB", f"{100 * seconds:+.1f}%"])
-    if not lines:
-        return ""
-    first, second = PAPER["seconds_per_iteration"]
-    paper = f"{first} s to {second} s ({100 * (second / first - 1):+.0f}%)"
-    lines.append(["the paper's own, on its GPUs", PAPER["memory_growth"], paper])
-    return "from 500 to 19,200 negatives:\n" + table.render(["", "memory", "time"], lines)
-
-
 def run(arguments: argparse.Namespace) -> int:
+    names = ("losses", "negatives", "batch", "repeats", "time_budget", "seed")
     settings = {
-        name: getattr(arguments, name)
-        for name in ("config", "overrides", "losses", "negatives", "batch", "repeats", "seed")
+        "config": without_folders(arguments.config),
+        "overrides": [without_folders(override) for override in arguments.overrides],
+        **{name: getattr(arguments, name) for name in names},
+        "memory_budget_gib": arguments.memory_budget,
     }
-    results = Results.start("step", settings, torch.device(arguments.device))
+    device = torch.device(arguments.device)
+    results = Results.start("step", settings, device, arguments.command_line)
     results.extra["paper"] = PAPER
-    load = ForeignLoad()
-    StepRun(arguments, results).run()
-    results.machine["foreign_load"] = load.share()
-    print(step_table(results))
-    if arguments.output:
-        results.save(Path(arguments.output))
-        print(f"\nwritten: {arguments.output}")
+    with keeping(results, arguments.output, step_table):
+        StepRun(arguments, results).run()
     return 0

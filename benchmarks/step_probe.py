@@ -30,8 +30,8 @@ def probe(request: dict) -> MemoryUse:
             step = TrainingStep(
                 config, request["loss"], request["negatives"], request["batch"], device, seed
             )
-            for _ in range(2):  # the first makes the optimiser's state
-                step.run()
+            step.warm_up()
+            step.run()
         except Exception as error:  # reported to the parent, which makes a row of it
             status = "out_of_memory" if is_out_of_memory(error) else "failed"
             return MemoryUse(status, detail=first_line(error))

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Inputs
+from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Case, Inputs
+from benchmarks.contenders import NO_LOSS
+from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.loss_exchange import training_with
 from cac_ext.train.config import Config, load
@@ -16,8 +18,6 @@ from cac_ext.train.networks import build_network
 from cac_ext.train.optimizer import build_optimizer
 from cac_ext.train.step import TrainingModel, build_model, compute_losses
 
-#: The step without any consistency loss, gradient through both views kept: the floor of all others.
-NO_LOSS = "no loss"
 #: Shares of classes and of active anchors, as in the paper-sized case of `benchmarks loss`.
 TYPICAL = Case("typical")
 IGNORE_INDEX = 255
@@ -28,6 +28,45 @@ def step_config(name_or_path: str, overrides: list[str]) -> Config:
     return load(name_or_path, [*overrides, "method.normalizer=active"])
 
 
+#: What the implementations of `benchmarks.implementations` compute, as the trainer asks for it.
+COMPUTED = {
+    "temperature": TEMPERATURE,
+    "confidence_threshold": CONFIDENCE_THRESHOLD,
+    "weights": None,
+    "reduction": "active_mean",
+    "normalize": False,  # unit features come in, and a second normalisation changes nothing
+    "eps": 0.0,
+}
+
+
+def check_comparable(config: Config, losses: list[str]) -> None:
+    """Refuse a configuration whose loss is not the one that all implementations compute.
+
+    Raises:
+        UsageError: names the settings that differ.
+    """
+    if set(losses) <= {"ours"}:
+        return
+    method = config.method
+    needed = {
+        "loss": "contrastive",
+        "directional": True,
+        "positive_filtering": True,
+        "temperature": TEMPERATURE,
+        "confidence_threshold": CONFIDENCE_THRESHOLD,
+    }
+    wrong = [
+        f"method.{key}={value} (is {getattr(method, key)})"
+        for key, value in needed.items()
+        if getattr(method, key) != value
+    ]
+    if wrong:
+        raise UsageError(
+            f"beside another loss, ours must be configured alike: set {' '.join(wrong)}, "
+            "or measure --losses ours alone"
+        )
+
+
 def _loss_for_training(name: str) -> Callable[..., Tensor] | None:
     """An implementation under the signature of `cac_ext.directional_contrastive_loss`."""
     if name == "ours":
@@ -35,6 +74,9 @@ def _loss_for_training(name: str) -> Callable[..., Tensor] | None:
     implementation = None if name == NO_LOSS else IMPLEMENTATIONS[name]()
 
     def loss(features1: Tensor, features2: Tensor, *arguments: Tensor, **options) -> Tensor:
+        for option, value in options.items():
+            if value is not COMPUTED[option] and value != COMPUTED[option]:
+                raise ValueError(f"{name} computes {option}={COMPUTED[option]}, not {value}")
         if implementation is None:
             return 0.0 * (features1.sum() + features2.sum())
         return implementation.loss(Inputs(features1, features2, *arguments))
@@ -116,10 +158,18 @@ class TrainingStep:
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.device) for key, value in batch.items()}
 
+    def warm_up(self) -> None:
+        """A step without the consistency loss, which may take minutes. The next has the peak memory
+        of all later ones: gradients, momentum and the allocator's spare room are there."""
+        self._run(_loss_for_training(NO_LOSS))
+
     def run(self) -> None:
         """Forward, both losses, backward, update."""
+        self._run(self._loss)
+
+    def _run(self, loss: Callable[..., Tensor] | None) -> None:
         self.bank.enqueue(*self._older)
-        with training_with(self._loss):
+        with training_with(loss):
             losses = compute_losses(
                 self.config, self.model, self.bank, self.labelled, self.pairs, 0, IGNORE_INDEX
             )

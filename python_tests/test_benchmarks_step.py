@@ -10,8 +10,9 @@ pytest.importorskip("omegaconf")
 
 import cac_ext
 from benchmarks.__main__ import main
+from benchmarks.contenders import NO_LOSS
 from benchmarks.results import Results
-from benchmarks.training_step import NO_LOSS, TrainingStep, step_config
+from benchmarks.training_step import TrainingStep, step_config
 
 SMALL = ["augment.crop_size=33", "network.width=16", "method.projector_channels=16"]
 
@@ -59,3 +60,71 @@ def test_the_command_reports_rows_and_the_papers_own_figures_apart(tmp_path, cap
     printed = capsys.readouterr().out
     assert "measured here, ours" in printed
     assert "the paper's own, on its GPUs" in printed
+
+
+def test_a_warm_up_leaves_what_a_step_leaves_in_memory_and_never_meets_the_loss(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the peak memory of one step with the loss is that of all."""
+
+    def kept(step: TrainingStep) -> list[tuple]:
+        parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
+        states = [step.optimizer.state[parameter] for parameter in parameters]
+        return [
+            (parameter.grad.shape, {key: value.shape for key, value in state.items()})
+            for parameter, state in zip(parameters, states, strict=True)
+        ]
+
+    config = step_config("synthetic", SMALL)
+    warm, used = (TrainingStep(config, "ours", 200, 2, torch.device("cpu"), seed) for _ in range(2))
+    used.run()
+    monkeypatch.setattr(cac_ext, "directional_contrastive_loss", None)
+    warm.warm_up()
+    assert kept(warm) == kept(used)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.temperature=0.2",
+        "method.confidence_threshold=0.5",
+        "method.positive_filtering=false",
+        "method.directional=false",
+        "method.loss=l2",
+    ],
+)
+def test_a_loss_that_rivals_do_not_compute_is_refused(override: str, capsys) -> None:
+    assert main(["step", "--negatives", "500", "--set", *SMALL, override]) == 2
+    error = capsys.readouterr().err
+    assert "ours must be configured alike" in error
+    assert override.partition("=")[0] in error
+
+
+def test_a_rival_refuses_an_option_that_it_would_ignore(seed: int) -> None:
+    config = step_config("synthetic", [*SMALL, "method.temperature=0.2"])
+    TrainingStep(config, "ours", 200, 2, torch.device("cpu"), seed).run()
+    step = TrainingStep(config, "naive", 200, 2, torch.device("cpu"), seed)
+    with pytest.raises(ValueError, match=r"naive computes temperature=0\.1, not 0\.2"):
+        step.run()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--negatives", "1"], "--negatives must be 2 at least, one of each view, but got 1"),
+        (["--config", "sinthetic"], "there is no configuration 'sinthetic'"),
+        (["--set", "augment.crop=33"], "crop_size"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_a_sentence(
+    arguments: list[str], message: str, capsys
+) -> None:
+    assert main(["step", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--negatives", "--batch", "--repeats", "--memory-budget"])
+def test_a_size_of_zero_is_refused(option: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["step", option, "0"])
+    assert "but got '0'" in capsys.readouterr().err
