@@ -134,5 +134,30 @@ def test_what_is_missing_is_named(tmp_path: Path, rng: np.random.Generator) -> N
     with pytest.raises(DataError, match=rf"no image .*{ids[1]}\.jpg"):
         build(tmp_path)
     (tmp_path / "SegmentationClassAug").rename(tmp_path / "SegmentationClass")
-    with pytest.raises(DataError, match=r"trainaug\.txt.*SegmentationClassAug"):
+    with pytest.raises(DataError, match=r"trainaug\.txt.*SegmentationClassAug.*cac-ext data sbd"):
         build(tmp_path)
+
+
+def test_vocs_own_masks_are_read_where_sbds_are_not_there(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """VOC 2012 as it is unpacked, without SBD: all of it can be trained on and evaluated."""
+    ids = voc_tree(tmp_path, rng, train=4, validation=2)
+    (tmp_path / "SegmentationClassAug").rename(tmp_path / "SegmentationClass")
+    lists = tmp_path / "ImageSets/Segmentation"
+    (lists / "train.txt").write_text(f"{ids[0]}\n{ids[2]}\n")
+    with pytest.warns(UserWarning, match=r"VOC's own 2, without SBD's.*cac-ext data sbd"):
+        splits = build(tmp_path)
+    assert names(splits.labelled) == images([ids[0], ids[2]])
+    assert names(splits.validation) == images(ids[4:])
+    # The authors' lists name SegmentationClassAug.
+    listed = tmp_path / "labelled.txt"
+    listed.write_text(f"/JPEGImages/{ids[1]}.jpg /SegmentationClassAug/{ids[1]}.png\n")
+    splits = build(tmp_path, f"data.labelled_list={listed}", f"data.unlabelled_list={listed}")
+    for part in (splits.labelled, splits.validation):
+        assert "mask" in part[0]
+    assert splits.unlabelled.known_mask(0) is not None
+    # A mask that is there in both is SegmentationClassAug's.
+    other = draw_mask(tmp_path / f"SegmentationClassAug/{ids[1]}.png", rng, 21)
+    found = build(tmp_path, f"data.labelled_list={listed}", f"data.unlabelled_list={listed}")
+    np.testing.assert_array_equal(found.labelled[0]["mask"].numpy(), other)

@@ -112,8 +112,11 @@ def locate(text: str, root: Path) -> Path:
     path = without_parents(Path(text))
     if not path.is_absolute() or in_root.is_file():
         return in_root
+    if path.is_file():
+        return path
     # Missing in both places: named where a part of the way exists.
-    return path if path.is_file() or not in_root.parent.is_dir() else in_root
+    elsewhere = not in_root.parent.is_dir() and Path(*path.parts[:2]).is_dir()
+    return path if elsewhere else in_root
 
 
 def without_parents(path: Path) -> Path:

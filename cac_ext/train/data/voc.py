@@ -1,18 +1,24 @@
-"""PASCAL VOC 2012 with the masks of SBD ("SegmentationClassAug", 10,582 training images).
+"""PASCAL VOC 2012, with its own masks or with those of SBD too (10,582 training images).
 
     VOC2012/                        data.root, or a folder that holds it or VOCdevkit/
         JPEGImages/2007_000032.jpg
-        SegmentationClassAug/2007_000032.png     ids 0 to 20, 255 on borders; grey or with palette
+        SegmentationClass/2007_000032.png        VOC's own: ids 0 to 20, 255 on borders
+        SegmentationClassAug/2007_000032.png     the same and SBD's; `cac-ext data sbd` makes it
         ImageSets/Segmentation/val.txt           an id a line: the 1,449 validation images
+        ImageSets/Segmentation/train.txt         VOC's own 1,464 training images
         ImageSets/Segmentation/trainaug.txt      optional
 
-Training images are those of ``trainaug.txt`` (or ``train_aug.txt``); where there is no such list,
-all with a mask in SegmentationClassAug that are not validation images. A list in the configuration
-has "image mask" per line or, as VOC's own, an id per line.
+A mask that SegmentationClassAug does not have is looked for in SegmentationClass. Training images
+are those of ``trainaug.txt`` (or ``train_aug.txt``); where there is no such list, all with a mask
+in SegmentationClassAug that are not validation images; where there is no such folder either, with
+a warning, those of ``train.txt``. A list in the configuration has "image mask" per line or, as
+VOC's own, an id per line.
 """
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +57,10 @@ CLASS_NAMES = (
     "tv monitor",
 )
 _BACKGROUND = 0
-_IMAGES, _MASKS, _LISTS = "JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"
+#: Folders of VOC2012, and where it lies below what may be given as the root.
+IMAGES, MASKS, OWN_MASKS = "JPEGImages", "SegmentationClassAug", "SegmentationClass"
+PLACES = ("VOC2012", "VOCdevkit/VOC2012")
+_LISTS = "ImageSets/Segmentation"
 _TRAIN_LISTS = ("trainaug.txt", "train_aug.txt")
 
 
@@ -65,9 +74,9 @@ def colour_map(count: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def build(config: DataConfig) -> DatasetSplits:
-    """VOC 2012 + SBD: 21 classes."""
+    """VOC 2012, with SBD where it is there: 21 classes."""
     require_fixed_classes(config, CLASS_NAMES, _BACKGROUND)
-    root = find_root(config, [_IMAGES], ["VOC2012", "VOCdevkit/VOC2012"])
+    root = find_root(config, [IMAGES], PLACES)
     layout = FileLayout(
         root,
         CLASS_NAMES,
@@ -75,6 +84,7 @@ def build(config: DataConfig) -> DatasetSplits:
         train=partial(_train_entries, root),
         validation=partial(_read, root, root / _LISTS / "val.txt"),
         expand=_expand_id,
+        repair=_existing_mask,
         background_class=_BACKGROUND,
     )
     return build_file_splits(config, layout)
@@ -85,26 +95,44 @@ def _train_entries(root: Path) -> list[Entry]:
         path = root / _LISTS / name
         if path.is_file():
             return _read(root, path)
-    if not (root / _MASKS).is_dir():
-        raise DataError(
-            f"there is neither {root / _LISTS / _TRAIN_LISTS[0]} nor a folder {root / _MASKS} of "
-            "VOC's and SBD's masks in one place (12,031 PNG files); give data.labelled_list, or "
-            "unpack them there"
+    if not (root / MASKS).is_dir():
+        what = (
+            f"there is neither {root / _LISTS / _TRAIN_LISTS[0]} nor a folder {root / MASKS} of "
+            "VOC's and SBD's masks"
         )
+        cure = f"`cac-ext data sbd SBD_FOLDER {root}` makes the folder"
+        own = root / _LISTS / "train.txt"
+        if not own.is_file():
+            raise DataError(f"{what}, nor {own}; {cure}, or give data.labelled_list")
+        entries = _read(root, own)
+        warnings.warn(
+            f"{what}: the training images are VOC's own {len(entries):,}, without SBD's. {cure}",
+            stacklevel=2,
+        )
+        return entries
     held_out = {entry.image for entry in _read(root, root / _LISTS / "val.txt")}
     entries = [
-        Entry(f"{_IMAGES}/{mask.stem}.jpg", root / _IMAGES / f"{mask.stem}.jpg", mask, str(mask))
-        for mask in sorted((root / _MASKS).glob("*.png"))
+        Entry(f"{IMAGES}/{mask.stem}.jpg", root / IMAGES / f"{mask.stem}.jpg", mask, str(mask))
+        for mask in sorted((root / MASKS).glob("*.png"))
     ]
     return [entry for entry in entries if entry.image not in held_out]
 
 
 def _read(root: Path, list_file: Path) -> list[Entry]:
-    return read_list(list_file, root, with_masks=True, expand=_expand_id)
+    entries = read_list(list_file, root, with_masks=True, expand=_expand_id)
+    return [_existing_mask(entry) for entry in entries]
+
+
+def _existing_mask(entry: Entry) -> Entry:
+    """The entry with VOC's own mask, where SegmentationClassAug has none."""
+    if entry.mask is None or entry.mask.parent.name != MASKS or entry.mask.is_file():
+        return entry
+    own = entry.mask.parent.with_name(OWN_MASKS) / entry.mask.name
+    return replace(entry, mask=own) if own.is_file() else entry
 
 
 def _expand_id(columns: list[str]) -> list[str]:
     """An id alone stands for its image and mask."""
     if len(columns) == 1 and not Path(columns[0]).suffix:
-        return [f"{_IMAGES}/{columns[0]}.jpg", f"{_MASKS}/{columns[0]}.png"]
+        return [f"{IMAGES}/{columns[0]}.jpg", f"{MASKS}/{columns[0]}.png"]
     return columns

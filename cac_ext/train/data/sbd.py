@@ -1,0 +1,149 @@
+"""SBD's masks beside VOC's own: makes the "SegmentationClassAug" that VOC 2012 is trained with.
+
+SBD comes as MATLAB files, one for each of 11,355 images of VOC 2011:
+
+    benchmark_RELEASE/dataset/cls/2008_000002.mat    GTcls.Segmentation: [H, W] uint8, ids 0 to 20
+
+`merge` writes them as palette PNGs, as VOC's own are, into VOC2012/SegmentationClassAug. Of an
+image of which VOC has a mask itself, in SegmentationClass, that one is taken, with its void border
+(255): so is the merged set made that is in common use, of 12,031 masks, VOC's 2,913 and 9,118 of
+SBD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+from tqdm import tqdm
+
+from cac_ext.train.data.list_file import without_parents
+from cac_ext.train.data.voc import CLASS_NAMES, IMAGES, MASKS, OWN_MASKS, PLACES, colour_map
+from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.files import write_whole
+
+_SBD_PLACES = ("", "cls", "dataset/cls", "benchmark_RELEASE/dataset/cls")
+#: Until all masks are there, no training finds a part of them.
+_UNFINISHED = f"{MASKS}.unfinished"
+
+
+@dataclass(frozen=True)
+class MergedMasks:
+    """What lies in ``folder`` after `merge`: masks of VOC's own and of SBD alone; those found."""
+
+    folder: Path
+    of_voc: int
+    of_sbd: int
+    kept: int
+
+    def __str__(self) -> str:
+        kept = f", {self.kept:,} of them already there" if self.kept else ""
+        return (
+            f"{self.folder}: {self.of_voc + self.of_sbd:,} masks, {self.of_voc:,} of VOC's own "
+            f"and {self.of_sbd:,} of SBD{kept}"
+        )
+
+
+def merge(sbd: Path, voc: Path, *, progress: bool = True) -> MergedMasks:
+    """Writes VOC2012/SegmentationClassAug; what an interrupted call has written is kept.
+
+    Args:
+        sbd: SBD's folder, benchmark_RELEASE or one above or below it.
+        voc: VOC2012, or a folder that holds it.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ConfigError: either is not there.
+        DataError: a file is broken or does not fit its image.
+    """
+    cls = _find_sbd(sbd)
+    root = _find_voc(voc)
+    own = {path.stem: path for path in (root / OWN_MASKS).glob("*.png")}
+    sources = {path.stem: path for path in cls.glob("*.mat")} | own  # VOC's own win
+    folder, unfinished = root / MASKS, root / _UNFINISHED
+    there = {path.stem for place in (folder, unfinished) for path in place.glob("*.png")}
+    unfinished.mkdir(exist_ok=True)
+    missing = sorted(set(sources) - there)
+    for name in tqdm(missing, "masks", unit="mask", disable=not progress):
+        target = unfinished / f"{name}.png"
+        if name in own:
+            content = own[name].read_bytes()
+            write_whole(target, lambda file, content=content: file.write(content))
+        else:
+            mask = _picture(_read(sources[name], root / IMAGES / f"{name}.jpg"))
+            write_whole(target, lambda file, mask=mask: mask.save(file, format="PNG"))
+    _finish(unfinished, folder)
+    return MergedMasks(folder, len(own), len(sources) - len(own), len(there & set(sources)))
+
+
+def _finish(unfinished: Path, folder: Path) -> None:
+    """All at once where there was no folder; else into it, beside the masks that are there."""
+    if not folder.exists():
+        unfinished.rename(folder)
+        return
+    for path in sorted(unfinished.glob("*.png")):
+        path.rename(folder / path.name)
+    unfinished.rmdir()
+
+
+def _read(path: Path, image: Path) -> np.ndarray:
+    """Class ids of SBD's file, ``[H, W]`` uint8, checked against the image."""
+    try:
+        content = loadmat(path, variable_names=["GTcls"], squeeze_me=True, struct_as_record=False)
+        ids = np.asarray(content["GTcls"].Segmentation)
+    except Exception as error:  # a broken file can raise nearly anything
+        raise DataError(
+            f"cannot read GTcls.Segmentation of {path}: {type(error).__name__}: {error}; is SBD "
+            "unpacked whole?"
+        ) from error
+    if ids.ndim != 2 or ids.dtype != np.uint8 or ids.max(initial=0) >= len(CLASS_NAMES):
+        raise DataError(
+            f"GTcls.Segmentation of {path} must be [H, W] uint8 with ids 0 to "
+            f"{len(CLASS_NAMES) - 1}, but is {list(ids.shape)} {ids.dtype} with ids up to "
+            f"{ids.max(initial=0)}: the folder cls is needed, not inst"
+        )
+    try:
+        with Image.open(image) as picture:
+            size = picture.size[::-1]
+    except OSError as error:
+        raise DataError(f"{path}: cannot read its image: {error}; is VOC 2012 whole?") from error
+    if ids.shape != size:
+        raise DataError(
+            f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, but its image {image} is "
+            f"{size[1]} x {size[0]}"
+        )
+    return ids
+
+
+def _picture(ids: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(ids)
+    picture.putpalette([part for colour in colour_map(256) for part in colour])
+    return picture
+
+
+def _find_sbd(given: Path) -> Path:
+    root = without_parents(given.expanduser().absolute())
+    for place in _SBD_PLACES:
+        if any((root / place).glob("*.mat")):
+            return root / place
+    if root.is_file():
+        raise ConfigError(f"{root} is a file: unpack it (tar xzf), then name the folder")
+    raise ConfigError(
+        f"{root} holds no benchmark_RELEASE/dataset/cls/*.mat, which SBD's archive unpacks to"
+    )
+
+
+def _find_voc(given: Path) -> Path:
+    root = without_parents(given.expanduser().absolute())
+    for place in ("", *PLACES):
+        if (root / place / IMAGES).is_dir():
+            if any((root / place / OWN_MASKS).glob("*.png")):
+                return root / place
+            raise ConfigError(
+                f"{root / place} holds no masks {OWN_MASKS}/*.png, which VOC 2012's trainval "
+                "archive brings"
+            )
+    raise ConfigError(f"{root} is not VOC 2012: it holds no folder {IMAGES}/")
