@@ -42,6 +42,23 @@ def test_a_patch_release_of_torch_is_accepted():
     check_torch_version("2.14.1+cu130", "2.14.0+cpu")
 
 
+@pytest.mark.parametrize("openmp", [True, False])
+def test_a_compiler_without_openmp_is_not_asked_for_it(openmp: bool, tmp_path: Path):
+    """As Apple's, which stops at the flag."""
+    compiler = tmp_path / "c++"
+    refuse = "" if openmp else 'case " $* " in *" -fopenmp "*) exit 1;; esac\n'
+    compiler.write_text(f'#!/bin/sh\n{refuse}exec c++ "$@"\n')
+    compiler.chmod(0o755)
+    scripts = str(Path(sys.executable).parent)
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), "-G", "Ninja"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}", "-DCAC_CUDA=OFF"]
+    command += [f"-DCMAKE_CXX_COMPILER={compiler}"]
+    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ["PATH"]])}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ("-fopenmp" in (tmp_path / "build/compile_commands.json").read_text()) == openmp
+
+
 def build(kind: str, source: Path, target: Path) -> Path:
     code = f"from setuptools.build_meta import build_{kind} as b; print(b({str(target)!r}))"
     # Whether CUDA builds is another test's promise; here it would only take minutes.
