@@ -1,8 +1,13 @@
-"""What the machine can do at best, measured in the same run as the losses."""
+"""Yardsticks of the machine, measured in the same run as the losses.
+
+They are rates that torch reaches on it, not limits of the hardware: a kernel of another library, or
+one that makes a product of other numbers (float32 as sums of bfloat16), can be faster.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
@@ -10,12 +15,45 @@ from benchmarks.timing import Clock, percentile
 
 #: Operations of one timed product, and bytes of one timed copy's source.
 _SIZES = {"cpu": (2e10, 256 * 2**20), "cuda": (2e11, 2 * 2**30)}
+#: A cube of twice the edge, eight times the work, is timed this often at most.
+_LARGE_SAMPLES = 3
+
+
+@dataclass
+class _Product:
+    """``[m, k] @ [k, n]`` with contiguous operands; transposed, the second lies as ``[n, k]``."""
+
+    m: int
+    k: int
+    n: int
+    transposed: bool
+    most_samples: int | None = None
+    samples: list[float] = field(default_factory=list)
+
+    def allocate(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.left = torch.randn(self.m, self.k, device=device).to(dtype)
+        right = (self.n, self.k) if self.transposed else (self.k, self.n)
+        self.right = torch.randn(*right, device=device).to(dtype)
+        self.right = self.right.T if self.transposed else self.right
+        self.out = self.left.new_empty(self.m, self.n)
+
+    def run(self) -> None:
+        torch.mm(self.left, self.right, out=self.out)
+
+    @property
+    def rate(self) -> float:
+        return 2 * self.m * self.k * self.n / percentile(self.samples, 0.5)
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.k}x{self.n}" + (" transposed" if self.transposed else "")
 
 
 class MatrixRate:
-    """The highest rate of torch's matrix product in one type, over shapes of equal total work.
+    """The highest rate of torch's matrix product in one type over five shapes.
 
-    The shapes are the loss's own two products and a cube, for which libraries are tuned best.
+    They are the loss's own two products (anchors by negatives transposed; weights of the negatives
+    by negatives), cubes of as much work in both layouts, and a cube of eight times the work,
+    because libraries are tuned to large cubes.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, channels: int) -> None:
@@ -26,38 +64,35 @@ class MatrixRate:
         edge = round((total / 2) ** (1 / 3) / 128) * 128
         rows = 4_096
         columns = round(total / (2 * channels * rows) / 128) * 128
-        #: (m, k, n) of [m, k] @ [k, n]
-        self.shapes = [(edge, edge, edge), (rows, channels, columns), (rows, columns, channels)]
-        self._operands = []
-        for m, k, n in self.shapes:
-            left = torch.randn(m, k, device=device).to(dtype)
-            right = torch.randn(n, k, device=device).to(dtype).T
-            self._operands.append((left, right, left.new_empty(m, n)))
-        self._samples: list[list[float]] = [[] for _ in self.shapes]
-        for operands in self._operands:  # warm-up
-            torch.mm(operands[0], operands[1], out=operands[2])
+        self._products = [
+            _Product(rows, channels, columns, transposed=True),
+            _Product(rows, columns, channels, transposed=False),
+            _Product(edge, edge, edge, transposed=True),
+            _Product(edge, edge, edge, transposed=False),
+            _Product(2 * edge, 2 * edge, 2 * edge, False, _LARGE_SAMPLES),
+        ]
+        for product in self._products:
+            product.allocate(device, dtype)
+            product.run()  # warm-up
 
     def sample(self) -> None:
         """Time every shape once more."""
-        for operands, samples in zip(self._operands, self._samples, strict=True):
-            samples.append(_timed(self._device, lambda o=operands: torch.mm(o[0], o[1], out=o[2])))
+        for product in self._products:
+            if product.most_samples is None or len(product.samples) < product.most_samples:
+                product.samples.append(_timed(self._device, product.run))
 
     def result(self) -> dict:
         """``{"operations_per_second", "shape", "shapes": {...}}``; the rate is the best median."""
-        rates = {
-            shape: 2 * shape[0] * shape[1] * shape[2] / percentile(samples, 0.5)
-            for shape, samples in zip(self.shapes, self._samples, strict=True)
-        }
-        best = max(rates, key=lambda shape: rates[shape])
+        best = max(self._products, key=lambda product: product.rate)
         return {
-            "operations_per_second": rates[best],
-            "shape": list(best),
-            "shapes": {"x".join(map(str, shape)): rate for shape, rate in rates.items()},
+            "operations_per_second": best.rate,
+            "shape": [best.m, best.k, best.n],
+            "shapes": {str(product): product.rate for product in self._products},
         }
 
 
 def memory_bandwidth(device: torch.device, repeats: int = 7) -> float:
-    """Bytes a second of a large copy, read and write counted."""
+    """Bytes a second of a large copy by torch, read and write counted."""
     size = _SIZES[device.type][1]
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Figures from result files: time and memory against N, share of the machine's peak, roofline."""
+"""Figures from result files: time and memory against N, rates beside torch's matrix product."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ MARKERS = {"float32": "o", "float32-high": "D", "bfloat16": "s", "float16": "^"}
 LINES = {"float32": "-", "float32-high": "-.", "bfloat16": "--", "float16": ":"}
 HATCHES = {"float32": None, "float32-high": "..", "bfloat16": "//"}
 
-#: Same file, same bytes: no dates and no random identifiers inside.
-_STYLE = {"svg.hashsalt": "cac_ext"}
+#: Same file, same bytes: no dates and no random identifiers inside. Text stays text: half the size.
+_STYLE = {"svg.hashsalt": "cac_ext", "svg.fonttype": "none"}
 
 
 def _style(row: Row) -> dict:
@@ -85,7 +85,7 @@ def _against_n(
 
 def time_against_n(results: Results) -> Figure | None:
     """Log-log; None if fewer than three values of N were measured."""
-    A = max((case["A"] for case in results.cases.values()), default=0)
+    A = max((results.cases[name]["A"] for name in series_in_n(results)), default=0)  # all have it
     return _against_n(
         results, lambda row: row.median, f"Loss and gradient, A = {A:,}", "seconds (median)"
     )
@@ -101,8 +101,11 @@ def memory_against_n(results: Results) -> Figure | None:
     )
 
 
-def share_of_peak(results: Results) -> Figure | None:
-    """Executed operations against the matrix-product rate of the same run and type."""
+def share_of_matrix_rate(results: Results) -> Figure | None:
+    """Executed operations a second against torch's matrix product in the same run and type.
+
+    That is a yardstick and no limit: products made of narrower ones can pass 100%.
+    """
     rows = [row for row in _measured(results) if row.share_of_matrix_rate]
     if not rows:
         return None
@@ -129,32 +132,40 @@ def share_of_peak(results: Results) -> Figure | None:
     axes.axhline(100, color="black", linewidth=0.8)
     axes.set_xlim(-1, len(cases))
     axes.set_xticks(range(len(cases)), cases, rotation=30 if len(cases) > 3 else 0)
-    axes.set(ylabel="% of the matrix-product rate", title="Executed operations against the peak")
+    axes.set(
+        ylabel="% of torch's matrix-product rate",
+        title="Executed operations against torch's matrix product",
+    )
     _finish(axes)
     return figure
 
 
-def roofline(results: Results) -> Figure | None:
-    """Rate over arithmetic intensity, both of the bytes and operations that cannot be avoided."""
+def rate_over_intensity(results: Results) -> Figure | None:
+    """Executed operations a second over executed operations for each byte of inputs and outputs.
+
+    Inputs and outputs must be moved once; an implementation that executes more than is needed, or
+    moves more, stands as high as its own operations put it. The lines are what torch's copy and
+    torch's matrix product reach: yardsticks and no limits.
+    """
     rows = [row for row in _measured(results) if row.executed_operations and row.compulsory_bytes]
     bandwidth = results.limits.get("memory_bandwidth")
-    peaks = results.limits.get("matrix_rate", {})
-    if not rows or not bandwidth or not peaks:
+    rates = results.limits.get("matrix_rate", {})
+    if not rows or not bandwidth or not rates:
         return None
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     intensities = [row.executed_operations / row.compulsory_bytes for row in rows]
     span = [min(1.0, *intensities), 3 * max(intensities)]
-    for dtype, limit in peaks.items():
-        peak = limit["operations_per_second"]
-        knee = peak / bandwidth
+    for dtype, measured in rates.items():
+        rate = measured["operations_per_second"]
+        knee = rate / bandwidth
         axes.plot(
             [span[0], knee, max(span[1], knee)],
-            [span[0] * bandwidth / 1e9, peak / 1e9, peak / 1e9],
+            [span[0] * bandwidth / 1e9, rate / 1e9, rate / 1e9],
             color="black",
             linewidth=1,
             linestyle=LINES.get(dtype, "-"),
-            label=f"limit {SHORT_DTYPE.get(dtype, dtype)}",
+            label=f"torch's copy and product {SHORT_DTYPE.get(dtype, dtype)}",
         )
     labelled = set()
     for row, intensity in zip(rows, intensities, strict=True):
@@ -168,8 +179,8 @@ def roofline(results: Results) -> Figure | None:
         xscale="log",
         yscale="log",
         xlabel="executed operations per byte of inputs and outputs",
-        ylabel="Gop/s",
-        title="Roofline, limits measured in the same run",
+        ylabel="executed Gop/s",
+        title="Rates beside torch's copy and matrix product in the same run",
     )
     _finish(axes)
     return figure
@@ -180,8 +191,8 @@ def loss_figures(results: Results) -> dict[str, Figure]:
     made = {
         "time": time_against_n(results),
         "memory": memory_against_n(results),
-        "share-of-peak": share_of_peak(results),
-        "roofline": roofline(results),
+        "share-of-matrix-rate": share_of_matrix_rate(results),
+        "rate-over-intensity": rate_over_intensity(results),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 
@@ -219,18 +230,34 @@ def step_figures(results: Results) -> dict[str, Figure]:
 
 
 def convergence_figures(results: Results) -> dict[str, Figure]:
-    """Loss curves, and how far each is from the first."""
+    """Loss curves of the first seed; of all seeds, how far each is from the seed's first curve.
+
+    A dot is a step whose loss was made of other pixels, see `benchmarks.convergence`.
+    """
+    from benchmarks.convergence import changed_steps
+
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
-    curves = {name: curve["loss"] for name, curve in results.extra["curves"].items()}
-    (first, yardstick), *others = curves.items()
-    for i, (name, curve) in enumerate(curves.items()):
-        left.plot(curve, label=name, linewidth=3 - i, linestyle=["-", "--", ":"][i % 3])
-    for name, curve in others:
-        distances = [max(abs(a - b) / abs(b), FLOOR) for a, b in zip(curve, yardstick, strict=True)]
-        right.plot(distances, label=name)
+    by_seed = list(results.extra["curves"].values())
+    for i, (name, curve) in enumerate(by_seed[0].items()):
+        left.plot(curve["loss"], label=name, linewidth=3 - i, linestyle=["-", "--", ":"][i % 3])
+    for number, curves in enumerate(by_seed):
+        (first, yardstick), *others = curves.items()
+        for i, (name, curve) in enumerate(others):
+            pairs = zip(curve["loss"], yardstick["loss"], strict=True)
+            right.plot(
+                [max(abs(a - b) / abs(b), FLOOR) for a, b in pairs],
+                color=f"C{i + 1}",
+                linewidth=1,
+                marker="o",
+                markersize=3,
+                markevery=changed_steps(curve),
+                label=None if number else name,
+            )
     left.set(xlabel="iteration", ylabel="loss", title="Training loss")
-    right.set(xlabel="iteration", title=f"Relative distance from {first}")
+    title = f"Relative distance from {first}; dots: other anchors or labels"
+    right.set(xlabel="iteration", title=title)
+    right.title.set_size(9)
     right.set_yscale("log")
     _finish(left)
     _finish(right)

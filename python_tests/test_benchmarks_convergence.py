@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 pytest.importorskip("tensorboard")
 
+from benchmarks import plots
 from benchmarks.__main__ import main
-from benchmarks.convergence import LOSSES
+from benchmarks.convergence import LOSSES, YARDSTICK, Selection, changed_steps, convergence_table
 from benchmarks.golden import deviation
 from benchmarks.results import Results
 
@@ -25,12 +27,74 @@ SMALL = [
 
 def test_a_training_goes_the_same_way_with_the_reference(tmp_path: Path, seed: int, capsys) -> None:
     output = tmp_path / "convergence.json"
-    common = ["--iterations", "3", "--seed", str(seed), "--threads", "2", "--output", str(output)]
+    common = [
+        "--iterations",
+        "3",
+        "--seed",
+        str(seed),
+        "--seeds",
+        "2",
+        "--threads",
+        "2",
+        "--output",
+        str(output),
+    ]
     assert main(["convergence", *common, "--set", *SMALL]) == 0
-    curves = Results.load(output).extra["curves"]
-    assert list(curves) == list(LOSSES)
-    assert all(value > 0 for value in curves["ours"]["loss_unsupervised"])
-    yardstick = curves["reference float64"]["loss"]
-    assert len(yardstick) == 3
-    assert deviation(curves["ours"]["loss"], yardstick) < 1e-4
+    by_seed = Results.load(output).extra["curves"]
+    assert list(by_seed) == [str(seed), str(seed + 1)]
+    for curves in by_seed.values():
+        assert list(curves) == list(LOSSES)
+        ours, yardstick = curves["ours"], curves["reference float64"]
+        assert all(value > 0 for value in ours["loss_unsupervised"])
+        assert len(yardstick["loss"]) == len(yardstick["active"]) == 3
+        assert all(count > 0 for count in yardstick["active"])
+        same = (changed_steps(ours) or [3])[0]  # from there on the loss is made of other pixels
+        assert deviation([1, *ours["loss"][:same]], [1, *yardstick["loss"][:same]]) < 1e-4
+    assert by_seed[str(seed)]["ours"]["loss"] != by_seed[str(seed + 1)]["ours"]["loss"]
     assert "golden curve" in capsys.readouterr().out
+
+
+def test_a_step_made_of_other_pixels_is_found(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    confidences = 0.9 * torch.rand(2, 2, 50, generator=generator)  # of each step and view
+    labels = torch.randint(5, (2, 50), generator=generator)
+
+    def record(changes: bool) -> Selection:
+        selection = Selection(lambda *arguments, **options: torch.zeros(()))
+        for step in range(2):
+            first, second = confidences[step].clone()
+            negative_labels = labels[0].clone()
+            if changes and step == 1:
+                first[7], second[7] = 0.3, 0.99
+                negative_labels[3] += 1
+            features = torch.zeros(50, 1)
+            arguments = (features, features, first, second, *labels, features, negative_labels)
+            selection(*arguments, confidence_threshold=0.95)
+        return selection
+
+    differences = record(True).differences(record(False))
+    assert differences["active"] == [0, 1]
+    assert differences["anchors_changed"] == [0, 1]
+    assert differences["labels_changed"] == [0, 1]
+    assert changed_steps(differences) == [1]
+
+
+def test_the_table_tells_a_jump_from_a_drift() -> None:
+    results = Results.start("convergence", {}, torch.device("cpu"))
+    results.extra["golden"] = {"deviation": 0.0, "tolerance": 1e-5}
+    nothing = {"active": [9, 9, 9], "anchors_changed": [0, 0, 0], "labels_changed": [0, 0, 0]}
+    curves = {
+        YARDSTICK: {"loss": [1.0, 1.0, 1.0], **nothing},
+        "drift": {"loss": [1.0, 1.0, 1.002], **nothing},
+        "jump": {"loss": [1.0, 1.00001, 1.003], **nothing, "anchors_changed": [0, 0, 1]},
+    }
+    results.extra["curves"] = {"5": curves}
+    rows = [line.split() for line in convergence_table(results).splitlines()]
+    assert ["5", "drift", "2.0e-03", "3", "0,", "0", "0.0e+00", "0", "-", "2.0e-03"] in rows
+    assert ["5", "jump", "3.0e-03", "3", "1,", "0", "1.0e-05", "1", "3", "1.0e-05"] in rows
+    assert plots.convergence_figures(results).keys() == {"convergence"}
+
+
+def test_a_training_without_the_loss_is_refused(capsys) -> None:
+    assert main(["convergence", "--iterations", "1", "--set", *SMALL, "method.loss=l2"]) == 2
+    assert "set method.loss=contrastive" in capsys.readouterr().err
