@@ -27,7 +27,10 @@ _SAYING_VALUE_ERROR = ("camvid", "readme")
 #: Packages that may be missing, by the extra that installs them.
 EXTRAS = {
     "bench": ("tqdm", "matplotlib"),
-    "train": ("omegaconf", "torchvision", "torchmetrics", "tensorboard", "PIL", "sklearn"),
+    "train": (
+        *("omegaconf", "torchvision", "torchmetrics", "tensorboard", "PIL", "sklearn"),
+        "safetensors",
+    ),
 }
 #: As of every program that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from benchmarks import table
+from benchmarks.arguments import positive_float
+from benchmarks.errors import UsageError
 from benchmarks.results import Results, Row
 
 #: With fewer calls than this on either side the spread is unknown, and only a gross change counts.
@@ -73,20 +76,80 @@ class Change:
         return "!" in self.verdict()
 
 
-def compare(before: Results, after: Results, threshold: float = 0.05) -> list[Change]:
-    """Every row that both hold, in the order of the first."""
+#: What makes two runs the same experiment: settings of the whole run, and sizes of each case.
+SETTINGS = {"loss": ("seed",), "step": ("seed", "config", "overrides", "batch")}
+SIZES = {
+    "loss": ("A", "N", "C", "K", "active_share", "background_share"),
+    "step": ("negatives", "anchors", "batch"),
+}
+
+
+def check_kinds(before: Results, after: Results, names: tuple[str, str] = ("A", "B")) -> None:
+    """Raise a `UsageError` unless both are of one kind that has rows to compare."""
+    for results, name in zip((before, after), names, strict=True):
+        if results.kind not in SETTINGS:
+            raise UsageError(
+                f"{name} is a {results.kind!r} result, which has curves and no rows to compare; "
+                f"to see it: python -m benchmarks report {name}"
+            )
     if before.kind != after.kind:
-        raise ValueError(f"cannot compare a {before.kind!r} result with a {after.kind!r} result")
+        raise UsageError(
+            f"{names[0]} is a {before.kind!r} result and {names[1]} a {after.kind!r} result; "
+            "two of one kind can be compared, and `python -m benchmarks report` takes any"
+        )
+
+
+def different_experiment(before: Results, after: Results, case: str) -> str:
+    """In what the two runs of a case are not the same experiment; empty if they are."""
+    found = [
+        (name, before.settings.get(name), after.settings.get(name))
+        for name in SETTINGS[before.kind]
+    ]
+    sizes = before.cases.get(case, {}), after.cases.get(case, {})
+    found += [(name, *(size.get(name) for size in sizes)) for name in SIZES[before.kind]]
+    # A case that could not be run in one of the files has no sizes there.
+    found = [item for item in found if item[1] != item[2] and None not in item[1:]]
+    return ", ".join(f"{name} is {one} in A and {other} in B" for name, one, other in found)
+
+
+def compare(before: Results, after: Results, threshold: float = 0.05) -> list[Change]:
+    """Every row that both hold of the same experiment, in the order of the first."""
+    check_kinds(before, after)
     later = {row.key: row for row in after.rows}
     return [
-        Change(row.key, row, later[row.key], threshold) for row in before.rows if row.key in later
+        Change(row.key, row, later[row.key], threshold)
+        for row in before.rows
+        if row.key in later and not different_experiment(before, after, row.case)
+    ]
+
+
+def _refused(before: Results, after: Results) -> list[str]:
+    """A sentence for every reason why rows of both files are not compared."""
+    shared = {row.key for row in before.rows} & {row.key for row in after.rows}
+    cases: dict[str, dict[str, int]] = {}  # reason -> case -> rows
+    for case, *_ in sorted(shared):
+        reason = different_experiment(before, after, case)
+        if reason:
+            counts = cases.setdefault(reason, {})
+            counts[case] = counts.get(case, 0) + 1
+    return [
+        f"{sum(counts.values())} rows of {', '.join(counts)} are not compared, "
+        f"other experiments: {reason}"
+        for reason, counts in cases.items()
     ]
 
 
 def _differences(before: Results, after: Results) -> list[str]:
     """Whatever makes the two runs hard to compare."""
-    found = []
-    for name in ("gpu", "cpu", "capability", "threads"):
+    found = [
+        f"{name} is incomplete: its run ended early"
+        for name, results in (("A", before), ("B", after))
+        if not results.complete
+    ]
+    names = ["device", "gpu", "cpu", "capability", "threads"]
+    if "environment" in before.machine and "environment" in after.machine:  # older files lack it
+        names += ["environment", "niceness", "scheduling_policy"]
+    for name in names:
         values = before.machine.get(name), after.machine.get(name)
         if values[0] != values[1]:
             found.append(f"{name} differs: {values[0]} and {values[1]}")
@@ -94,9 +157,13 @@ def _differences(before: Results, after: Results) -> list[str]:
         found.append(
             f"torch differs: {before.software.get('torch')} and {after.software.get('torch')}"
         )
-    rates = [result.limits.get("matrix_rate", {}) for result in (before, after)]
-    for dtype in rates[0].keys() & rates[1].keys():
-        change = rates[1][dtype]["operations_per_second"] / rates[0][dtype]["operations_per_second"]
+    changes: dict[str, list[float]] = {}  # of the matrix-product rates, case by case
+    for case in before.cases.keys() & after.cases.keys():
+        rates = [result.cases[case].get("matrix_rate", {}) for result in (before, after)]
+        for dtype in rates[0].keys() & rates[1].keys():
+            changes.setdefault(dtype, []).append(rates[1][dtype] / rates[0][dtype])
+    for dtype, factors in sorted(changes.items()):
+        change = median(factors)
         if abs(change - 1) > 0.1:
             found.append(
                 f"the machine itself ran {dtype} matrix products {change:.2f} times as fast in B"
@@ -127,13 +194,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compares two results row by row. A row counts as slower if its 20-80% bands do not "
         "overlap and the medians differ by more than the threshold. The exit code is 1 if "
-        "anything is slower, takes more memory or no longer runs."
+        "anything is slower, takes more memory or no longer runs. Rows of other sizes, seeds or "
+        "training settings are different experiments and are not compared."
     )
     parser.add_argument("before", metavar="A.json")
     parser.add_argument("after", metavar="B.json")
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=positive_float,
         default=0.05,
         help="smallest change of the median that counts, as a share (default 0.05)",
     )
@@ -141,11 +209,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     before, after = Results.load(Path(arguments.before)), Results.load(Path(arguments.after))
+    check_kinds(before, after, (arguments.before, arguments.after))
     changes = compare(before, after, arguments.threshold)
+    refused = _refused(before, after)
     if not changes:
-        raise ValueError(f"{arguments.before} and {arguments.after} have no row in common")
+        reasons = "; ".join(refused) or "they have no row in common"
+        raise UsageError(f"{arguments.before} (A) and {arguments.after} (B): {reasons}")
     print(comparison_table(changes))
-    for note in _differences(before, after):
+    for note in (*_differences(before, after), *refused):
         print(f"note: {note}")
     only = {row.key for row in before.rows} ^ {row.key for row in after.rows}
     if only:

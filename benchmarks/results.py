@@ -186,6 +186,7 @@ def keeping(
         results.complete = True
     finally:
         results.machine["foreign_load"] = load.share()
+        results.rows = [row for row in results.rows if row.samples or row.status != "ok"]
         if results.complete or not results.empty:
             try:
                 if path is not None:
@@ -194,8 +195,8 @@ def keeping(
                 print(table(results))
             if path is not None:
                 print(f"\nwritten: {path}")
-        else:
-            print("nothing was measured yet, and nothing is written", file=sys.stderr)
+        elif path is not None:
+            print(f"nothing was measured yet: {path} is not written", file=sys.stderr)
 
 
 def _check_writable(path: Path) -> None:

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_float,
         metavar="GIB",
         help="also find the largest number of negatives and the largest batch that fit into this; "
-        f"for it {SEARCH_SHARE:.0%} of the time budget is kept, shared by all searches",
+        f"for it {100 * SEARCH_SHARE:.0f}%% of the time budget is kept, shared by all searches",
     )
 
 
@@ -143,6 +143,7 @@ class StepRun:
                     "anchors": steps[loss].anchors,
                     "batch": self.arguments.batch,
                 }
+        self.results.rows += rows.values()  # now: an interruption keeps the steps made so far
         order = random.Random(self.arguments.seed)
         self.bar.set_description(f"{case}: interleaved steps")
         for repeat in range(self.arguments.repeats + 1):  # the first round warms up
@@ -161,7 +162,6 @@ class StepRun:
                 clock.mark()
                 if repeat:
                     rows[loss].samples += clock.intervals()
-        self.results.rows += rows.values()
         self.bar.update(len(rows))
 
     def _memory(
@@ -238,6 +238,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device)
     results = Results.start("step", settings, device, arguments.command_line)
     results.extra["paper"] = PAPER
+    measurement = StepRun(arguments, results)
     with keeping(results, arguments.output, step_table):
-        StepRun(arguments, results).run()
+        measurement.run()
     return 0

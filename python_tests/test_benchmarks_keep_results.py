@@ -1,0 +1,133 @@
+"""Whatever ends a benchmark early, what was measured until then is saved and marked incomplete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_benchmarks_results import make_results
+
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES, Case
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.loss_case import LossCase
+from benchmarks.loss_table import loss_table
+from benchmarks.report import render_report
+from benchmarks.results import Results, keeping
+
+FIRST = Case("first", A=64, N=512, C=16, K=5)
+SECOND = Case("second", A=64, N=1_024, C=16, K=5)
+
+
+@pytest.fixture
+def run_until(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `loss` on two cases until the given one, where the naive loss raises the given error."""
+    monkeypatch.setitem(CASES, "two", [FIRST, SECOND])
+    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    output = tmp_path / "new" / "folder" / "out.json"
+    words = ["loss", "--cases", "two", "--implementations", "ours:float32", "naive", "--no-memory"]
+    words += ["--threads", "2", "--repeats", "2", "--output", str(output)]
+    right = IMPLEMENTATIONS["naive"].loss
+
+    def run(case: Case, call: int, error: BaseException) -> tuple[int, Path]:
+        calls = []
+
+        def loss(self, inputs):
+            calls.append(len(inputs.negatives))
+            if calls.count(case.N) == call:
+                raise error
+            return right(self, inputs)
+
+        monkeypatch.setattr(IMPLEMENTATIONS["naive"], "loss", loss)
+        return main(words), output
+
+    return run
+
+
+def test_an_interrupted_loss_run_keeps_its_rows(run_until, capsys) -> None:
+    code, output = run_until(SECOND, 4, KeyboardInterrupt())
+    assert code == 130
+    results = Results.load(output)
+    assert not results.complete
+    for implementation in ("ours", "naive"):
+        row = results.find("first", implementation, "float32", "both")
+        assert len(row.samples) == 2
+        assert row.share_of_matrix_rate > 0
+        assert row.share_of_bandwidth > 0
+    # Also of the case in which it was interrupted, what was timed.
+    timed = results.find("second", "naive", "float32", "both")
+    assert len(timed.samples) == 1
+    assert timed.share_of_matrix_rate > 0
+    assert results.find("second", "naive", "float32", "forward") is None
+    order = [(row.case, row.implementation, row.phase) for row in results.rows[:6]]
+    phases = ("both", "forward", "backward")
+    assert order == [("first", name, phase) for name in ("ours", "naive") for phase in phases]
+    printed = capsys.readouterr()
+    assert "INCOMPLETE" in printed.out
+    assert f"written: {output}" in printed.out
+    assert "interrupted" in printed.err
+    assert "INCOMPLETE" in render_report({"partial": results})
+
+
+def test_an_error_in_a_late_round_costs_one_row(run_until) -> None:
+    code, output = run_until(SECOND, 6, RuntimeError("late"))
+    assert code == 0
+    results = Results.load(output)
+    assert results.complete
+    assert results.find("second", "naive", "float32", "both").detail == "RuntimeError: late"
+    assert results.find("second", "naive", "float32", "both").status == "failed"
+    assert len(results.find("second", "ours", "float32", "both").samples) == 2
+
+
+def test_an_error_of_the_benchmark_itself_keeps_the_rows(
+    run_until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = LossCase._select
+
+    def select(self) -> None:
+        if self.case.name == "second":
+            raise ZeroDivisionError
+        right(self)
+
+    monkeypatch.setattr(LossCase, "_select", select)
+    with pytest.raises(ZeroDivisionError):
+        run_until(SECOND, 10**9, RuntimeError())
+    results = Results.load(tmp_path / "new" / "folder" / "out.json")
+    assert not results.complete
+    assert {row.case for row in results.rows} == {"first"}
+
+
+def test_a_run_interrupted_before_the_first_row_leaves_an_older_file_alone(
+    tmp_path: Path, seed: int
+) -> None:
+    path = tmp_path / "a.json"
+    make_results(seed).save(path)
+    before = path.read_bytes()
+    empty = Results.start("loss", {}, torch.device("cpu"))
+    with pytest.raises(KeyboardInterrupt), keeping(empty, str(path), loss_table):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("benchmarks.loss.LossRun", None)  # nothing may be measured
+    for output in (tmp_path / "file" / "out.json", tmp_path):
+        assert main(["loss", "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --output {output} ")
+        assert error.count("\n") == 1
+
+
+def test_files_without_the_key_are_complete(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "a.json"
+    make_results(seed).save(path)
+    data = json.loads(path.read_text())
+    del data["complete"], data["command"]
+    path.write_text(json.dumps(data))
+    assert Results.load(path).complete
+    assert "INCOMPLETE" not in loss_table(Results.load(path))

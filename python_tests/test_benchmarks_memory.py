@@ -1,0 +1,88 @@
+"""Memory is measured of the call alone, and no call may take more than there is."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+
+from benchmarks.cases import CASES, Case, make_inputs
+from benchmarks.implementations import Implementation
+from benchmarks.memory import limited_memory, measure_on_gpu
+from benchmarks.results import Results
+
+TINY = Case("tiny", A=16, N=32, C=8, K=3)
+
+
+class Recorded(Implementation):
+    """Notes when it is called; its first call takes twice the memory, as tuning does."""
+
+    name, description = "recorded", ""
+
+    def __init__(self, events: list[str], compiles: bool) -> None:
+        self.events, self.compiles = events, compiles
+        self.peak = 200
+
+    def loss(self, inputs):
+        self.events.append("call")
+        return (inputs.features1 * inputs.features2).sum()
+
+    def executed_operations(self, workload, phase: str) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_tuning_is_no_part_of_a_calls_memory_on_a_gpu(
+    compiles: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: events.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: events.append("before") or 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: events.append("peak") or 350)
+    use = measure_on_gpu(Recorded(events, compiles), make_inputs(TINY, seed))
+    assert (use.status, use.extra_bytes) == ("ok", 250)
+    assert events == ["call"] * compiles + ["reset", "before", "call", "peak"]
+
+
+def test_the_limit_holds_inside_and_is_lifted_again() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(RuntimeError, match="allocate memory"), limited_memory(64 * 2**20):
+        torch.empty(256 * 2**20, dtype=torch.uint8)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    torch.empty(256 * 2**20, dtype=torch.uint8)
+
+
+def test_a_timed_call_obeys_the_limit_without_any_memory_measurement(run_loss_on) -> None:
+    matrix = Case("matrix", A=2_048, N=16_384, C=8, K=3)  # 128 MiB each
+    results = run_loss_on(matrix, "--no-memory", "--memory-limit", "0.06")
+    assert results.find("matrix", "naive", "float32", "both").status == "out_of_memory"
+    assert results.find("matrix", "ours", "float32", "both").status == "ok"
+
+
+def test_by_default_a_call_may_take_what_is_free(
+    run_loss_on, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.memory.available_memory", lambda: 64 * 2**20)
+    results = run_loss_on(Case("matrix", A=2_048, N=16_384, C=8, K=3), "--no-memory")
+    assert results.find("matrix", "naive", "float32", "both").status == "out_of_memory"
+
+
+@pytest.fixture
+def run_loss_on(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `benchmarks loss` of ours and naive on one case and returns what it wrote."""
+    from benchmarks.__main__ import main
+
+    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+
+    def run(case: Case, *arguments: str) -> Results:
+        monkeypatch.setitem(CASES, case.name, [case])
+        output = tmp_path / "out.json"
+        words = ["--implementations", "ours:float32", "naive", "--threads", "2", "--repeats", "1"]
+        words += ["--output", str(output), *arguments]
+        assert main(["loss", "--cases", case.name, *words]) == 0
+        return Results.load(output)
+
+    return run
