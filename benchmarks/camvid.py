@@ -15,6 +15,7 @@ from statistics import fmean, median
 
 import torch
 
+from benchmarks import table
 from benchmarks.machine import describe_commit, describe_machine, describe_software
 
 DESCRIPTION = """
@@ -204,7 +205,7 @@ def _seed_table(results: dict) -> str:
         rows.append([title, *map(_percent, [*found, fmean(found)])])
     gains = [*results["gains"]["by_seed"].values(), results["gains"]["mean"]]
     rows.append(["gain", *(f"{100 * gain:+.2f}" for gain in gains)])
-    return _markdown(["mIoU", *(f"seed {seed}" for seed in seeds), "mean"], rows)
+    return table.markdown(["mIoU", *(f"seed {seed}" for seed in seeds), "mean"], rows)
 
 
 def _class_table(runs: Sequence[dict]) -> str:
@@ -216,7 +217,7 @@ def _class_table(runs: Sequence[dict]) -> str:
             of_seeds = [iou for iou in of_seeds if iou is not None]
             means.append(fmean(of_seeds) if of_seeds else float("nan"))
         rows.append([name, *map(_percent, means), f"{100 * (means[1] - means[0]):+.2f}"])
-    return _markdown(["IoU, mean of the seeds", *METHODS.values(), "gain"], rows)
+    return table.markdown(["IoU, mean of the seeds", *METHODS.values(), "gain"], rows)
 
 
 def _negatives_table(runs: Sequence[dict]) -> str:
@@ -231,13 +232,8 @@ def _negatives_table(runs: Sequence[dict]) -> str:
         for run in runs
     ]
     header = ["row of Table 4", "negatives of an anchor", "mIoU", "images/s", "memory [MiB]"]
-    return _markdown(header, rows)
+    return table.markdown(header, rows)
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])

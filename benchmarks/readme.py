@@ -8,7 +8,8 @@ A document says where a table stands and where its figures come from:
 Instead of ``case=NAME`` (one case of a `loss` result) it may say ``scaling`` (its cases that differ
 in N alone) or ``step`` (a `step` result).
 
-The command writes the table in between; with ``--check`` it only tells whether it is up to date.
+The command writes the table in between, with the footnotes that it needs; with ``--check`` it only
+tells whether it is up to date.
 Paths are relative to the document.
 """
 
@@ -19,6 +20,7 @@ import re
 from pathlib import Path
 
 from benchmarks import table
+from benchmarks.errors import UsageError
 from benchmarks.loss_table import SHORT_DTYPE, speed_up
 from benchmarks.plots import series_in_n
 from benchmarks.results import Results, Row
@@ -30,101 +32,167 @@ _BLOCK = re.compile(
 )
 
 
-def case_table(results: Results, case: str) -> str:
+FEW = 3  # timed calls; a figure of fewer is marked
+FEW_SIGN, OTHER_TYPE_SIGN = "\\*", "\\*\\*"
+
+
+def case_markdown(results: Results, case: str) -> str:
     """One case of a `loss` result: time, ratios, share of the matrix-product rate, memory."""
     if case not in results.cases:
-        raise ValueError(f"the result has no case {case!r}; it has: {', '.join(results.cases)}")
+        raise UsageError(f"the result has no case {case!r}; it has: {', '.join(results.cases)}")
     header = ["implementation", "type", "loss + gradient", "vs official", "vs tiled"]
     header += ["of matmul rate", "memory"]
-    rows = []
-    for row in results.rows:
-        if row.case != case or row.phase != "both":
-            continue
+    shown = [row for row in results.rows if row.case == case and row.phase == "both"]
+    lines = []
+    for row in shown:
         cells = [row.implementation, SHORT_DTYPE.get(row.dtype, row.dtype)]
-        if row.status == "ok":
+        if _measured(row):
             cells += [
-                table.seconds(row.median),
-                table.ratio(speed_up(results, row, "official")),
-                table.ratio(speed_up(results, row, "tiled")),
+                _time(row),
+                _ratio(results, row, "official"),
+                _ratio(results, row, "tiled"),
                 table.percent(row.share_of_matrix_rate),
                 table.size(row.extra_memory),
             ]
         else:
             cells += [row.status.replace("_", " "), *["-"] * 4]
-        rows.append(cells)
+        lines.append(cells)
     sizes = results.cases[case]
     caption = f"A = {sizes['A']:,}, N = {sizes['N']:,}, C = {sizes['C']}, both directions."
-    return _render(header, rows, left=2) + _machine(results, caption)
+    return _block(results, header, lines, 2, caption, {"this case": shown})
 
 
-def scaling_table(results: Results) -> str:
+def scaling_markdown(results: Results) -> str:
     """A `loss` result's cases that differ in N alone: time and memory of each implementation."""
     names = sorted(series_in_n(results), key=lambda name: results.cases[name]["N"])
     rows = [row for row in results.rows if row.phase == "both"]
     contenders = dict.fromkeys((row.implementation, row.dtype) for row in rows)
     header = ["N", *(f"{name} {SHORT_DTYPE.get(dtype, dtype)}" for name, dtype in contenders)]
-    lines = []
+    lines, shown = [], {}
     for case in names:
         found = [results.find(case, *contender, "both") for contender in contenders]
-        lines.append([f"{results.cases[case]['N']:,}", *map(_time_and_memory, found)])
+        title = f"{results.cases[case]['N']:,}"
+        lines.append([title, *map(_time_and_memory, found)])
+        shown[title] = [row for row in found if row is not None]
     sizes = results.cases[names[0]]
     caption = f"A = {sizes['A']:,}, C = {sizes['C']}, both directions, loss and gradient."
-    return _render(header, lines, left=0) + _machine(results, caption)
+    return _block(results, header, lines, 0, caption, shown)
 
 
-def step_table(results: Results) -> str:
+def step_markdown(results: Results) -> str:
     """A `step` result: time and memory of a whole training step for each number of negatives."""
     losses = list(dict.fromkeys(row.implementation for row in results.rows))
-    lines = [
-        [
-            f"{sizes['negatives']:,}",
-            *(_time_and_memory(results.find(case, loss, "float32", "step")) for loss in losses),
-        ]
-        for case, sizes in results.cases.items()
-    ]
+    lines, shown = [], {}
+    for case, sizes in results.cases.items():
+        found = [results.find(case, loss, "float32", "step") for loss in losses]
+        title = f"{sizes['negatives']:,}"
+        lines.append([title, *map(_time_and_memory, found)])
+        shown[title] = [row for row in found if row is not None]
     sizes = next(iter(results.cases.values()))
     caption = (
         f"`{results.settings['config']}` with {' '.join(results.settings['overrides'])}, "
         f"{sizes['batch']} labelled and {sizes['batch']} unlabelled images, "
         f"{sizes['anchors']:,} overlap pixels."
     )
-    return _render(["negatives", *losses], lines, left=0) + _machine(results, caption)
+    return _block(results, ["negatives", *losses], lines, 0, caption, shown)
+
+
+def _few(row: Row) -> bool:
+    return _measured(row) and (len(row.samples) < FEW or not row.warmed_up)
+
+
+def _time(row: Row) -> str:
+    return table.seconds(row.median) + (FEW_SIGN if _few(row) else "")
 
 
 def _time_and_memory(row: Row | None) -> str:
-    if row is None or row.status != "ok" or not row.samples:
+    if not _measured(row):
         return "-"
     memory = "" if row.extra_memory is None else f", {table.size(row.extra_memory)}"
-    return table.seconds(row.median) + memory
+    return _time(row) + memory
 
 
-def _render(header: list[str], rows: list[list[str]], left: int) -> str:
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return "".join("| " + " | ".join(line) + " |\n" for line in [header, rule, *rows])
+def _ratio(results: Results, row: Row, rival: str) -> str:
+    """Times faster than the rival, marked where that has no figure in the row's type."""
+    text = table.ratio(speed_up(results, row, rival))
+    same = results.find(row.case, rival, row.dtype, row.phase)
+    return text if text == "-" or _measured(same) else text + OTHER_TYPE_SIGN
 
 
-def _machine(results: Results, caption: str) -> str:
+def _block(
+    results: Results,
+    header: list[str],
+    lines: list[list[str]],
+    left: int,
+    caption: str,
+    shown: dict[str, list[Row]],  # of each line's title
+) -> str:
+    """The table, where it was measured, what its signs mean and why cells are empty."""
     machine = results.machine
-    return (
-        f"\n{machine.get('gpu') or machine['cpu']} ({machine['capability']}),"
-        f" {machine['threads']} threads, torch {results.software['torch']}; {caption}\n"
-    )
+    where = machine.get("gpu") or f"{machine['cpu']} ({_capability(machine)})"
+    text = f"{where}, {machine['threads']} threads, torch {results.software['torch']}; {caption}"
+    notes = []
+    if any(_few(row) for rows in shown.values() for row in rows):
+        notes.append(f"{FEW_SIGN} fewer than {FEW} timed calls, or none before them to warm up.")
+    if any(cell.endswith(OTHER_TYPE_SIGN) for line in lines for cell in line):
+        notes.append(f"{OTHER_TYPE_SIGN} against the other's fp32: it has no figure in this type.")
+    notes += _empty_cells(shown)
+    notes += results.warning().splitlines()
+    parts = [table.markdown(header, lines, left), text, "\n".join(notes)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _measured(row: Row | None) -> bool:
+    return row is not None and row.status == "ok" and bool(row.samples)
+
+
+def _capability(machine: dict) -> str:
+    """What torch says, and the matrix unit, which decides where there is one."""
+    matrix_unit = [name for name in machine.get("instruction_sets", []) if "amx" in name]
+    return " + ".join([machine["capability"], *matrix_unit])
+
+
+def _empty_cells(shown: dict[str, list[Row]]) -> list[str]:
+    """Why there is no figure: the reason of each contender's first row without one."""
+    empty: dict[str, list[tuple[str, Row]]] = {}
+    for title, rows in shown.items():
+        for row in rows:
+            if not _measured(row):
+                name = f"{row.implementation} {SHORT_DTYPE.get(row.dtype, row.dtype)}"
+                empty.setdefault(name, []).append((title, row))
+    return [
+        f"No figure of {name} at {'; '.join(title for title, _ in found)}: "
+        f"{found[0][1].status.replace('_', ' ')}, {found[0][1].detail or 'no reason given'}."
+        for name, found in empty.items()
+    ]
 
 
 def updated(document: Path) -> str:
-    """The document's text with every table made anew."""
+    """The document's text with every table made anew.
+
+    Raises:
+        UsageError: a block's first line is none that is known, or has no end.
+    """
 
     def replace(match: re.Match) -> str:
         results = Results.load(document.parent / match["file"])
         if match["what"] == "scaling":
-            body = scaling_table(results)
+            body = scaling_markdown(results)
         elif match["what"] == "step":
-            body = step_table(results)
+            body = step_markdown(results)
         else:
-            body = case_table(results, match["what"].removeprefix("case="))
+            body = case_markdown(results, match["what"].removeprefix("case="))
         return match["start"] + body + match["end"]
 
-    return _BLOCK.sub(replace, document.read_text(encoding="utf-8"))
+    text = document.read_text(encoding="utf-8")
+    known = [match["start"] for match in _BLOCK.finditer(text)]
+    for start in re.findall(r"^<!-- benchmark:.*\n?", text, re.MULTILINE):
+        if start not in known:
+            raise UsageError(
+                f"{document}: {start.strip()!r} is no block; needed is "
+                "'<!-- benchmark: FILE.json case=NAME|scaling|step -->' and an end"
+            )
+    return _BLOCK.sub(replace, text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,9 @@
-"""Plain-text tables and the units in which people read them."""
+"""Tables, as plain text and as Markdown, and the units in which people read them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def seconds(value: float | None) -> str:
@@ -53,3 +54,9 @@ def render(header: list[str], rows: list[list[str]], left: int = 1) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """The same for a document; the first ``left`` columns are text, the others are numbers."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])

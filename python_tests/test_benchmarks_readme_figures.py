@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from test_benchmarks_results import make_results
 
 from benchmarks.__main__ import main
 from benchmarks.readme import updated
-from benchmarks.results import Results
+from benchmarks.results import Results, Row
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -17,6 +19,9 @@ README = Path(__file__).parent.parent / "README.md"
 def test_readme_figures_are_those_of_the_result_files() -> None:
     if not README.exists():
         pytest.skip("no README beside the tests")
+    text = README.read_text(encoding="utf-8")
+    for block in ("/loss.json case=voc", "/loss-scaling.json scaling", "/step-resnet50.json step"):
+        assert re.search(rf"^<!-- benchmark: \S+{re.escape(block)} -->$", text, re.M), block
     assert updated(README) == README.read_text(encoding="utf-8"), (
         "run: python -m benchmarks readme README.md"
     )
@@ -51,3 +56,62 @@ def test_a_series_in_n_has_a_row_for_each_n(tmp_path: Path, seed: int) -> None:
         "| 16,000",
     ]
     assert f"{1e3 * row.median:.3g} ms, 16 MiB |" in text
+
+
+def block_of(results: Results, folder: Path, what: str) -> str:
+    """What the command writes for one block."""
+    results.save(folder / "a.json")
+    document = folder / "doc.md"
+    document.write_text(f"<!-- benchmark: a.json {what} -->\n<!-- end benchmark -->\n")
+    assert main(["readme", str(document)]) == 0
+    return document.read_text()
+
+
+def test_footnotes_say_what_a_figure_lacks(tmp_path: Path, seed: int) -> None:
+    results = make_results(seed)
+    results.machine.update(cpu="A processor", capability="AVX512", instruction_sets=["amx_bf16"])
+    plain = block_of(results, tmp_path, "case=n-1000")
+    assert "A processor (AVX512 + amx_bf16)" in plain
+    assert "\\*" not in plain
+    assert "WARNING" not in plain
+
+    results.machine["foreign_load"] = 0.5
+    results.find("n-1000", "official", "float32", "both").warmed_up = False
+    ours = results.find("n-1000", "ours", "float32", "both")
+    half = dataclasses.replace(ours, dtype="bfloat16", samples=ours.samples[:2])
+    results.rows += [
+        half,
+        Row("n-1000", "naive", "float32", "both", "out_of_memory", "the allocator refused"),
+    ]
+    text = block_of(results, tmp_path, "case=n-1000")
+    cells = {tuple(line.split(" | ")[:2]): line.split(" | ") for line in text.splitlines()}
+    assert cells["| official", "fp32"][2].endswith(" s\\*")
+    assert cells["| ours", "bf16"][2].endswith(" ms\\*")
+    assert cells["| ours", "bf16"][3].endswith("x\\*\\*")
+    assert "*" not in "".join(cells["| ours", "fp32"])
+    assert "\\* fewer than 3 timed calls" in text
+    assert "\\*\\* against the other's fp32" in text
+    assert "No figure of naive fp32 at this case: out of memory, the allocator refused." in text
+    assert "WARNING: other programs used 50%" in text
+
+
+def test_an_empty_cell_of_a_series_is_explained(tmp_path: Path, seed: int) -> None:
+    results = make_results(seed)
+    for N in (4_000, 16_000):
+        row = results.find(f"n-{N}", "official", "float32", "both")
+        row.status, row.detail, row.samples = "skipped", "would take about 9 s a run", []
+    text = block_of(results, tmp_path, "scaling")
+    reason = "skipped, would take about 9 s a run"
+    assert f"No figure of official fp32 at 4,000; 16,000: {reason}." in text
+
+
+def test_a_block_that_cannot_be_read_is_no_text(tmp_path: Path, seed: int, capsys) -> None:
+    make_results(seed).save(tmp_path / "a.json")
+    document = tmp_path / "doc.md"
+    for start, end in (
+        ("<!-- benchmark: a.json skaling -->", "<!-- end benchmark -->"),
+        ("<!-- benchmark: a.json scaling -->", "<!-- end -->"),
+    ):
+        document.write_text(f"{start}\n{end}\n")
+        assert main(["readme", str(document), "--check"]) == 2
+        assert "is no block" in capsys.readouterr().err
