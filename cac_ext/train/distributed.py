@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from cac_ext.train.errors import ConfigError, ProcessError
@@ -34,6 +33,8 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(days=30)  # of `Processes.together`; gloo's own is half an hour
 _POLL = 0.05  # seconds
+# The name from torch 2.14 on, and the one before.
+_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Processes:
         sent[:count, 0] = labels.to(torch.int32)
         packed[:, feature_bytes:] = sent.view(torch.uint8)
         received = packed.new_empty((self.size * capacity, packed.shape[1]))
-        dist.all_gather_into_tensor(received, packed)
+        getattr(dist, _GATHER)(received, packed)
         all_labels = received[:, feature_bytes:].contiguous().view(torch.int32).squeeze(1)
         all_features = received[:, :feature_bytes].contiguous().view(features.dtype)
         filled = all_labels >= 0  # [size * capacity]
@@ -245,17 +246,19 @@ class GlooBatchNorm(nn.SyncBatchNorm):
     """SyncBatchNorm on CPUs, where torch has none: sums over processes by two all-reduces."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, ...] -> [B, C, ...]``."""
+        """``[B, C, ...] -> [B, C, ...]`` of the same type; under autocast too sums are float32."""
         if not self.training:
             return super().forward(x)
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))
         dims = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        total = all_reduce(torch.cat([x.sum(dims), count]))  # [C + 1]
+        total = _SumOverProcesses.apply(torch.cat([x.sum(dims), count]))  # [C + 1]
         size = total[-1].detach()
         mean = total[:-1] / size  # [C]
         centred = x - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / size  # [C]
+        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / size  # [C]
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
@@ -265,4 +268,20 @@ class GlooBatchNorm(nn.SyncBatchNorm):
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * size / (size - 1).clamp(min=1), momentum)
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(dtype)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.apply(gradient)
