@@ -131,3 +131,72 @@ def test_files_without_the_key_are_complete(tmp_path: Path, seed: int) -> None:
     path.write_text(json.dumps(data))
     assert Results.load(path).complete
     assert "INCOMPLETE" not in loss_table(Results.load(path))
+
+
+TRAINING = [
+    *("augment.crop_size=33", "network.width=16", "method.projector_channels=16"),
+    *("schedule.labelled_batch=2", "schedule.unlabelled_batch=2"),
+    *("data.synthetic.validation=1", "data.synthetic.labelled=2", "data.synthetic.unlabelled=2"),
+]
+
+
+def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Ctrl-C in that call of a function."""
+    calls = []
+    right = getattr(owner, name)
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return right(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+def test_an_interrupted_step_run_keeps_the_steps_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    pytest.importorskip("torchvision")
+    pytest.importorskip("omegaconf")
+    from benchmarks import step, training_step
+    from benchmarks.memory import MemoryUse
+
+    monkeypatch.setattr(step.StepRun, "_memory", lambda *arguments: MemoryUse("ok", 2**20))
+    # Two numbers of negatives, each with a warm-up and two steps.
+    interrupt_at(6, monkeypatch, training_step.TrainingStep, "run")
+    output = tmp_path / "step.json"
+    words = ["--losses", "ours", "--negatives", "20", "50", "--batch", "2", "--repeats", "2"]
+    words += ["--threads", "2", "--set", *TRAINING[:3], "--output", str(output)]
+    assert main(["step", *words]) == 130
+    results = Results.load(output)
+    assert not results.complete
+    assert {row.case: len(row.samples) for row in results.rows} == {
+        "negatives-20": 2,
+        "negatives-50": 1,
+    }
+    assert results.settings["time_budget"] == 600
+    assert results.settings["memory_budget_gib"] is None
+    assert "INCOMPLETE" in capsys.readouterr().out
+
+
+def test_an_interrupted_convergence_run_keeps_whole_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    pytest.importorskip("torchvision")
+    pytest.importorskip("omegaconf")
+    pytest.importorskip("tensorboard")
+    from benchmarks import convergence
+
+    interrupt_at(3, monkeypatch, convergence, "_train")
+    output = tmp_path / "convergence.json"
+    words = ["--iterations", "2", "--threads", "2", "--set", *TRAINING, "--output", str(output)]
+    words.insert(-2, "method.confidence_threshold=0.2")
+    assert main(["convergence", *words]) == 130
+    results = Results.load(output)
+    assert not results.complete
+    (curves,) = results.extra["curves"].values()
+    assert [len(curve["loss"]) for curve in curves.values()] == [2, 2]
+    assert results.extra["golden"]["deviation"] < 1e-5
+    assert "INCOMPLETE" in capsys.readouterr().out
+    assert "INCOMPLETE" in render_report({"partial": results})

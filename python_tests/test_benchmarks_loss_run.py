@@ -14,6 +14,7 @@ from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.loss_table import loss_table
 from benchmarks.operations import PHASES
 from benchmarks.results import Results
+from benchmarks.table import percent
 
 TINY = Case("tiny", A=64, N=512, C=16, K=5)
 
@@ -144,3 +145,72 @@ def test_a_hopeless_rival_does_not_hold_up_the_others(
     (row,) = run_loss("--implementations", "naive", "--no-memory").rows
     assert row.status == "skipped"
     assert "time budget" in row.detail
+
+
+def test_everyone_is_checked_at_the_channels_and_classes_of_each_case(
+    run_loss, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    cases = [
+        Case("narrow", 64, 512, 16, 5),
+        Case("wide", 64, 512, 48, 5),
+        Case("long", 64, 900, 16, 5),
+    ]
+    monkeypatch.setitem(CASES, "tiny", cases)
+    naive = IMPLEMENTATIONS["naive"]
+    right = naive.loss
+
+    def wrong_if_wide(self, inputs):
+        return right(self, inputs) * (1.01 if inputs.negatives.shape[1] == 48 else 1.0)
+
+    monkeypatch.setattr(naive, "loss", wrong_if_wide)
+    results = run_loss("--implementations", "naive", "ours:float32", "--no-memory")
+    checked = [(check["implementation"], check["C"], check["K"]) for check in results.checks]
+    assert checked == [(name, C, 5) for C in (16, 48) for name in ("naive", "ours")]
+    row = results.find("wide", "naive", "float32", "both")
+    assert row.status == "failed"
+    assert "C = 48, K = 5" in row.detail
+    for case in ("narrow", "long"):
+        assert results.find(case, "naive", "float32", "both").status == "ok"
+    printed = capsys.readouterr().out
+    assert "reference at C=16 K=5 (A=160 N=9,000), C=48 K=5 (A=160 N=9,000)" in printed
+
+
+def test_every_case_has_its_own_matrix_product_rate(
+    run_loss, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    rates = {"slow": 1e9, "fast": 4e9, "medium": 2e9}
+    monkeypatch.setitem(CASES, "tiny", [Case(name, 64, 512, 16, 5) for name in rates])
+    remaining = list(rates.values())
+
+    class Rate:
+        def __init__(self, device, dtype, channels):
+            self.rate = remaining.pop(0)
+
+        def sample(self):
+            pass
+
+        def result(self):
+            return {"operations_per_second": self.rate, "shape": [8, 8, 8], "shapes": {}}
+
+    monkeypatch.setattr("benchmarks.loss_case.MatrixRate", Rate)
+    results = run_loss("--implementations", "ours:float32", "--no-memory")
+    assert {name: case["matrix_rate"]["float32"] for name, case in results.cases.items()} == rates
+    best = results.limits["matrix_rate"]["float32"]
+    assert (best["operations_per_second"], best["case"]) == (4e9, "fast")
+    for row in results.rows:
+        if row.phase == "both":
+            share = row.executed_operations / row.median / rates[row.case]
+            assert row.share_of_matrix_rate == pytest.approx(share)
+    printed = capsys.readouterr().out
+    for rate in (1, 4, 2):
+        assert f"matrix product: {rate} Gop/s fp32" in printed
+
+
+def test_the_table_says_what_share_of_the_equations_operations_is_executed(
+    run_loss, capsys
+) -> None:
+    results = run_loss("--implementations", "ours:float32", "naive", "--no-memory")
+    row = results.find("tiny", "ours", "float32", "both")
+    share = percent(row.executed_operations / row.nominal_operations)
+    line = f"executed, of 4C operations for every pair in each direction: ours {share}, naive 100%"
+    assert line in capsys.readouterr().out
