@@ -127,6 +127,12 @@ class Results:
             found.append(
                 f"WARNING: other programs used {share:.0%} of the processors during this run"
             )
+        halted = self.machine.get("halted_share") or 0.0
+        if halted:
+            found.append(
+                f"WARNING: the system halted this run for {halted:.0%} of the time, in one piece a "
+                "second, as it does with real-time priority; use nice instead"
+            )
         return "\n".join(found)
 
     def find(self, case: str, implementation: str, dtype: str, phase: str) -> Row | None:

@@ -1,0 +1,31 @@
+"""Real-time priority, which makes Linux halt a process now and then, is warned of."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from benchmarks import machine
+from benchmarks.results import Results
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="no scheduling policies here")
+def test_a_run_at_real_time_priority_says_that_it_was_halted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = torch.device("cpu")
+    monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_OTHER)
+    assert "halted_share" not in Results.start("step", {}, device).machine
+    monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_FIFO)
+    monkeypatch.setattr(machine, "_halted_share", lambda: 0.05)
+    results = Results.start("step", {}, device)
+    assert results.machine["scheduling_policy"] == "SCHED_FIFO"
+    assert "halted this run for 5% of the time" in results.warning()
+    monkeypatch.setattr(machine, "_halted_share", lambda: 0.0)
+    assert "halted" not in Results.start("step", {}, device).warning()
+
+
+def test_the_share_is_the_systems_own() -> None:
+    assert 0 <= machine._halted_share() < 1
