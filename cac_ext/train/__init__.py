@@ -24,6 +24,7 @@ Runs that last, and several processes:
     signals.py            SIGTERM finishes the step; nonfinite.py: what is not finite stops or skips
     run_log.py            progress bar, metrics.jsonl, TensorBoard
     picture.py            image, truth, predictions side by side
+    feature_figures.py    features of one pixel in two contexts; grad_cam.py (paper Fig. 1, 3)
 
 Labels that are made before training:
 
@@ -37,9 +38,9 @@ Several runs:
     tables.py             the paper's tables as configurations; ablate.py trains their rows
 
 The command `cac-ext`: cli.py (train, resume, compare, config), run_commands.py (evaluate, predict;
-prediction_files.py), data_commands.py, pseudo_label_commands.py, table_commands.py; what they share
-is command_line.py. Names in a configuration become functions by registry.py; errors.py are those
-that the user can mend.
+prediction_files.py), figure_commands.py, data_commands.py, pseudo_label_commands.py,
+table_commands.py; what they share is command_line.py. Names in a configuration become functions by
+registry.py; errors.py are those that the user can mend.
 
 What is random is drawn from the run's seed and the iteration (seeding.py), so that the same
 configuration gives the same result whatever the number of workers, interrupted or not.

@@ -87,7 +87,7 @@ def predictions_figure(
         network.train(was_training)
     for axis, text in zip(axes[0], titles, strict=True):
         axis.set_title(text)
-    _add_legend(figure, splits)
+    add_legend(figure, splits)
     return figure
 
 
@@ -120,13 +120,13 @@ def crop_pair_figure(
         index = (view - 1) * len(pairs["view1"])  # of the view among both views of all images
         labels, confidences = losses.pseudo_labels[index], losses.confidences[index]  # [h, w]
         positions = pairs[f"overlap{view}"][of_first]
-        overlap = _marked(positions, height, width)
-        anchors = _marked(positions[losses.active[view - 1][of_first]], height, width)
+        overlap = marked_cells(positions, height, width)
+        anchors = marked_cells(positions[losses.active[view - 1][of_first]], height, width)
         colours = colour_mask(labels, splits)  # [h, w, 3]
         picture = denormalise(pairs[f"view{view}"][0]).permute(1, 2, 0).cpu().numpy()
         row[0].imshow(picture)
         if overlap.any():
-            row[0].add_patch(_outline(overlap, grid))
+            row[0].add_patch(overlap_outline(overlap, grid))
         row[1].imshow(colours, extent=extent, interpolation="nearest")
         shades = row[2].imshow(
             confidences.float().cpu().numpy(), extent=extent, vmin=0, vmax=1, cmap="viridis"
@@ -145,7 +145,7 @@ def crop_pair_figure(
     for axis, text in zip(axes[0], titles, strict=True):
         axis.set_title(text)
     figure.colorbar(shades, ax=axes[:, 2], shrink=0.6)
-    _add_legend(figure, splits)
+    add_legend(figure, splits)
     return figure
 
 
@@ -173,14 +173,14 @@ def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[st
     figure.savefig(path, dpi=110)
 
 
-def _marked(positions: Tensor, height: int, width: int) -> np.ndarray:
+def marked_cells(positions: Tensor, height: int, width: int) -> np.ndarray:
     """Which cells of ``[h, w]`` flat positions name, bool."""
     cells = torch.zeros(height * width, dtype=torch.bool)
     cells[positions.cpu()] = True
     return cells.view(height, width).numpy()
 
 
-def _outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
+def overlap_outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
     """The rectangle of the cells ``[h, w]`` that the other view sees, in pixels of the view."""
     rows, columns = (np.flatnonzero(overlap.any(axis=axis)) for axis in (1, 0))
     left, top = (grid.offset + grid.stride * (cells[0] - 0.5) for cells in (columns, rows))
@@ -188,7 +188,7 @@ def _outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
     return Rectangle((left, top), *size, fill=False, edgecolor="red", linewidth=2)
 
 
-def _add_legend(figure: Figure, splits: DatasetSplits) -> None:
+def add_legend(figure: Figure, splits: DatasetSplits) -> None:
     """Names and colours of the classes, below the figure, which grows by the rows it needs."""
     colours = class_colours(splits) / 255
     column = 0.6 + 0.09 * max(map(len, splits.class_names))  # inches that the longest name takes

@@ -1,0 +1,311 @@
+"""Features of one and the same pixels under two contexts, as pictures (paper Fig. 1 and 3).
+
+Two crops of an image show the overlap in two contexts. `tsne_figure` shows where the overlap's
+features lie in the one, in the other, and, for comparison, under a low-level augmentation of the
+first; `grad_cam_figure` which regions the features of one pixel depend on. Each for the networks of
+one run or of several, on the same crops. Features are those that the unlabelled branch compares,
+before the projector, which a supervised run does not train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from cac_ext.train.config import Config
+from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.augment import CropPairAugment, denormalise
+from cac_ext.train.data.crop_pair import CropPairSampler
+from cac_ext.train.data.truth import WithTruth
+from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.grad_cam import grad_cam
+from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.picture import add_legend, class_colours, marked_cells, overlap_outline
+from cac_ext.train.seeding import derive_seed, seeded
+
+_IOU_RANGE = (0.1, 0.4)  # crops that share more hardly differ in context
+_PIXELS, _FEWEST = 500, 8  # of all overlaps, shown three times by t-SNE
+_PERPLEXITY = 30
+_OTHERS = ("crop 2", "crop 1 recoloured")  # what crop 1 is compared with
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Two crops of a validation image, and the first one recoloured.
+
+    Attributes:
+        name: of the image.
+        views: crop 1, crop 2 and crop 1 under a low-level augmentation, ``[3, 3, S, S]``.
+        overlap: of the first two, flat positions in their features of the same pixels, ``[2, L]``.
+        truth: class of these pixels, ``[L]``, -1 where it is not known.
+    """
+
+    name: str
+    views: Tensor
+    overlap: Tensor
+    truth: Tensor
+
+
+def draw_crops(
+    config: Config, splits: DatasetSplits, grid: FeatureGrid, count: int, seed: int
+) -> list[Crops]:
+    """Crops of the run's size of ``count`` validation images, spread evenly; none is mirrored.
+
+    Args:
+        config: of the run, for the size of images and crops and the low-level augmentation.
+        splits: where the images come from.
+        grid: of the features that will be compared.
+        count: images.
+        seed: of the crops and colours.
+    """
+    sampler = CropPairSampler(config.augment.crop_size, grid, _IOU_RANGE, flip=0.0)
+    still = replace(config.augment, unlabelled_scale=(1.0, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+    plain = CropPairAugment(still, sampler)
+    recoloured = CropPairAugment(replace(still, jitter=1.0, blur=1.0), sampler)
+    # In place of unlabelled images, those of validation: nobody trained on them.
+    images = WithTruth(splits.validation, replace(splits, unlabelled=None), "figures")
+    drawn = []
+    for index in _spread(len(images), count):
+        sample = images[index]
+        pairs = []
+        for augment in (plain, recoloured):
+            with seeded(seed, "figures", index):  # the same crops, which are drawn before colours
+                pairs.append(augment(sample))
+        pair, other = pairs
+        drawn.append(
+            Crops(
+                sample["name"],
+                torch.stack([pair["view1"], pair["view2"], other["view1"]]),
+                torch.stack([pair["overlap1"], pair["overlap2"]]),
+                pair["truth1"].flatten()[pair["overlap1"]].long(),
+            )
+        )
+    return drawn
+
+
+@torch.no_grad()
+def overlap_features(network: SegmentationNetwork, crops: Crops) -> Tensor:
+    """Features of the overlap in crop 1, crop 2 and recoloured crop 1, ``[3, L, F]``, length 1."""
+    views = crops.views.to(next(network.parameters()).device)
+    features = network.pool(network.features(views)).flatten(2).mT  # [3, h w, F]
+    first, second = crops.overlap
+    seen = torch.stack([features[0, first], features[1, second], features[2, first]])
+    return F.normalize(seen.float(), dim=-1).cpu()
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Mean cosine distances of features.
+
+    Attributes:
+        context: of a pixel's in crop 1 from its own in crop 2.
+        recoloured: of a pixel's in crop 1 from its own in the recoloured crop 1.
+        any_two: of any two pixels' in crop 1, to measure the others by: how wide a network spreads
+            its features differs from network to network.
+    """
+
+    context: float
+    recoloured: float
+    any_two: float
+
+
+def mean_distances(features: Tensor) -> Distances:
+    """Distances of what `overlap_features` returns, ``[3, L, F]``."""
+    of_pairs = [(1 - (features[0] * features[k]).sum(-1)).mean().item() for k in (1, 2)]
+    # The mean of all products of two unit vectors is the squared length of their mean.
+    return Distances(*of_pairs, 1 - features[0].mean(0).square().sum().item())
+
+
+def tsne_figure(
+    splits: DatasetSplits,
+    networks: Mapping[str, SegmentationNetwork],
+    crops: Sequence[Crops],
+    seed: int,
+) -> tuple[Figure, dict[str, Distances]]:
+    """Paper Fig. 3: the crops of the first image, below them a row for each network.
+
+    A dot is a pixel's features in crop 1, a cross in the other crop; a line joins the two. All
+    pictures of a row are of one embedding (t-SNE of the features at unit length).
+
+    Args:
+        splits: where names and colours come from.
+        networks: title of a row -> the network whose features it shows.
+        crops: see `draw_crops`.
+        seed: of the choice of pixels and of t-SNE.
+
+    Returns:
+        The figure, and of each network the `mean_distances` over the whole overlap of all images.
+
+    Raises:
+        DataError: the class of hardly any pixel of the overlaps is known.
+    """
+    shown = _choose_pixels(torch.cat([part.truth for part in crops]), seed)  # [n]
+    colours = class_colours(splits)[torch.cat([part.truth for part in crops])[shown]] / 255
+    count = len(networks)
+    figure = Figure(figsize=(8, 3.2 + 4.2 * count), layout="constrained")
+    cells = figure.add_gridspec(1 + count, 6, height_ratios=[2.8, *[4.2] * count])
+    above = [figure.add_subplot(cells[0, 2 * k : 2 * k + 2]) for k in range(3)]
+    _show_crops(above, crops[0], next(iter(networks.values())).pooled_grid)
+    distances: dict[str, Distances] = {}
+    for number, (title, network) in enumerate(networks.items(), 1):
+        row = [figure.add_subplot(cells[number, 3 * k : 3 * k + 3]) for k in range(2)]
+        features = torch.cat([overlap_features(network, part) for part in crops], dim=1)
+        distances[title] = mean_distances(features)
+        places = _embed(features[:, shown], seed)  # [3, n, 2]
+        row[0].set_ylabel(title)
+        of_pairs = (distances[title].context, distances[title].recoloured)
+        for axis, other, text, distance in zip(row, places[1:], _OTHERS, of_pairs, strict=True):
+            pairs = np.stack([places[0], other], axis=1)  # [n, 2, 2]
+            axis.add_collection(LineCollection(pairs, colors="0.75", linewidths=0.4, zorder=0))
+            axis.scatter(*places[0].T, s=9, c=colours, marker="o", linewidths=0)
+            axis.scatter(*other.T, s=13, c=colours, marker="x", linewidths=0.7)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(
+                f"dots: crop 1, crosses: {text}\nmean cosine distance {distance:.4f}", size=9
+            )
+    add_legend(figure, splits)
+    return figure, distances
+
+
+def grad_cam_figure(
+    splits: DatasetSplits,
+    networks: Mapping[str, SegmentationNetwork],
+    crops: Sequence[Crops],
+    pixel: tuple[int, int] | None = None,
+) -> Figure:
+    """Paper Fig. 1: a row for each image, its two crops and the Grad-CAM of one pixel in either.
+
+    The cross is the pixel, the rectangle the overlap. The title of a Grad-CAM says for which class
+    it speaks and which share of the contributions comes from outside the overlap, from what the
+    other crop does not show. Colours go by the root of the contributions, or a network with
+    residual connections would show little but the pixel itself.
+
+    Args:
+        splits: where names come from.
+        networks: title of two columns -> the network.
+        crops: see `draw_crops`.
+        pixel: x, y in crop 1 of the first image; of the others, and by default, the overlap's
+            centre is taken.
+
+    Raises:
+        ConfigError: the pixel is not in the overlap.
+    """
+    columns = 2 * (1 + len(networks))
+    grid = next(iter(networks.values())).pooled_grid
+    figure = Figure(figsize=(2.3 * columns, 2.75 * len(crops) + 0.2), layout="constrained")
+    for number, (row, part) in enumerate(
+        zip(figure.subplots(len(crops), columns, squeeze=False), crops, strict=True)
+    ):
+        side = part.views.shape[-1]
+        cells = grid.size(side)
+        index = _overlap_index(part.overlap[0], grid, cells, pixel if number == 0 else None)
+        for view in range(2):
+            position = int(part.overlap[view, index])
+            point = [
+                grid.offset + grid.stride * cell for cell in (position % cells, position // cells)
+            ]
+            inside = marked_cells(part.overlap[view], cells, cells)
+            picture = denormalise(part.views[view]).permute(1, 2, 0).numpy()
+            row[view].imshow(picture)
+            row[view].set_title(f"crop {view + 1}", size=9)
+            axes = [row[view]]
+            for place, (title, network) in enumerate(networks.items(), 1):
+                axis = row[2 * place + view]
+                device = next(network.parameters()).device
+                cam, class_id = grad_cam(network, part.views[view].to(device), position)
+                axis.imshow(picture.mean(axis=2), cmap="gray", vmin=-0.2, vmax=1.2)
+                axis.imshow(cam.sqrt().numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.55)
+                share = _share_outside(cam, overlap_outline(inside, grid))
+                axis.set_title(
+                    f"{title}, crop {view + 1}\n{splits.class_names[class_id]}: {share}", size=9
+                )
+                axes.append(axis)
+            for axis in axes:
+                axis.add_patch(overlap_outline(inside, grid))
+                axis.plot(*point, "+", color="yellow", markersize=11, markeredgewidth=2.5)
+                axis.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
+                axis.tick_params(labelsize=6)
+        for axis in row[1:]:  # the first has the numbers by which a pixel is chosen
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(part.name, size=7)
+    return figure
+
+
+def _spread(length: int, count: int) -> list[int]:
+    return torch.linspace(0, length - 1, min(count, length)).long().tolist()
+
+
+def _choose_pixels(truth: Tensor, seed: int) -> Tensor:
+    """Positions ``[n]`` of pixels whose class is known, as equally many of each as there are."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "pixels of figures"))
+    known = (truth >= 0).nonzero().flatten()
+    known = known[torch.randperm(len(known), generator=generator)]
+    if len(known) < _FEWEST:
+        raise DataError(
+            f"the class of only {len(known)} pixels of the crops' overlaps is known, and t-SNE "
+            f"needs {_FEWEST}: take more --images, or another --seed"
+        )
+    one_hot = F.one_hot(truth[known])  # [M, K]
+    turn = (one_hot.cumsum(0) * one_hot).sum(1)  # [M] how many-th of its class
+    return known[turn.argsort(stable=True)[:_PIXELS]]
+
+
+def _embed(features: Tensor, seed: int) -> np.ndarray:
+    """t-SNE of ``[3, n, F]``: ``[3, n, 2]``, the same whatever the number of threads."""
+    flat = features.flatten(0, 1).numpy()
+    tsne = TSNE(perplexity=min(_PERPLEXITY, len(flat) / 4), init="pca", random_state=seed, n_jobs=1)
+    with threadpool_limits(1):
+        return tsne.fit_transform(flat).reshape(*features.shape[:2], 2)
+
+
+def _show_crops(axes: Sequence, crops: Crops, grid: FeatureGrid) -> None:
+    cells = grid.size(crops.views.shape[-1])
+    first, second = (marked_cells(positions, cells, cells) for positions in crops.overlap)
+    for axis, view, overlap, text in zip(
+        axes, crops.views, (first, second, first), ("crop 1", *_OTHERS), strict=True
+    ):
+        axis.imshow(denormalise(view).permute(1, 2, 0).numpy())
+        axis.add_patch(overlap_outline(overlap, grid))
+        axis.set(xlim=(-0.5, view.shape[-1] - 0.5), ylim=(view.shape[-1] - 0.5, -0.5))
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(text, size=10)
+
+
+def _overlap_index(
+    positions: Tensor, grid: FeatureGrid, cells: int, pixel: tuple[int, int] | None
+) -> int:
+    """Which position of the overlap in crop 1 is nearest to the pixel, or to its own centre."""
+    places = torch.stack([positions % cells, positions // cells], dim=1)  # [L, 2] x, y
+    places = grid.offset + grid.stride * places.double()
+    low, high = places.amin(0), places.amax(0)
+    wanted = (low + high) / 2 if pixel is None else torch.tensor(pixel, dtype=torch.float64)
+    if ((wanted < low - grid.stride / 2) | (wanted > high + grid.stride / 2)).any():
+        raise ConfigError(
+            f"--pixel {pixel[0]},{pixel[1]} is not in the overlap, which crop 1 of the first image "
+            f"shows at x = {low[0]:.0f} to {high[0]:.0f}, y = {low[1]:.0f} to {high[1]:.0f}"
+        )
+    return int((places - wanted).abs().sum(1).argmin())
+
+
+def _share_outside(cam: Tensor, overlap: Rectangle) -> str:
+    """Share of the contributions ``[S, S]`` outside the rectangle, in words."""
+    box = overlap.get_bbox()
+    left, top = (max(0, math.ceil(edge)) for edge in (box.x0, box.y0))
+    right, bottom = (math.floor(edge) + 1 for edge in (box.x1, box.y1))
+    total = cam.sum().item()
+    if total == 0:
+        return "no contribution"
+    inside = cam[top:bottom, left:right].sum().item()
+    return f"{100 * (1 - inside / total):.1f}% from outside"

@@ -1,0 +1,162 @@
+"""`cac-ext figures`: the same pixels under two contexts, and what a pixel's features depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_trees import folder_overrides, folder_tree
+from PIL import Image
+from tiny_run import TINY_RUN
+from torch import Tensor, nn
+
+from cac_ext.train.cli import main
+from cac_ext.train.config import NetworkConfig, load
+from cac_ext.train.data import build_datasets
+from cac_ext.train.data.augment import denormalise
+from cac_ext.train.feature_figures import draw_crops, mean_distances, overlap_features
+from cac_ext.train.grad_cam import grad_cam
+from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.loop import train
+from cac_ext.train.methods import method_overrides
+from cac_ext.train.networks import SegmentationNetwork, build_network
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = ["features_tsne.png", "grad_cam.png"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A supervised run and one of the method, of the same data."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("sup_only", "cac"):
+        config = load("synthetic", [*TINY_RUN, *method_overrides(method)])
+        train(config, folder / method, progress=False)
+    return [str(folder / "sup_only"), str(folder / "cac")]
+
+
+def pictures(folder: Path) -> list[np.ndarray]:
+    return [np.array(Image.open(folder / name).convert("RGB")) for name in NAMES]
+
+
+def test_pictures_of_several_runs_depend_on_the_seed_alone(
+    runs: list[str], tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
+) -> None:
+    seed %= 2**31 - 1
+    printed = []
+    for name, number in (("one", seed), ("again", seed), ("other", seed + 1)):
+        command = ["figures", *runs, "device=cpu", "--images", "2", "--seed", str(number)]
+        assert main([*command, "--output", str(tmp_path / name)]) == 0
+        printed.append(capsys.readouterr().out.replace(str(tmp_path / name), ""))
+    one, again, other = (pictures(tmp_path / name) for name in ("one", "again", "other"))
+    for first, second, third in zip(one, again, other, strict=True):
+        assert first.std() > 10
+        np.testing.assert_array_equal(first, second)
+        assert first.shape != third.shape or (first != third).any()
+    assert printed[0] == printed[1] != printed[2]
+    for method in ("sup_only", "cac"):
+        (line,) = [line for line in printed[0].splitlines() if line.startswith(method)]
+        assert all(0 <= float(value) < 2 for value in line.split()[1:])
+
+
+def test_one_run_keeps_its_pictures_in_its_folder(runs: list[str]) -> None:
+    assert main(["figures", runs[1], "--images", "1"]) == 0
+    assert all(picture.std() > 10 for picture in pictures(Path(runs[1]) / "figures"))
+
+
+def test_what_cannot_be_shown_is_said(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def error(*arguments: str) -> str:
+        assert main(["figures", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert f"{tmp_path} is no run folder" in error(str(tmp_path))
+    assert "needs a run folder" in error("device=cpu")
+    assert "--images takes a number > 0" in error(runs[0], "--images", "0")
+    assert "--pixel takes X,Y" in error(runs[0], "--pixel", "3")
+    assert "not in the overlap, which crop 1" in error(runs[0], "--pixel", "999,3")
+    assert "only data.*" in error(runs[0], "seed=3")
+
+
+def test_the_overlaps_are_the_same_pixels_and_truth(tmp_path: Path, seed: int) -> None:
+    folder_tree(tmp_path, np.random.default_rng(seed), 2, 3)
+    config = load("folder", [*folder_overrides(tmp_path), "augment.crop_size=17"])
+    splits = build_datasets(config.data)
+    grid = FeatureGrid(4)
+    drawn = draw_crops(config, splits, grid, 5, seed)
+    assert [crops.name for crops in drawn] == [f"images/val{k}.png" for k in range(3)]
+    for index, crops in enumerate(drawn):
+        cells = grid.size(17)
+        rows, columns = crops.overlap // cells * 4, crops.overlap % cells * 4
+        colours = [
+            denormalise(crops.views[view])[:, rows[view], columns[view]] for view in range(2)
+        ]
+        torch.testing.assert_close(*colours)
+        sample = splits.validation[index]
+        image = (sample["image"].float() / 255).flatten(1)  # noise: every pixel is its own
+        for colour, truth in zip(colours[0].T, crops.truth.tolist(), strict=True):
+            (place,) = (image.T - colour).abs().amax(1).lt(1e-3).nonzero()[0].tolist()
+            mask = int(sample["mask"].flatten()[place])
+            assert truth == (-1 if mask == 255 else mask)
+        assert not torch.equal(crops.views[0], crops.views[2])
+
+
+class _Shifted(nn.Module):
+    """Features that are the image's pixels so many pixels away: ``[B, 3, H, W]``."""
+
+    out_channels, stride = 3, 1
+
+    def __init__(self, right: int, down: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Identity())
+        self.right, self.down = right, down
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.first(images).roll((-self.down, -self.right), (2, 3))
+
+
+def test_contributions_lie_where_the_score_reads(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    right, down, x, y = (int(value) for value in rng.integers(0, 8, 4))
+    classifier = nn.Conv2d(3, 2, 1, bias=False)
+    with torch.no_grad():
+        classifier.weight.copy_(torch.tensor([1.0, 0.5])[:, None, None, None].expand(2, 3, 1, 1))
+    network = SegmentationNetwork(_Shifted(right, down), classifier).eval()
+    view = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed)) + 0.1
+    cam, class_id = grad_cam(network, view, 16 * y + x)
+    expected = torch.zeros(16, 16)
+    expected[y + down, x + right] = 1
+    assert class_id == 0
+    torch.testing.assert_close(cam, expected)
+
+
+@pytest.mark.parametrize("name", ["small", "deeplabv3plus"])
+def test_every_network_has_contributions_and_keeps_no_hook(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = build_network(NetworkConfig(name=name, weights=None), 5).eval()
+    cells = network.pooled_grid.size(65)
+    cam, _ = grad_cam(network, torch.randn(3, 65, 65), cells * (cells // 2) + cells // 2)
+    assert cam.shape == (65, 65)
+    assert cam.min() >= 0
+    assert cam.max() == pytest.approx(1, abs=1e-5) or not cam.any()
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_distances_are_means_over_the_whole_overlap(runs: list[str], seed: int) -> None:
+    config = load("synthetic", TINY_RUN)
+    splits = build_datasets(config.data)
+    torch.manual_seed(seed)
+    network = build_network(config.network, splits.num_classes).eval()
+    (crops,) = draw_crops(config, splits, network.pooled_grid, 1, seed)
+    features = overlap_features(network, crops)
+    found = mean_distances(features)
+    one, other = (torch.cosine_similarity(features[0], features[k], dim=1) for k in (1, 2))
+    assert found.context == pytest.approx(1 - one.mean().item(), abs=1e-5)
+    assert found.recoloured == pytest.approx(1 - other.mean().item(), abs=1e-5)
+    every_two = 1 - features[0] @ features[0].T
+    assert found.any_two == pytest.approx(every_two.mean().item(), abs=1e-5)
