@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import cac_ext
 
+ROOT = Path(__file__).resolve().parent.parent
 OPERATORS = [
     "prepare_negatives",
     "masked_logsumexp",
@@ -51,6 +54,18 @@ def test_cuda_is_built_for_the_default_architectures():
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if asked is None:
         assert info["cuda_architectures"] == DEFAULT_ARCHITECTURES[nvcc_major()]
+
+
+@needs_nvcc
+def test_gpus_without_kernels_are_refused(tmp_path):
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ["PATH"]])}
+    environment["TORCH_CUDA_ARCH_LIST"] = "8.0;7.0+PTX"
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "compute capability 7.5 (Turing) or newer" in " ".join(result.stderr.split())
 
 
 @needs_nvcc

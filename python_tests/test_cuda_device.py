@@ -106,6 +106,23 @@ def test_a_side_stream_is_honoured(seed):
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("first", ["features1", "features2"])
+def test_one_tensor_on_another_device_is_named(seed, first):
+    case = make_case(seed, 40, 60, 16, 3, torch.float32, "cuda")
+    setattr(case, first, getattr(case, first).detach().cpu())
+    with pytest.raises(ValueError, match="must be on c"):
+        cac_ext.directional_contrastive_loss(*case.arguments())
+
+
+def test_float32_beyond_128_channels_at_the_highest_precision(seed):
+    case = make_case(seed, 300, 500, 200, 5, torch.float32, "cuda")
+    loss, _, _ = loss_and_gradients(case, reduction="mean")
+    exact = reference.directional_contrastive_loss(
+        *case.to_float64().arguments(), confidence_threshold=0.3, reduction="mean"
+    )
+    assert abs(loss.double() - exact) <= 2e-5
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
 def test_a_second_gpu_is_honoured(seed):
     case = make_case(seed, 500, 3000, 64, 5, torch.float32, "cuda:1")

@@ -6,6 +6,8 @@ arithmetic, channel bucket and variant, on shapes that end inside tiles, also un
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from cuda_emulation import (
@@ -205,11 +207,64 @@ def test_nan_in_one_anchor_stays_in_its_row(seed, emulator):
     assert torch.equal(clean.values[others], dirty.values[others])
 
 
-def test_float32_on_a_gpu_without_tf32(seed, tmp_path, emulator):
-    objects = emulator.program.parent
-    flags = [*COMPILE, "-DCAC_EMULATED_ARCHITECTURE=750"]
-    program = build(tmp_path, flags=flags, only=["stream_fp32"], other_objects=objects)
-    check(Emulator(program), make_call(seed, 40, 90, 30, "fp32"))
+def test_every_multiprocessor_has_work_where_memory_allows(emulator):
+    # The pixels of a batch of VOC, two blocks on each of the 132 multiprocessors of an H100.
+    plan = emulator.plan(6400, 51_200, 128, "bf16", multiprocessors=264)
+    assert plan["max_workers"] == 264
+    assert plan["wave_tiles"] == plan["max_tiles"] == 50
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("channels", [64, 128, 256])
+def test_the_workspace_is_bounded_by_the_negatives(emulator, arithmetic, channels):
+    for anchors in (1, 500, 6400, 100_000, 3_000_000):
+        for negatives in (1, 500, 51_200, 500_000):
+            for multiprocessors in (1, 20, 132, 264, 1000):
+                plan = emulator.plan(anchors, negatives, channels, arithmetic, multiprocessors)
+                assert 1 <= plan["max_workers"] <= multiprocessors
+                assert 1 <= plan["wave_tiles"] <= plan["max_tiles"]
+                size = ARITHMETICS[arithmetic][1].itemsize
+                bound = max(24 << 20, 2 * negatives * channels * size)
+                per_anchor = 32 * anchors + 4096  # the schedule
+                assert plan["workspace_bytes"] <= bound + per_anchor
+
+
+def build_for(architecture: int, folder: Path, emulator: Emulator, *stems: str) -> Emulator:
+    """The program with some of its sources compiled for another GPU (750: Turing)."""
+    flags = [*COMPILE, f"-DCAC_EMULATED_ARCHITECTURE={architecture}"]
+    return Emulator(build(folder, flags=flags, only=stems, other_objects=emulator.program.parent))
+
+
+@pytest.fixture(scope="module")
+def turing(tmp_path_factory, emulator) -> Emulator:
+    stems = ("contrastive", "stream_bf16", "stream_fp16", "stream_fp32")
+    return build_for(750, tmp_path_factory.mktemp("turing"), emulator, *stems)
+
+
+def test_a_gpu_without_tf32_multiplies_float32_and_float16(seed, turing):
+    check(
+        turing,
+        make_call(seed, 40, 90, 30, "fp32"),
+        make_call(seed, 20, 40, 128, "fp32"),
+        make_call(seed, 40, 90, 250, "fp16"),
+    )
+
+
+def test_what_exceeds_the_shared_memory_is_said_not_to_fit(seed, turing):
+    with pytest.raises(EmulationError, match="does not fit the device"):
+        turing.run([make_call(seed, 20, 40, 129, "fp32")])
+
+
+def test_code_of_too_old_an_architecture_is_refused(seed, turing):
+    with pytest.raises(EmulationError, match="compiled for sm_75, but this precision needs sm_80"):
+        turing.run([make_call(seed, 20, 40, 16, "bf16")])
+
+
+def test_a_kernel_without_a_body_stops_instead_of_leaving_no_sums(seed, tmp_path, emulator):
+    # The host's part says sm_80 here, so that nothing but the kernel itself can notice.
+    mixed = build_for(750, tmp_path, emulator, "stream_bf16")
+    with pytest.raises(EmulationError, match="trap"):
+        mixed.run([make_call(seed, 20, 40, 16, "bf16")])
 
 
 @pytest.fixture(scope="module")

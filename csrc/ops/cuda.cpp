@@ -59,10 +59,12 @@ class CudaBackend final : public Backend {
     if (!has_kernels(problem.feature_dtype, problem.padded_channels)) {
       return fallback_.contrastive(problem);
     }
+    const cuda::Arithmetic arithmetic = arithmetic_of(problem);
+    if (!cuda::fits_device(problem, arithmetic)) return fallback_.contrastive(problem);
     TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(problem.negatives) % 16 == 0,
                       "prepared negatives must begin at a multiple of 16 bytes; pass them as "
                       "prepare_negatives() returned them");
-    const cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic(problem));
+    const cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic);
     const auto bytes = static_cast<int64_t>(cuda::workspace_bytes(problem, plan));
     const at::Tensor workspace =
         at::empty({bytes}, at::TensorOptions().device(at::kCUDA).dtype(at::kByte));
@@ -76,7 +78,7 @@ class CudaBackend final : public Backend {
     return features != DType::kFloat64 && padded_channels <= cuda::kMaxPaddedChannels;
   }
 
-  static cuda::Arithmetic arithmetic(const ContrastiveProblem& problem) {
+  static cuda::Arithmetic arithmetic_of(const ContrastiveProblem& problem) {
     const bool turing = current_architecture() < 80;
     switch (problem.negative_dtype) {
       case DType::kBFloat16:
@@ -100,14 +102,16 @@ class CudaBackend final : public Backend {
 const CudaBackend backend;
 const bool registered = (register_backend(at::kCUDA, &backend), true);
 
-// The operator with the device of its first tensor current.
+// The operator with the device of its first tensor current. That tensor may lie on the CPU, another
+// one having brought the call here: the operator says which one does not belong.
 template <auto kOperator>
 struct OnDevice;
 
 template <class Result, class... Rest, Result (*kOperator)(const at::Tensor&, Rest...)>
 struct OnDevice<kOperator> {
   static Result call(const at::Tensor& first, Rest... rest) {
-    const c10::cuda::CUDAGuard guard(first.device());
+    c10::cuda::OptionalCUDAGuard guard;
+    if (first.is_cuda()) guard.set_device(first.device());
     return kOperator(first, rest...);
   }
 };

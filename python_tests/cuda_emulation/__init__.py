@@ -193,6 +193,21 @@ class Emulator:
 
     program: Path
 
+    def plan(
+        self, anchors: int, negatives: int, channels: int, arithmetic: str, multiprocessors: int
+    ) -> dict[str, int]:
+        """How a call with a gradient would be cut into pieces: fields of ``LaunchPlan`` and
+        ``workspace_bytes``. One block runs on a multiprocessor at a time."""
+        number, dtype = ARITHMETICS[arithmetic]
+        numbers = (number, anchors, negatives, channels, FEATURE_DTYPES[dtype], multiprocessors)
+        done = subprocess.run(
+            [self.program, "plan", *map(str, numbers)], capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise EmulationError(done.stderr)
+        words = done.stdout.split()
+        return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
     def run(self, calls: Sequence[Call], timeout: float = 600) -> list[Outcome]:
         with tempfile.TemporaryDirectory() as folder:
             request, result = Path(folder, "request"), Path(folder, "result")

@@ -276,6 +276,17 @@ inline uint32_t pack_bf16(float low, float high) {
   return float_to_bf16_nearest(low) | static_cast<uint32_t>(float_to_bf16_nearest(high)) << 16;
 }
 
+inline void trap() { emulation::fail("trap"); }
+
+// 64 KiB on sm_75; otherwise the 99 KiB of sm_86, the least there is from sm_80 on.
+inline int max_shared_bytes() { return (kArchitecture < 800 ? 64 : 99) << 10; }
+
+// The architecture of whoever asks: kernels and host code are to be compiled for the same one.
+template <class Kernel>
+int code_architecture(Kernel*) {
+  return kArchitecture / 10;
+}
+
 inline int multiprocessor_count() { return emulation::settings.multiprocessors; }
 template <class Kernel>
 int resident_blocks(Kernel*, int, int) {
@@ -285,6 +296,7 @@ int resident_blocks(Kernel*, int, int) {
 template <class Params>
 void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, cudaStream_t,
             const Params& params) {
+  if (shared_bytes > max_shared_bytes()) emulation::fail("more shared memory than there is");
   emulation::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
 }
 

@@ -1,4 +1,6 @@
-// Runs requests on the emulated device: `emulate REQUEST RESULT`.
+// Runs requests on the emulated device: `emulate REQUEST RESULT`. Or prints how a call with a
+// gradient would be cut into pieces:
+// `emulate plan ARITHMETIC ANCHORS NEGATIVES CHANNELS DTYPE MULTIPROCESSORS`.
 //
 // A request file holds one call after the other as written by python_tests/cuda_emulation: a fixed
 // header, then the arrays. Every array becomes an allocation of its exact size.
@@ -119,8 +121,9 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   problem.values = values.data();
   problem.gradients = header.with_gradient ? gradients.data() : nullptr;
 
-  cuda::LaunchPlan plan =
-      cuda::plan_contrastive(problem, static_cast<cuda::Arithmetic>(header.arithmetic));
+  const auto arithmetic = static_cast<cuda::Arithmetic>(header.arithmetic);
+  require(cuda::fits_device(problem, arithmetic), "the problem does not fit the device");
+  cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic);
   if (header.max_workers > 0) plan.max_workers = header.max_workers;
   if (header.wave_tiles > 0) plan.wave_tiles = header.wave_tiles;
   const Buffer workspace(cuda::workspace_bytes(problem, plan));
@@ -133,9 +136,31 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   std::fwrite(&products, sizeof(products), 1, result);
 }
 
+void print_plan(char** numbers) {
+  float unused = 0;
+  ContrastiveProblem problem{};
+  problem.objective = Objective::kContrastiveLoss;
+  problem.num_anchors = std::atoll(numbers[1]);
+  problem.num_negatives = std::atoll(numbers[2]);
+  problem.channels = problem.padded_channels = std::atoll(numbers[3]);
+  problem.feature_dtype = problem.negative_dtype = static_cast<DType>(std::atoi(numbers[4]));
+  problem.temperature = 0.1;
+  problem.gradients = &unused;
+  emulation::settings.multiprocessors = std::atoi(numbers[5]);
+  const auto arithmetic = static_cast<cuda::Arithmetic>(std::atoi(numbers[0]));
+  const cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic);
+  std::printf("max_tiles %lld wave_tiles %lld max_workers %lld workspace_bytes %zu\n",
+              static_cast<long long>(plan.max_tiles), static_cast<long long>(plan.wave_tiles),
+              static_cast<long long>(plan.max_workers), cuda::workspace_bytes(problem, plan));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 8 && std::strcmp(argv[1], "plan") == 0) {
+    print_plan(argv + 2);
+    return 0;
+  }
   require(argc == 3, "usage: emulate REQUEST RESULT");
   std::FILE* request = std::fopen(argv[1], "rb");
   std::FILE* result = std::fopen(argv[2], "wb");

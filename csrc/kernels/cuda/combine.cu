@@ -96,8 +96,8 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
 
   if (slot >= *params.schedule.num_active) {
     if (lane == 0) values[anchor] = 0.0f;
-    for (int channel = lane; wants_gradient && channel < channels; channel += 32) {
-      store_element(problem.feature_dtype, problem.gradients, anchor * channels + channel, 0.0f);
+    if (wants_gradient) {
+      store_row(problem.feature_dtype, problem.gradients, anchor * channels, channels, lane, {});
     }
     return;
   }
@@ -157,14 +157,7 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
         negatives_weight * gradient.values[j] - positive_weight * positive.values[j];
   }
   if (problem.normalize) through_normalization(gradient, unit, norm);
-#pragma unroll
-  for (int j = 0; j < kLaneChannels; ++j) {
-    const int channel = lane + 32 * j;
-    if (channel < channels) {
-      store_element(problem.feature_dtype, problem.gradients, anchor * channels + channel,
-                    gradient.values[j]);
-    }
-  }
+  store_row(problem.feature_dtype, problem.gradients, anchor * channels, channels, lane, gradient);
 }
 
 int64_t blocks_of(const CombineParams& params) {

@@ -101,6 +101,12 @@ Workspace carve(const ContrastiveProblem& problem, const LaunchPlan& plan, void*
 
 }  // namespace
 
+bool fits_device(const ContrastiveProblem& problem, Arithmetic arithmetic) {
+  const bool gradient = problem.gradients != nullptr;
+  return variant_for(arithmetic, problem.padded_channels, false, gradient).shared_bytes <=
+         device::max_shared_bytes();
+}
+
 LaunchPlan plan_contrastive(const ContrastiveProblem& problem, Arithmetic arithmetic) {
   constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max() / 2;
   require(
@@ -118,6 +124,11 @@ LaunchPlan plan_contrastive(const ContrastiveProblem& problem, Arithmetic arithm
                                                                 : kBoundedShiftTemperature);
   const bool gradient = problem.gradients != nullptr;
   const StreamVariant variant = variant_for(problem, plan);
+  const int compiled_for = device::code_architecture(variant.kernel);
+  require(compiled_for >= variant.minimum_architecture,
+          "the kernels that run on this GPU were compiled for sm_" + std::to_string(compiled_for) +
+              ", but this precision needs sm_" + std::to_string(variant.minimum_architecture) +
+              "; build cac_ext with this GPU's architecture in TORCH_CUDA_ARCH_LIST");
   plan.tile_rows = variant.tile_rows;
   plan.channels = variant.channels;
   plan.max_tiles = ceil_div(problem.num_anchors, plan.tile_rows);
@@ -134,7 +145,10 @@ LaunchPlan plan_contrastive(const ContrastiveProblem& problem, Arithmetic arithm
       std::max(problem.num_negatives, problem.eps > 0 ? problem.num_leading_rows : 0);
   const int64_t useful =
       ceil_div(plan.max_tiles * ceil_div(met, variant.unit_negatives), kMinUnitsOfWorker);
-  plan.max_workers = std::max<int64_t>(1, std::min({resident, useful, max_pieces / 2}));
+  // Every tile of a wave needs a piece beside those of the workers. Where that would leave less
+  // than half of the pieces to these, the tiles are worked on in several waves instead.
+  const int64_t room = std::max(max_pieces / 2, max_pieces - plan.max_tiles);
+  plan.max_workers = std::max<int64_t>(1, std::min({resident, useful, room}));
   // A wave's line of work is counted in 32 bits.
   const int64_t countable =
       (int64_t{1} << 30) / std::max<int64_t>(1, ceil_div(met, variant.unit_negatives));

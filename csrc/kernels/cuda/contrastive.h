@@ -20,7 +20,7 @@ enum class Arithmetic : int32_t {
   kFloat16,        // sm_75; negatives in float16
   kTensorFloat32,  // sm_80; negatives in float32, products of 11-bit significands
   kFloat32,        // sm_75; negatives in float32, float32-accurate by three TF32 products (sm_75:
-                   // without matrix units, slowly)
+                   // without matrix units, slowly, and up to 128 channels only)
 };
 
 // Channels beyond this are not supported; negatives' rows are padded to whole 16 bytes.
@@ -37,7 +37,12 @@ struct LaunchPlan {
   int64_t channels;     // row length of partial gradients
 };
 
-// For the current device. Throws std::runtime_error where the problem exceeds the limits above.
+// Whether a block of the current device has the shared memory this problem takes. What the limits
+// above permit fits everywhere, but for kFloat32 beyond 128 channels on sm_75.
+bool fits_device(const ContrastiveProblem& problem, Arithmetic arithmetic);
+
+// For the current device. Throws std::runtime_error where the problem exceeds the limits above, and
+// where the kernels were not compiled for what the arithmetic needs.
 LaunchPlan plan_contrastive(const ContrastiveProblem& problem, Arithmetic arithmetic);
 
 size_t workspace_bytes(const ContrastiveProblem& problem, const LaunchPlan& plan);

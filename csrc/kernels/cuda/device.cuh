@@ -94,8 +94,7 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// --- Matrix products: d += a b, fragments as in the PTX manual
-// ------------------------------------
+// --- Matrix products, d += a b; fragments as in the PTX manual --------------------------------
 
 __device__ __forceinline__ void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                               uint32_t b1) {
@@ -143,7 +142,7 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const uint32_t (&a)
 #endif
 }
 
-// --- Scalars ------------------------------------------------------------------------------------
+// --- Scalars ----------------------------------------------------------------------------------
 
 __device__ __forceinline__ float exp2_approx(float x) {
   float result;
@@ -185,13 +184,22 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 
-// --- Launches (host)
-// ------------------------------------------------------------------------------
+// Ends the whole grid with an error.
+__device__ __forceinline__ void trap() { __trap(); }
+
+// --- Launches (host) --------------------------------------------------------------------------
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
     cudaGetLastError();  // the next one to ask must not be told of it again
-    throw std::runtime_error(std::string("cac_ext: ") + what + ": " + cudaGetErrorString(error));
+    std::string advice;
+    if (error == cudaErrorNoKernelImageForDevice) {
+      advice =
+          "; cac_ext.build_info() names the architectures cac_ext was built for, and "
+          "TORCH_CUDA_ARCH_LIST those it is to be built for";
+    }
+    throw std::runtime_error(std::string("cac_ext: ") + what + ": " + cudaGetErrorString(error) +
+                             advice);
   }
 }
 
@@ -204,12 +212,31 @@ inline int multiprocessor_count() {
   return count;
 }
 
+// Bytes of shared memory that a block may have.
+inline int max_shared_bytes() {
+  int device = 0;
+  int bytes = 0;
+  check(cudaGetDevice(&device), "no current CUDA device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "cannot read the size of the shared memory");
+  return bytes;
+}
+
+// Architecture (80 for sm_80) that the code of `kernel` for the current device was compiled for,
+// which is less than the device's own where that runs the PTX of an older one.
+template <class Kernel>
+int code_architecture(Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "cannot load a kernel on this GPU");
+  return attributes.ptxVersion;
+}
+
 // Blocks of `kernel` that one multiprocessor holds at a time.
 template <class Kernel>
 int resident_blocks(Kernel* kernel, int threads, int shared_bytes) {
   int blocks = 0;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-        "the kernel needs more shared memory than this GPU has");
+        "cannot set up a kernel on this GPU");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
         "cannot read the kernel's occupancy");
   return blocks;
@@ -219,7 +246,7 @@ template <class Params>
 void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes,
             cudaStream_t stream, const Params& params) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-        "the kernel needs more shared memory than this GPU has");
+        "cannot set up a kernel on this GPU");
   void* arguments[] = {const_cast<Params*>(&params)};
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
                          dim3(static_cast<unsigned>(threads)), arguments,

@@ -22,18 +22,47 @@ __device__ __forceinline__ uint16_t float_to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-__device__ __forceinline__ float load_element(DType dtype, const void* base, int64_t index) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(base)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(base)[index];
-  return dtype == DType::kBFloat16 ? bf16_to_float(bits) : device::f16_to_float(bits);
+// How an element lies in memory. Bits that are all 0 are the number 0 in every type.
+struct StoredFloat32 {
+  using Bits = float;
+  static __device__ __forceinline__ float decode(Bits bits) { return bits; }
+  static __device__ __forceinline__ Bits encode(float x) { return x; }
+};
+
+struct StoredBFloat16 {
+  using Bits = uint16_t;
+  static __device__ __forceinline__ float decode(Bits bits) { return bf16_to_float(bits); }
+  static __device__ __forceinline__ Bits encode(float x) { return float_to_bf16(x); }
+};
+
+struct StoredFloat16 {
+  using Bits = uint16_t;
+  static __device__ __forceinline__ float decode(Bits bits) { return device::f16_to_float(bits); }
+  static __device__ __forceinline__ Bits encode(float x) { return device::float_to_f16(x); }
+};
+
+// Calls visit(StoredFloat32{}) or one of the others: one branch around whole rows. With a branch
+// around every element each load would wait for the one before it.
+template <class Visit>
+__device__ __forceinline__ void visit_type(DType dtype, Visit visit) {
+  if (dtype == DType::kFloat32) {
+    visit(StoredFloat32{});
+  } else if (dtype == DType::kBFloat16) {
+    visit(StoredBFloat16{});
+  } else {
+    visit(StoredFloat16{});
+  }
 }
 
-__device__ __forceinline__ void store_element(DType dtype, void* base, int64_t index, float x) {
-  if (dtype == DType::kFloat32) {
-    static_cast<float*>(base)[index] = x;
-  } else {
-    static_cast<uint16_t*>(base)[index] =
-        dtype == DType::kBFloat16 ? float_to_bf16(x) : device::float_to_f16(x);
+// This lane's channels lane, lane + 32, ... of one row, zero from `channels` on. Only loads: what
+// is decoded must have arrived, so that comes when the loads of all rows are under way.
+template <class Bits, int kCount>
+__device__ __forceinline__ void load_bits(Bits (&bits)[kCount], const Bits* row, int channels,
+                                          int lane) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int channel = lane + 32 * i;
+    bits[i] = channel < channels ? row[channel] : Bits{0};
   }
 }
 
@@ -63,12 +92,28 @@ struct LaneRow {
 __device__ __forceinline__ LaneRow load_row(DType dtype, const void* base, int64_t first,
                                             int channels, int lane) {
   LaneRow row;
+  visit_type(dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    using Bits = typename Stored::Bits;
+    Bits bits[kLaneChannels];
+    load_bits(bits, static_cast<const Bits*>(base) + first, channels, lane);
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; ++i) {
-    const int channel = lane + 32 * i;
-    row.values[i] = channel < channels ? load_element(dtype, base, first + channel) : 0.0f;
-  }
+    for (int i = 0; i < kLaneChannels; ++i) row.values[i] = Stored::decode(bits[i]);
+  });
   return row;
+}
+
+__device__ __forceinline__ void store_row(DType dtype, void* base, int64_t first, int channels,
+                                          int lane, const LaneRow& row) {
+  visit_type(dtype, [&](auto stored) {
+    using Stored = decltype(stored);
+    auto* target = static_cast<typename Stored::Bits*>(base) + first;
+#pragma unroll
+    for (int i = 0; i < kLaneChannels; ++i) {
+      const int channel = lane + 32 * i;
+      if (channel < channels) target[channel] = Stored::encode(row.values[i]);
+    }
+  });
 }
 
 __device__ __forceinline__ float dot(const LaneRow& x, const LaneRow& y) {

@@ -15,14 +15,8 @@ __global__ __launch_bounds__(kThreads) void prepare_rows_kernel(PrepareRows rows
   LaneRow values = load_row(rows.source_dtype, rows.source, rows.order[row] * rows.row_stride,
                             static_cast<int>(rows.channels), lane);
   if (rows.normalize) normalize_row(values);
-#pragma unroll
-  for (int i = 0; i < kLaneChannels; ++i) {
-    const int channel = lane + 32 * i;
-    if (channel < rows.padded_channels) {
-      store_element(rows.destination_dtype, rows.destination, row * rows.padded_channels + channel,
-                    values.values[i]);
-    }
-  }
+  store_row(rows.destination_dtype, rows.destination, row * rows.padded_channels,
+            static_cast<int>(rows.padded_channels), lane, values);
 }
 
 }  // namespace

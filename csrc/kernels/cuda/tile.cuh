@@ -10,7 +10,8 @@ namespace cac::cuda {
 
 // Sizes follow the bytes of one row. Up to 256 bytes a warp holds 32 anchors, so that every
 // fragment of negatives is used twice; with longer rows their outputs would not fit the registers.
-// All that fp16 needs stays within the 64 KiB of sm_75, all else within the 99 KiB of sm_86.
+// All that fp16 needs stays within the 64 KiB of sm_75, all else within the 99 KiB of sm_86;
+// float32 with 256 channels needs 96 KiB, so sm_75 does not run it (fits_device).
 template <class Arithmetic, int kChannels_>
 struct TileShape {
   using Element = typename Arithmetic::Element;
@@ -84,36 +85,51 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
   using Element = typename Arithmetic::Element;
   constexpr int kLane = Shape::kChannels / 32;
   constexpr int kRowsAtOnce = 4;  // loads in flight hide each other's latency
+  static_assert(Shape::kWarpRows <= 32);
   const ContrastiveProblem& problem = params.problem;
   const int channels = static_cast<int>(problem.channels);
+
+  // Lane i finds the warp's row i, at this address; 0 where there is none.
+  unsigned long long own_row = 0;
+  const int own_slot = first_slot + warp * Shape::kWarpRows + lane;
+  if (lane < Shape::kWarpRows && own_slot < num_active) {
+    const int64_t anchor = params.schedule.order[own_slot];
+    const int view = anchor_view(problem, problem.direction[anchor]);
+    const int64_t offset =
+        anchor * problem.row_strides[view] * element_bytes(problem.feature_dtype);
+    own_row = reinterpret_cast<unsigned long long>(problem.features[view]) + offset;
+  }
 #pragma unroll 1
   for (int first = 0; first < Shape::kWarpRows; first += kRowsAtOnce) {
     float values[kRowsAtOnce][kLane];
+    visit_type(problem.feature_dtype, [&](auto stored) {
+      using Stored = decltype(stored);
+      using Bits = typename Stored::Bits;
+      Bits bits[kRowsAtOnce][kLane];
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const auto* row =
+            reinterpret_cast<const Bits*>(__shfl_sync(device::kFullWarp, own_row, first + r));
+        load_bits(bits[r], row, row == nullptr ? 0 : channels, lane);
+      }
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+#pragma unroll
+        for (int i = 0; i < kLane; ++i) values[r][i] = Stored::decode(bits[r][i]);
+      }
+    });
+    float squares[kRowsAtOnce];
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      const int slot = first_slot + warp * Shape::kWarpRows + first + r;
-      const bool valid = slot < num_active;
-      const int64_t anchor = valid ? params.schedule.order[slot] : 0;
-      const int view = anchor_view(problem, valid ? problem.direction[anchor] : kTowards2);
-      const int64_t offset = anchor * problem.row_strides[view];
+      squares[r] = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kLane; ++i) {
-        const int channel = lane + 32 * i;
-        values[r][i] =
-            valid && channel < channels
-                ? load_element(problem.feature_dtype, problem.features[view], offset + channel)
-                : 0.0f;
-      }
+      for (int i = 0; i < kLane; ++i) squares[r] = fmaf(values[r][i], values[r][i], squares[r]);
+      squares[r] = warp_sum(squares[r]);
     }
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      float inverse = 1.0f;
-      if (problem.normalize) {
-        float squares = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kLane; ++i) squares = fmaf(values[r][i], values[r][i], squares);
-        inverse = 1.0f / fmaxf(sqrtf(warp_sum(squares)), static_cast<float>(kMinNorm));
-      }
+      const float inverse =
+          problem.normalize ? 1.0f / fmaxf(sqrtf(squares[r]), static_cast<float>(kMinNorm)) : 1.0f;
       const int row = warp * Shape::kWarpRows + first + r;
 #pragma unroll
       for (int i = 0; i < kLane; ++i) {
