@@ -22,7 +22,7 @@ COMMANDS = {
 }
 MEASURING = ("loss", "step", "convergence")
 #: These say ValueError, not UsageError, for a request that cannot be met.
-_SAYING_VALUE_ERROR = ("camvid", "readme")
+_SAYING_VALUE_ERROR = ("camvid",)
 
 #: Packages that may be missing, by the extra that installs them.
 EXTRAS = {

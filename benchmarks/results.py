@@ -164,6 +164,12 @@ class Results:
                 f"{path} is no benchmark result of this version: its schema is {found!r}, "
                 f"needed is {SCHEMA!r}"
             )
+        curves = data.get("extra", {}).get("curves", {}).values()
+        if any("loss" in of_seed for of_seed in curves):
+            raise UsageError(
+                f"{path} is of an older version, whose curves are not sorted by seed: measure it "
+                "again with python -m benchmarks convergence"
+            )
         data["rows"] = [Row.from_json(row) for row in data["rows"]]
         return cls(**data)
 

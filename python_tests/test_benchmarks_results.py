@@ -63,6 +63,14 @@ def test_a_foreign_file_is_refused_by_name(tmp_path: Path) -> None:
         Results.load(tmp_path / "other.json")
 
 
+def test_curves_of_an_older_form_are_refused_by_name(tmp_path: Path, capsys) -> None:
+    results = Results.start("convergence", {"seed": 0}, torch.device("cpu"))
+    results.extra["curves"] = {"reference float64": {"loss": [1.0], "loss_unsupervised": [1.0]}}
+    results.save(tmp_path / "old.json")
+    assert main(["report", str(tmp_path / "old.json"), "-o", str(tmp_path / "r.html")]) == 2
+    assert "old.json is of an older version" in capsys.readouterr().err
+
+
 def test_compare_flags_a_planted_regression_alone(tmp_path: Path, seed: int, capsys) -> None:
     make_results(seed).save(tmp_path / "a.json")
     make_results(seed + 1, slower=1.3).save(tmp_path / "b.json")
