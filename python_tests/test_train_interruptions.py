@@ -8,8 +8,8 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import processes
@@ -26,7 +26,7 @@ from cac_ext.train.config import load
 from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
 from cac_ext.train.loop import train
 from cac_ext.train.run_log import RunLog
-from cac_ext.train.signals import TrainingStopped
+from cac_ext.train.signals import StopRequest, TrainingStopped
 
 TINY = [
     *TINY_RUN,
@@ -100,9 +100,16 @@ def _wait_for(path: Path, child) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigterm_finishes_the_step_saves_and_says_so(
-    workers: int, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, capsys
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 0)]
+)
+def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_so(
+    number: signal.Signals,
+    workers: int,
+    tmp_path: Path,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd,
 ) -> None:
     overrides = [*TINY, f"seed={seed}", f"data.num_workers={workers}", "schedule.epochs=4"]
     at = random.Random(seed).choice((2, 4, 6))  # in the middle of an epoch once it is finished
@@ -110,24 +117,83 @@ def test_sigterm_finishes_the_step_saves_and_says_so(
 
     def terminate(*arguments):
         if arguments[5] == at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return compute_losses(*arguments)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     monkeypatch.setattr(loop, "compute_losses", terminate)
     arguments = ["train", "synthetic", *overrides, "--folder", str(broken)]
-    assert main(arguments) == 143
-    message = capsys.readouterr().err
+    assert main(arguments) == 128 + number
+    message = capfd.readouterr().err
     assert f"after iteration {at + 1} of 8" in message
     assert f"cac-ext resume {broken}" in message
     assert read_checkpoint(broken / "checkpoint.pt")["iteration"] == at + 1
+    assert ("again: ends at once" in message) == (number == signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     monkeypatch.setattr(loop, "compute_losses", compute_losses)
     if not workers:  # once is enough
         assert main(["resume", str(broken)]) == 0
         train(load("synthetic", overrides), whole, progress=False)
         assert_same_run(whole, broken)
+
+
+def test_the_second_ctrl_c_ends_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("did not end at once")
+
+    _in_steps(monkeypatch, {2: interrupt})
+    assert main(["train", "synthetic", *TINY, "--folder", str(tmp_path)]) == 130
+    assert f"cac-ext resume {tmp_path}" in capsys.readouterr().err
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 2
+
+
+def test_a_ctrl_c_that_torchrun_passes_on_is_no_second_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop_twice() -> None:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+            raise TrainingStopped("stopped")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(TrainingStopped) as error:
+        stop_twice()
+    assert error.value.signal == signal.SIGINT
+
+
+def test_a_ctrl_c_on_which_nobody_acts_is_not_lost() -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    """As of a job in the background of a script."""
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not stop.requested
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def _in_steps(monkeypatch: pytest.MonkeyPatch, hooks: dict[int, Callable]) -> None:
+    """Calls ``hooks[iteration]`` with the arguments of `compute_losses` before it."""
+    compute_losses = loop.compute_losses
+
+    def hooked(*arguments):
+        hooks.get(arguments[5], lambda *_: None)(*arguments)
+        return compute_losses(*arguments)
+
+    monkeypatch.setattr(loop, "compute_losses", hooked)
 
 
 def test_sigterm_in_the_last_step_ends_the_run_as_ever(
@@ -195,6 +261,18 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_kept(tmp_path: Path, mon
     assert read_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 4
 
 
+def test_a_full_disk_names_the_log_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    with ExitStack() as full:
+        _in_steps(monkeypatch, {3: lambda *_: full.enter_context(_full_disk(100))})
+        assert main(["train", "synthetic", *TINY, "--folder", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "metrics.jsonl") in message
+    assert f"To go on: cac-ext resume {tmp_path}" in message
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 2
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write into the run folder"):
@@ -243,6 +321,30 @@ def test_a_step_that_is_not_finite_stops_the_run_and_keeps_its_batch(
     state = read_checkpoint(tmp_path / "checkpoint.pt")
     assert state["iteration"] == 4
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_step_that_is_not_finite_is_told_on_a_full_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _spoil(monkeypatch, "labelled", range(1))
+    with ExitStack() as full:
+        _in_steps(monkeypatch, {0: lambda *_: full.enter_context(_full_disk(5000))})
+        with pytest.raises(NonFiniteError, match=r"iteration 0 is not finite.*could not be kept"):
+            train(load("synthetic", TINY), tmp_path, progress=False)
+    assert not list(tmp_path.glob("nonfinite*"))
+
+
+def test_fp16_gradients_that_stay_infinite_stop_the_run_and_single_ones_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = ["schedule.epochs=12", "schedule.evaluate_every=12"]
+    config = load("synthetic", [*TINY, "run.precision=fp16", *once])
+    _spoil(monkeypatch, "gradient", range(3, 9))
+    train(config, tmp_path / "single", progress=False)
+    assert read_checkpoint(tmp_path / "single" / "checkpoint.pt")["iteration"] == 24
+    _spoil(monkeypatch, "gradient", range(24))
+    with pytest.raises(NonFiniteError, match=r"not finite.*bf16"):
+        train(config, tmp_path / "lasting", progress=False)
 
 
 @pytest.mark.parametrize("where", ["labelled", "view", "gradient"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,17 @@ def test_compare_ends_with_a_table_and_a_picture(
     # Once more: nothing is trained again, the table is the same.
     assert main([*arguments, "--methods", "sup_only,cac", "--seeds", "4,5"]) == 0
     assert table.partition("\nmethod")[2] == capsys.readouterr().out.partition("\nmethod")[2]
+
+
+@pytest.mark.parametrize(("epochs", "method", "warned"), [(1, "", 1), (1, "0", 0), (2, "", 0)])
+def test_a_run_that_is_all_warm_up_is_warned_of(
+    epochs: int, method: str, warned: int, tmp_path: Path
+) -> None:
+    overrides = [*TINY, f"schedule.epochs={epochs}"]
+    overrides += [f"method.unsupervised_weight={method}"] if method else []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(load("synthetic", overrides), tmp_path, progress=False)
+    messages = [str(w.message) for w in caught if "all of the run is warm-up" in str(w.message)]
+    assert len(messages) == warned
+    assert all("schedule.warmup_epochs" in message for message in messages)

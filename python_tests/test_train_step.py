@@ -219,3 +219,12 @@ def test_a_network_that_breaks_the_contract_is_refused() -> None:
     noisy = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(8, 2, 1))
     with pytest.raises(ValueError, match="dropout"):
         SegmentationNetwork(encoder, noisy)
+
+
+def test_a_void_step_keeps_no_graph(seed: int) -> None:
+    config, model, bank, labelled, pairs = make_step(seed)
+    labelled["image"][0, 0, 0, 0] = torch.nan
+    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
+    assert not losses.finite
+    assert losses.total.grad_fn is None
+    assert losses.supervised.grad_fn is None

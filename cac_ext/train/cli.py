@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cac_ext.train import config as configuration
 from cac_ext.train.command_line import (
+    DISK_ERRORS,
     SEEDS_HELP,
     add_config_arguments,
     load_config,
@@ -27,11 +28,9 @@ from cac_ext.train.table_commands import add_table_commands
 
 _FOLDER_HELP = "where to write; made anew, by default in the folder that 'output' names"
 
-#: Exit codes, as shells expect them: 2 for what the user can mend, 130 after Ctrl-C, 143 after
-#: SIGTERM (the step was finished and a checkpoint written).
-_USAGE_ERROR, _INTERRUPTED, _TERMINATED = 2, 130, 143
-#: Failures of a disk or its permissions: to be mended by the user, not by a traceback.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+#: Exit codes, as shells expect them: 2 for what the user can mend, 128 + the signal's number for
+#: what Ctrl-C or SIGTERM has ended.
+_USAGE_ERROR, _SIGNAL = 2, 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,16 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cac-ext: error: {error}", file=sys.stderr)
         return _USAGE_ERROR
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in DISK_ERRORS:
             raise
         print(f"cac-ext: error: {error}", file=sys.stderr)
         return _USAGE_ERROR
     except TrainingStopped as stopped:
         print(f"cac-ext: {stopped}", file=sys.stderr)
-        return _TERMINATED
+        return _SIGNAL + stopped.signal
     except KeyboardInterrupt:
         print("\ncac-ext: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return _SIGNAL + signal.SIGINT
     return code or 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from cac_ext.train import config as configuration
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.signals import TrainingStopped
 
+#: Failures of a disk or its permissions: to be mended by the user, not by a traceback.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 #: What is worth going on from: a network, an image classifier, pseudo labels.
 _PROGRESS = ("checkpoint.pt", "classifier.pt", "pseudo_labels.json")
 
@@ -56,10 +59,15 @@ def parse_seeds(text: str) -> list[int]:
 
 @contextmanager
 def telling_how_to_go_on(command: str, folder: Path, *, quiet: bool = False) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM says whether what was begun in ``folder`` can go on, and how."""
+    """Says whether what was begun in ``folder`` can go on, and how.
+
+    After Ctrl-C, SIGTERM and failures of a disk.
+    """
     try:
         yield
-    except (KeyboardInterrupt, TrainingStopped):
+    except (KeyboardInterrupt, TrainingStopped, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
         if not quiet:
             if any(any(folder.rglob(name)) for name in _PROGRESS):
                 print(f"\nwhat was done is in {folder}. To go on: {command}", file=sys.stderr)

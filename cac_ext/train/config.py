@@ -187,7 +187,13 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. The same configuration on the same machine gives the same result."""
+    """A whole run.
+
+    On a CPU the same configuration gives the same result bit for bit, on the same machine with as
+    many threads. On a GPU it does up to rounding: of the layers around the loss some, as torch's
+    bilinear upsampling and adaptive pooling, add up their gradients in no fixed order. The loss
+    itself is bitwise repeatable there too.
+    """
 
     name: str = "run"  # of the run folder
     seed: int = 0  # initial weights, order, crops, augmentation, choice of negatives

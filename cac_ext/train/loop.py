@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,10 @@ from cac_ext.train.distributed import (
     synchronise_batch_norm,
 )
 from cac_ext.train.evaluate import evaluate
+from cac_ext.train.files import naming
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork, build_network
-from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite
+from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite, step_scaled
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.picture import save_panel
 from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
@@ -77,7 +79,8 @@ def train(
 
     Raises:
         UserError: something given cannot be used; a step is not finite.
-        TrainingStopped: SIGTERM came; the step was finished and a checkpoint written.
+        TrainingStopped: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
+        KeyboardInterrupt: a second Ctrl-C came, or one in the last step.
     """
     processes = current()
     progress = progress and processes.is_main
@@ -121,6 +124,14 @@ def train(
     first_pairs = config.iterations
     if config.method.unsupervised_weight > 0 or config.weak.pseudo_labels:
         first_pairs = schedule.warmup_epochs * schedule.iterations_per_epoch
+        if first_pairs >= config.iterations and processes.is_main:
+            warnings.warn(
+                f"all of the run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
+                f"schedule.epochs {schedule.epochs}): it trains the supervised loss alone and "
+                "never looks at a crop pair. Set schedule.warmup_epochs below schedule.epochs, "
+                "e.g. to 0, or method.unsupervised_weight=0 where that is meant",
+                stacklevel=2,
+            )
     labelled_batches = _labelled_batches(config, splits, device, iteration, processes)
     if first_pairs < config.iterations:
         start = max(iteration, first_pairs)
@@ -163,11 +174,13 @@ def train(
             finite = losses.finite
             if finite:
                 scaler.scale(losses.total).backward()
-                # The scaler itself skips steps in which fp16 overflows, and lowers the scale.
-                finite = scaler.is_enabled() or gradients_are_finite(model)
+                if scaler.is_enabled():
+                    finite = step_scaled(scaler, optimizer)
+                else:
+                    finite = gradients_are_finite(model)
+                    if finite:
+                        optimizer.step()
             if finite:
-                scaler.step(optimizer)
-                scaler.update()
                 guard.passed()
             else:
                 guard.failed(iteration, labelled, pairs)
@@ -212,7 +225,9 @@ def train(
             if stopping:
                 raise TrainingStopped(f"stopped after iteration {iteration} of {config.iterations}")
     if processes.is_main:
-        save_panel(folder / "picture.png", splits, {"prediction": network})
+        picture = folder / "picture.png"
+        with naming(picture):
+            save_panel(picture, splits, {"prediction": network})
     processes.any(False)  # nobody leaves before the picture is there
     return TrainResult(folder, network, splits, **results)
 

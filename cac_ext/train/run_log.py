@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.files import write_text_whole
+from cac_ext.train.files import naming, write_text_whole
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.picture import crop_pair_figure, predictions_figure
 from cac_ext.train.step import StepLosses
@@ -56,11 +56,12 @@ class RunLog:
             mininterval=0.5,
             disable=not progress,
         )
-        _drop_beyond(self.path, start)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start + 1 if start else None
-        )
+        board = folder / "tensorboard"
+        with naming(self.path):
+            _drop_beyond(self.path, start)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        with naming(board):
+            self._board = SummaryWriter(str(board), purge_step=start + 1 if start else None)
         self._shown: dict[str, str] = {}
         self._last = (time.perf_counter(), start)
 
@@ -100,14 +101,18 @@ class RunLog:
             grid = network.pooled_grid
             figures["train/crop_pair"] = crop_pair_figure(splits, grid, pairs, losses)
         for tag, figure in figures.items():
-            self._board.add_image(tag, _pixels(figure), iteration, dataformats="HWC")
-        self._board.flush()
+            with naming(self._board.log_dir):
+                self._board.add_image(tag, _pixels(figure), iteration, dataformats="HWC")
+        with naming(self._board.log_dir):
+            self._board.flush()
         self._last = (time.perf_counter(), iteration)  # the rate is of training alone
 
     def close(self) -> None:
         self.bar.close()
-        self._file.close()
-        self._board.close()
+        with naming(self.path):
+            self._file.close()
+        with naming(self._board.log_dir):
+            self._board.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -126,13 +131,15 @@ class RunLog:
 
     def _write(self, split: str, iteration: int, values: dict) -> None:
         line = {"iteration": iteration, "split": split, **_finite(values)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for key, value in values.items():
-            scalars = value if isinstance(value, dict) else {"": value}
-            for name, scalar in scalars.items():
-                tag = f"{split}/{key}/{name}" if name else f"{split}/{key}"
-                self._board.add_scalar(tag, scalar, iteration)
+        with naming(self.path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        with naming(self._board.log_dir):
+            for key, value in values.items():
+                scalars = value if isinstance(value, dict) else {"": value}
+                for name, scalar in scalars.items():
+                    tag = f"{split}/{key}/{name}" if name else f"{split}/{key}"
+                    self._board.add_scalar(tag, scalar, iteration)
 
 
 class NoLog:

@@ -136,7 +136,9 @@ def compute_losses(
         valid = torch.cat([pairs["valid1"], pairs["valid2"]])  # [2B, h, w]; padding never counts
         finite = finite & (outputs[0].isfinite().all(dim=1) | ~valid).all()
     if processes.any(not finite):
-        return StepLosses(total=supervised, supervised=supervised, finite=False)
+        # Without the graph, which would fill memory during the next forward.
+        void = supervised.detach()
+        return StepLosses(total=void, supervised=void, finite=False)
     if outputs is None:
         return StepLosses(total=supervised, supervised=supervised)
 
