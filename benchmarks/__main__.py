@@ -21,8 +21,6 @@ COMMANDS = {
     "compare": "two result files row by row, regressions flagged",
 }
 MEASURING = ("loss", "step", "convergence")
-#: These say ValueError, not UsageError, for a request that cannot be met.
-_SAYING_VALUE_ERROR = ("camvid",)
 
 #: Packages that may be missing, by the extra that installs them.
 EXTRAS = {
@@ -86,10 +84,6 @@ def _run(argv: list[str]) -> int:
         return importlib.import_module(f"benchmarks.{arguments.command}").run(arguments)
     except (UsageError, UserError) as error:
         return _refuse(error)
-    except ValueError as error:
-        if arguments.command in _SAYING_VALUE_ERROR:
-            return _refuse(error)
-        raise
     except OSError as error:
         if error.filename is None:
             raise

@@ -16,6 +16,7 @@ from statistics import fmean, median
 import torch
 
 from benchmarks import table
+from benchmarks.errors import UsageError
 from benchmarks.machine import describe_commit, describe_machine, describe_software
 
 DESCRIPTION = """
@@ -71,14 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     from cac_ext.train.cli import main as cac_ext
     from cac_ext.train.config import load
     from cac_ext.train.distributed import find_device
-    from cac_ext.train.errors import ConfigError
 
     if not re.fullmatch(r"\d+(,\d+)*", arguments.seeds):
-        raise ValueError(f"--seeds takes integers like 0,1,2, but got {arguments.seeds}")
-    try:
-        device = find_device(load("camvid", _settings(arguments)).device)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+        raise UsageError(f"--seeds takes integers like 0,1,2, but got {arguments.seeds}")
+    device = find_device(load("camvid", _settings(arguments)).device)
     output = Path(arguments.output)
     # Others have other folders: what is kept names none.
     named = {"data": "DATA", "output": "OUTPUT", "weights": arguments.weights and "WEIGHTS"}

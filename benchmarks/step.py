@@ -22,7 +22,7 @@ from benchmarks.timing import Clock
 
 TABLE4 = [500, 1_000, 2_000, 6_400, 12_800, 19_200, 25_600]
 #: Share of the time budget that the searches for the largest size keep.
-SEARCH_SHARE = 1 / 3
+SEARCH_SHARE = 1 / 2
 #: What measuring a row's memory may take even if its time is over: most of it is starting torch.
 LEAST_SECONDS = 30.0
 

@@ -85,7 +85,7 @@ def test_footnotes_say_what_a_figure_lacks(tmp_path: Path, seed: int) -> None:
     ]
     text = block_of(results, tmp_path, "case=n-1000")
     cells = {tuple(line.split(" | ")[:2]): line.split(" | ") for line in text.splitlines()}
-    assert cells["| official", "fp32"][2].endswith(" s\\*")
+    assert cells["| official", "fp32"][2].endswith("s\\*")
     assert cells["| ours", "bf16"][2].endswith(" ms\\*")
     assert cells["| ours", "bf16"][3].endswith("x\\*\\*")
     assert "*" not in "".join(cells["| ours", "fp32"])

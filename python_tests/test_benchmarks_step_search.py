@@ -15,7 +15,7 @@ pytest.importorskip("omegaconf")
 from benchmarks.contenders import NO_LOSS
 from benchmarks.memory import MemoryUse
 from benchmarks.results import Results
-from benchmarks.step import StepRun
+from benchmarks.step import SEARCH_SHARE, StepRun
 from benchmarks.step_search import END, MEMORY, TIME, describe, find_largest
 from benchmarks.step_table import step_table
 
@@ -107,10 +107,10 @@ def test_rows_leave_the_searches_their_time_and_the_floor_is_searched_for_batche
     monkeypatch.setattr(StepRun, "_memory", measured)
     results = Results.start("step", {}, torch.device("cpu"))
     StepRun(arguments(time_budget=budget), results).run()
-    assert max(timeout for of, timeout in timeouts if not of) <= budget * 2 / 3
+    assert max(timeout for of, timeout in timeouts if not of) <= budget * (1 - SEARCH_SHARE)
     found = [(item["what"], item["loss"]) for item in results.extra["largest"]]
-    searched_alike = [("batch", NO_LOSS), ("batch", "ours"), ("batch", "official")]
-    assert found == [("negatives", "ours"), ("negatives", "official"), *searched_alike]
+    batches = [("batch", NO_LOSS), ("batch", "ours"), ("batch", "official")]
+    assert found == [*batches, ("negatives", "ours"), ("negatives", "official")]
     lines = step_table(results).splitlines()
     assert any(line.split()[:3] == ["negatives", "ours", "6,400"] for line in lines)
     assert any(line.split()[:3] == ["batch", "ours", "12"] for line in lines)
