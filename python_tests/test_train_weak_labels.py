@@ -49,11 +49,17 @@ TINY = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_image_labels_are_the_classes_of_the_masks_without_background(seed: int) -> None:
+def test_image_labels_are_the_classes_of_the_masks_without_background(
+    seed: int, capsys: pytest.CaptureFixture
+) -> None:
     config = load("synthetic", [*TINY, f"seed={seed}"])
     splits = build_datasets(config.data)
     labels = read_image_labels(config.weak, config.data, splits)
     assert labels.shape == (6, splits.num_classes - 1)
+    assert "image labels" in capsys.readouterr().err  # minutes on VOC: a bar
+    again = read_image_labels(config.weak, config.data, splits, progress=False)
+    assert torch.equal(again, labels)
+    assert not capsys.readouterr().err
     for index in range(6):
         shown = set(splits.unlabelled.known_mask(index).flatten().tolist()) - {0}
         assert set((labels[index].nonzero().flatten() + 1).tolist()) == shown
