@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from run_folders import assert_identical
 from tiny_run import TINY_RUN
 
-from cac_ext.train import loop
+from cac_ext.train import compare, loop
 from cac_ext.train.checkpoint import read_checkpoint
 from cac_ext.train.cli import main
 from cac_ext.train.config import load
@@ -108,6 +109,28 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         train(other, tmp_path, resume=True, progress=False)
 
 
+def test_resume_takes_what_does_not_change_the_result_and_refuses_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    train(load("synthetic", [*TINY, "schedule.epochs=1"]), folder, progress=False)
+    moved = ["data.root=elsewhere", "data.num_workers=1"]
+    assert main(["resume", str(folder), *moved]) == 0
+    config = load(str(folder / "config.yaml"))
+    assert (config.data.root, config.data.num_workers) == ("elsewhere", 1)
+
+    (folder / "checkpoint.pt").unlink()  # as before the first checkpoint
+    capsys.readouterr()
+    assert main(["resume", str(folder), "optimizer.learning_rate=0.5"]) == 2
+    message = capsys.readouterr().err
+    assert "optimizer.learning_rate is 0.05 there and 0.5 here" in message
+    assert "data.root" in message
+    assert load(str(folder / "config.yaml")) == config
+    with pytest.raises(SystemExit):
+        main(["resume", "--help"])
+    assert "data.num_workers" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
 def test_a_damaged_checkpoint_is_named(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -163,3 +186,23 @@ def test_a_run_that_is_all_warm_up_is_warned_of(
     messages = [str(w.message) for w in caught if "all of the run is warm-up" in str(w.message)]
     assert len(messages) == warned
     assert all("schedule.warmup_epochs" in message for message in messages)
+
+
+def test_compare_keeps_the_networks_of_its_picture_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the memory of a run is not that of the runs before it."""
+    networks, alive = [], []
+    trained = compare.train
+
+    def watched(*arguments, **options):
+        alive.append([network() is not None for network in networks])
+        result = trained(*arguments, **options)
+        networks.append(weakref.ref(result.network))
+        return result
+
+    monkeypatch.setattr(compare, "train", watched)
+    overrides = [*TINY, "schedule.epochs=1"]
+    runs = compare.plan("synthetic", overrides, ["sup_only", "cac"], [4, 5])
+    compare.compare(runs, tmp_path, progress=False)
+    assert alive == [[], [True], [True, True], [True, True, False]]

@@ -88,6 +88,7 @@ def ablate(
             "miou": result.miou,
             "class_iou": result.class_iou,
         }
+        del result  # and its network: the next run's memory is its own
         if current().is_main:
             write_text_whole(results, json.dumps([*records.values()], indent=2) + "\n")
             write_text_whole(folder / "table.md", format_results(table, records) + "\n")

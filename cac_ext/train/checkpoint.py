@@ -103,12 +103,7 @@ def restore(
     Warns:
         UserWarning: it was written by another number of processes.
     """
-    differing = _differences(state["config"], to_mapping(config))
-    if differing:
-        raise CheckpointError(
-            f"{path} belongs to a run with other settings: {'; '.join(differing)}. Continue it "
-            "with its own configuration, or start anew in another folder"
-        )
+    require_same_settings(state["config"], config, path)
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -128,6 +123,23 @@ def restore(
             stacklevel=2,
         )
     return state["iteration"], state["results"]
+
+
+def require_same_settings(saved: dict[str, Any], config: Config, path: Path) -> None:
+    """CheckpointError where a continuation's settings would change the result of the run.
+
+    Args:
+        saved: the run's settings, as `to_mapping` gives them.
+        config: the continuation's.
+        path: of the file that ``saved`` comes from.
+    """
+    differing = _differences(saved, to_mapping(config))
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to a run with other settings: {'; '.join(differing)}. Continue it "
+            "with its own configuration, or start anew in another folder. Only "
+            f"{', '.join(_FREE_KEYS)} may differ, and where pseudo labels lie"
+        )
 
 
 def _differences(saved: dict, current: dict, prefix: str = "") -> list[str]:

@@ -14,6 +14,7 @@ from cac_ext.train.command_line import (
     DISK_ERRORS,
     SEEDS_HELP,
     add_config_arguments,
+    add_overrides,
     load_config,
     parse_seeds,
     telling_how_to_go_on,
@@ -86,9 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
     resume = commands.add_parser(
         "resume",
         help="go on with an interrupted run",
-        description="Goes on from the checkpoint in a run folder, as if it had not stopped.",
+        description="Goes on from the checkpoint in a run folder, as if it had not stopped. The "
+        "data may have been moved and may be read by more processes: data.root=..., "
+        "data.num_workers=...; what would change the result cannot be set anew.",
     )
     resume.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="of an interrupted run")
+    add_overrides(resume, "settings that changed since, e.g. data.root=... data.num_workers=4")
     resume.set_defaults(command=_resume)
 
     compare = commands.add_parser(
@@ -135,9 +139,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _resume(options: argparse.Namespace) -> None:
-    from cac_ext.train.run_folder import read_config
+    from cac_ext.train.checkpoint import require_same_settings
+    from cac_ext.train.run_folder import CONFIG_FILE, read_config
 
-    _run(read_config(options.folder), options.folder, resume=True)
+    config = read_config(options.folder, options.overrides)
+    # Before anything is made with them: there may be no checkpoint yet.
+    begun = configuration.to_mapping(read_config(options.folder))
+    require_same_settings(begun, config, options.folder / CONFIG_FILE)
+    _run(config, options.folder, resume=True)
 
 
 def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> None:

@@ -10,8 +10,10 @@ from statistics import fmean
 from cac_ext.train.config import Config, load
 from cac_ext.train.distributed import current
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.loop import TrainResult, train
+from cac_ext.train.files import naming
+from cac_ext.train.loop import train
 from cac_ext.train.methods import method_overrides, title
+from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.picture import save_panel
 from cac_ext.train.prepare import prepare
 from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
@@ -37,27 +39,35 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     ``picture.png`` (of the first seed). A comparison that was interrupted goes on where its
     checkpoints are.
     """
-    results: dict[tuple[str, int], TrainResult] = {}
+    first_seed = next(iter(runs))[1]
+    records: dict[tuple[str, int], dict] = {}
+    shown: dict[str, SegmentationNetwork] = {}
     for number, ((method, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {method} seed {seed}"
         run_folder = folder / f"{method}-seed{seed}"
         folders = PseudoLabelFolders.shared(folder, seed)
         ready = prepare(config, folders, label=label, progress=progress)
-        results[method, seed] = train(
-            ready, run_folder, label=label, resume=True, progress=progress
-        )
+        result = train(ready, run_folder, label=label, resume=True, progress=progress)
+        records[method, seed] = {
+            "method": method,
+            "seed": seed,
+            "miou": result.miou,
+            "class_iou": result.class_iou,
+        }
+        if not shown:
+            splits = result.splits
+        if seed == first_seed:
+            shown[title(method)] = result.network.cpu()
+        del result  # the next run's memory is its own
 
-    table = format_table({key: result.miou for key, result in results.items()})
+    table = format_table({key: record["miou"] for key, record in records.items()})
     if not current().is_main:
         return table
-    first_seed = next(iter(runs))[1]
-    shown = {title(m): r.network for (m, seed), r in results.items() if seed == first_seed}
-    save_panel(folder / "picture.png", results[next(iter(runs))].splits, shown)
-    records = [
-        {"method": method, "seed": seed, "miou": result.miou, "class_iou": result.class_iou}
-        for (method, seed), result in results.items()
-    ]
-    (folder / "results.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    picture = folder / "picture.png"
+    with naming(picture):
+        save_panel(picture, splits, shown)
+    text = json.dumps([*records.values()], indent=2) + "\n"
+    (folder / "results.json").write_text(text, encoding="utf-8")
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     return table
 

@@ -18,7 +18,7 @@ from cac_ext.train.networks import SegmentationNetwork, build_network
 #: What may differ from the run: where the data lies and where to compute, not what was trained.
 _FREE = ("data.", "device=")
 _NETWORK = "network."
-_CONFIG = "config.yaml"
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def write_config(folder: Path, config: Config) -> None:
     """Makes the folder, writes ``config.yaml``; ConfigError where that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text_whole(folder / _CONFIG, to_yaml(config))
+        write_text_whole(folder / CONFIG_FILE, to_yaml(config))
     except OSError as error:
         raise ConfigError(
             f"cannot write into the run folder {folder}: {error}. Give another one by --folder or "
@@ -53,9 +53,9 @@ def run_exists(folder: Path) -> CheckpointError:
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run folder keeps; ConfigError where it is none."""
-    if not (folder / _CONFIG).is_file():
-        raise ConfigError(f"{folder} is no run folder: it holds no {_CONFIG}")
-    return load(str(folder / _CONFIG), overrides)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"{folder} is no run folder: it holds no {CONFIG_FILE}")
+    return load(str(folder / CONFIG_FILE), overrides)
 
 
 def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = ()) -> Run:
