@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one go of under ten minutes and without a network: build, device
-# tests, compute-sanitizer, the loss benchmark. Environment and sources stay as they are.
+# tests, the loss benchmark, compute-sanitizer, and in what time is left the benchmarks of whole
+# training steps. Environment and sources stay as they are.
 #
-#   benchmarks/gpu_check.sh [--output DIR] [--python PYTHON] [--budget SECONDS]
+#   benchmarks/gpu_check.sh [--output DIR] [--archive FILE.tar.gz] [--python PYTHON] [--budget SECONDS]
 #
-# DIR (default build/gpu_check) receives summary.json, one log a step, and the benchmark's JSON and table.
+# DIR (default build/gpu_check) receives summary.json, one log a step, and the benchmarks' JSON files.
+# FILE.tar.gz receives the same as one file, for machines from which only a few can be fetched.
+# SECONDS (default 240) are the loss benchmark's; it takes less where less is left.
 # Without a GPU the build still runs, the rest is skipped and says so. Ends with 1 if a step failed.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 output=$root/build/gpu_check
+archive=
 python=python3
-budget=270
-usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+budget=240
+total=590  # seconds for everything
+usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while [[ $# -gt 0 ]]; do
   case $1 in
     --output) output=${2:?--output needs a folder}; shift 2 ;;
+    --archive) archive=$(realpath -m "${2:?--archive needs a file}"); shift 2 ;;
     --python) python=${2:?--python needs a program}; shift 2 ;;
-    --budget) budget=${2:?--budget needs the seconds of the benchmark}; shift 2 ;;
+    --budget) budget=${2:?--budget needs the seconds of the loss benchmark}; shift 2 ;;
     -h | --help) usage; exit 0 ;;
     *) echo "unknown option $1" >&2; usage >&2; exit 2 ;;
   esac
@@ -30,29 +36,46 @@ tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
 rm -f "$output"/steps.tsv
 failed=0
+required=1
 
 # step NAME LIMIT COMMAND...: run it within what is left of the time, keep its output, note how it
-# ended.
+# ended. With required=0 nothing but this step suffers from its failure.
 step() {
-  local name=$1 limit=$2 begin=$SECONDS left=$((590 - SECONDS)) state
+  local name=$1 limit=$2 begin=$SECONDS left=$((total - SECONDS)) state
   shift 2
   if ((left < 10)); then
     skip "$name" "no time left"
-    failed=1
+    ((required)) && failed=1
     return 1
   fi
   ((limit > left)) && limit=$left
   echo "== $name"
-  if timeout "$limit" "$@" > "$output/$name.log" 2>&1; then
+  if timeout -k 10 "$limit" "$@" > "$output/$name.log" 2>&1; then
     state=passed
   else
     state=failed
-    failed=1
+    ((required)) && failed=1
     tail -n 25 "$output/$name.log"
   fi
   printf '%s\t%s\t%s\t\n' "$name" "$state" $((SECONDS - begin)) >> "$output/steps.tsv"
   echo "== $name: $state after $((SECONDS - begin)) s"
   [[ $state == passed ]]
+}
+# benchmark NAME SECONDS ARGUMENTS...: python -m benchmarks with a time budget of SECONDS, or of what
+# is left but for 40 s before and after the measuring and, if it is required, 90 s for the sanitizers.
+# Its table goes to the screen.
+benchmark() {
+  local name=$1 seconds=$2 left=$((total - SECONDS - (required ? 130 : 40)))
+  shift 2
+  ((seconds > left)) && seconds=$left
+  if ((seconds < 20)); then
+    skip "$name" "no time left"
+    ((required)) && failed=1
+    return 1
+  fi
+  step "$name" $((seconds + 40)) "$python" -m benchmarks "$@" --device cuda \
+    --time-budget "$seconds" --output "$output/${name#benchmark_}.json" \
+    && cat "$output/$name.log"
 }
 skip() {
   echo "== $1: SKIPPED, $2"
@@ -85,6 +108,9 @@ for step in summary["steps"]:
     print(f"{step['name']:<22}{step['state']:<10}{step['seconds']:>8}  {step.get('reason', '')}")
 PYTHON
   echo "written to $output"
+  if [[ -n $archive ]]; then
+    tar -czf "$archive" -C "$(dirname "$output")" "$(basename "$output")" && echo "and to $archive"
+  fi
 }
 
 gpu=$("$python" -c 'import torch; print("".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else "")') \
@@ -115,7 +141,8 @@ fi
 
 if [[ -z $gpu ]]; then
   reason="this torch finds no CUDA device"
-  for name in device_tests memcheck racecheck synccheck benchmark_loss benchmark_precision; do
+  for name in device_tests trainer_tests benchmark_{loss,precision} memcheck racecheck synccheck \
+    benchmark_{step,convergence,compiled}; do
     skip "$name" "$reason"
   done
   summarize
@@ -123,32 +150,52 @@ if [[ -z $gpu ]]; then
 fi
 
 nvidia-smi > "$output/nvidia-smi.log" 2>&1
-step device_tests 180 "$python" -m pytest -m "gpu and not slow" python_tests
+# Files by name: those of other parts cannot be collected where the trainer's packages are missing.
+step device_tests 180 "$python" -m pytest -m "gpu and not slow" \
+  python_tests/test_cuda_device.py python_tests/test_loss_*.py
+trainer=0
+"$python" -c 'import omegaconf, PIL, sklearn, tensorboard, torchmetrics, torchvision, tqdm' 2> /dev/null \
+  && trainer=1
+mapfile -t trainer_tests < <(grep -l "mark\.gpu" python_tests/test_train_*.py)
+if ((!trainer)); then
+  skip trainer_tests "the packages of the extra 'train' are missing"
+elif ((${#trainer_tests[@]} == 0)); then
+  skip trainer_tests "there are none"
+else
+  step trainer_tests 120 "$python" -m pytest -m "gpu and not slow" "${trainer_tests[@]}"
+fi
+
+# --- The loss against its rivals; the matrix-product rate is measured in the same run -----------------
+benchmark benchmark_loss $((budget * 4 / 5)) loss --cases voc cityscapes scale-n \
+  --implementations ours official tiled naive flex-attention:bfloat16
+benchmark benchmark_precision $((budget / 5)) loss --cases voc \
+  --implementations {ours,official,tiled}:float32-high --no-memory
 
 # --- compute-sanitizer on small shapes, our kernels only ---------------------------------------------
 cat > "$tree/small_shapes.py" << 'PYTHON'
 import torch, cac_ext
 
-for precision in ("highest", "high"):
+kinds = [(torch.float32, "high")]
+kinds += [(dtype, "highest") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+for dtype, precision in kinds:
     torch.set_float32_matmul_precision(precision)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for channels, anchors, negatives in ((5, 131, 66), (100, 70, 300), (250, 33, 130)):
-            for temperature, eps in ((0.1, 0.0), (0.01, 1e-3)):
-                torch.manual_seed(0)
-                features = [
-                    torch.randn(anchors, channels, device="cuda", dtype=dtype, requires_grad=True)
-                    for _ in range(2)
-                ]
-                loss = cac_ext.directional_contrastive_loss(
-                    *features,
-                    *torch.rand(2, anchors, device="cuda"),
-                    *torch.randint(0, 3, (2, anchors), device="cuda"),
-                    torch.randn(negatives, channels, device="cuda", dtype=dtype),
-                    torch.randint(0, 3, (negatives,), device="cuda"),
-                    temperature=temperature, eps=eps, confidence_threshold=0.3,
-                )
-                loss.backward()
-                assert loss.isfinite()
+    for channels, anchors, negatives in ((5, 131, 66), (100, 70, 300), (250, 33, 130)):
+        for temperature, eps in ((0.1, 0.0), (0.01, 1e-3)):
+            torch.manual_seed(0)
+            features = [
+                torch.randn(anchors, channels, device="cuda", dtype=dtype, requires_grad=True)
+                for _ in range(2)
+            ]
+            loss = cac_ext.directional_contrastive_loss(
+                *features,
+                *torch.rand(2, anchors, device="cuda"),
+                *torch.randint(0, 3, (2, anchors), device="cuda"),
+                torch.randn(negatives, channels, device="cuda", dtype=dtype),
+                torch.randint(0, 3, (negatives,), device="cuda"),
+                temperature=temperature, eps=eps, confidence_threshold=0.3,
+            )
+            loss.backward()
+            assert loss.isfinite()
 print("done")
 PYTHON
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
@@ -156,19 +203,26 @@ for tool in memcheck racecheck synccheck; do
   if [[ -z $sanitizer ]]; then
     skip $tool "compute-sanitizer is not installed"
   else
+    options=(--tool "$tool" --error-exitcode 1 --kernel-regex kns=cac)
+    # Calls that fail by design, as when torch asks for what a driver lacks, are no memory errors.
+    [[ $tool == memcheck ]] && options+=(--report-api-errors no)
     # Without torch's caching allocator every tensor has bounds of its own.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 120 "$sanitizer" --tool $tool --error-exitcode 1 \
-      --kernel-regex kns=cac "$python" small_shapes.py
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 120 "$sanitizer" "${options[@]}" \
+      "$python" small_shapes.py
   fi
 done
 
-# --- The loss against its rivals; the matrix-product rate is measured in the same run -----------------
-step benchmark_loss $((budget + 60)) "$python" -m benchmarks loss --device cuda \
-  --cases voc cityscapes scale-n --time-budget $((budget * 3 / 4)) --output "$output/loss.json" \
-  && cat "$output/benchmark_loss.log"
-step benchmark_precision $((budget + 60)) "$python" -m benchmarks loss --device cuda --cases voc \
-  --implementations {ours,official,tiled}:float32-high --no-memory \
-  --time-budget $((budget / 4)) --output "$output/loss_high.json" \
-  && cat "$output/benchmark_precision.log"
+# --- In what time is left -----------------------------------------------------------------------------
+required=0
+if ((trainer)); then
+  benchmark benchmark_step 60 step --negatives 500 19200 --repeats 5
+  step benchmark_convergence 90 "$python" -m benchmarks convergence --device cuda --seeds 1 \
+    --iterations 20 --output "$output/convergence.json" && cat "$output/benchmark_convergence.log"
+else
+  for name in benchmark_{step,convergence}; do
+    skip $name "the packages of the extra 'train' are missing"
+  done
+fi
+benchmark benchmark_compiled 60 loss --cases voc --implementations ours official-compiled --no-memory
 summarize
 exit "$failed"
