@@ -240,7 +240,9 @@ def convergence_figures(results: Results) -> dict[str, Figure]:
     left, right = figure.subplots(1, 2)
     by_seed = list(results.extra["curves"].values())
     for i, (name, curve) in enumerate(by_seed[0].items()):
-        left.plot(curve["loss"], label=name, linewidth=3 - i, linestyle=["-", "--", ":"][i % 3])
+        left.plot(
+            curve["loss"], label=name, linewidth=4 - i, linestyle=["-", "--", ":", "-."][i % 4]
+        )
     for number, curves in enumerate(by_seed):
         (first, yardstick), *others = curves.items()
         for i, (name, curve) in enumerate(others):
@@ -255,7 +257,7 @@ def convergence_figures(results: Results) -> dict[str, Figure]:
                 label=None if number else name,
             )
     left.set(xlabel="iteration", ylabel="loss", title="Training loss")
-    title = f"Relative distance from {first}; dots: other anchors or labels"
+    title = f"Relative distance from {first}\ndots: steps with other anchors or labels"
     right.set(xlabel="iteration", title=title)
     right.title.set_size(9)
     right.set_yscale("log")
