@@ -12,6 +12,7 @@ from cac_ext.train.distributed import current
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.files import write_text_whole
 from cac_ext.train.loop import train
+from cac_ext.train.loss_check import require_fused_loss
 from cac_ext.train.prepare import prepare
 from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
 from cac_ext.train.tables import SOURCE, Row, Table
@@ -72,6 +73,8 @@ def ablate(
     """
     results = folder / "results.json"
     records = _read_records(results)
+    for config in runs.values():
+        require_fused_loss(config)  # before the first of them takes hours
     for number, ((row, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {row} seed {seed}"
         folders = PseudoLabelFolders.shared(folder, seed)

@@ -12,6 +12,7 @@ from cac_ext.train.distributed import current
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.files import naming
 from cac_ext.train.loop import train
+from cac_ext.train.loss_check import require_fused_loss
 from cac_ext.train.methods import method_overrides, title
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.picture import save_panel
@@ -42,6 +43,8 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     first_seed = next(iter(runs))[1]
     records: dict[tuple[str, int], dict] = {}
     shown: dict[str, SegmentationNetwork] = {}
+    for config in runs.values():
+        require_fused_loss(config)  # before the first of them takes hours
     for number, ((method, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {method} seed {seed}"
         run_folder = folder / f"{method}-seed{seed}"

@@ -29,11 +29,13 @@ from cac_ext.train.distributed import (
 )
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.files import naming
+from cac_ext.train.loss_check import require_fused_loss
 from cac_ext.train.memory_bank import MemoryBank
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite, step_scaled
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.picture import save_panel
+from cac_ext.train.precision import autocast
 from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
 from cac_ext.train.run_folder import run_exists, write_config
 from cac_ext.train.run_log import NoLog, RunLog, peak_memory
@@ -41,8 +43,6 @@ from cac_ext.train.seeding import derive_seed
 from cac_ext.train.self_training import concatenate
 from cac_ext.train.signals import StopRequest, TrainingStopped
 from cac_ext.train.step import TrainingModel, build_model, compute_losses
-
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def train(
     processes = current()
     progress = progress and processes.is_main
     device = find_device(config.device)
+    require_fused_loss(config)
     written = config  # with `auto`, which is right wherever the folder is moved to
     config = PseudoLabelFolders.of_run(folder).fill_in(config)
     torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
@@ -143,9 +144,6 @@ def train(
     if config.run.compile:
         model.compile()
     trained = distribute(model, processes, device)
-    autocast = torch.autocast(
-        device.type, _AUTOCAST[config.run.precision], enabled=config.run.precision != "fp32"
-    )
     guard = NonFiniteGuard(config.run, folder, model, processes)
     log = NoLog()
     if processes.is_main:
@@ -159,7 +157,7 @@ def train(
 
             set_learning_rate(optimizer, config.optimizer, iteration, config.iterations)
             guard.before()
-            with autocast:
+            with autocast(config.run, device):
                 losses = compute_losses(
                     config,
                     trained,

@@ -8,6 +8,7 @@ from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
 from cac_ext.train.distributed import current, find_device
 from cac_ext.train.loop import TrainResult, train
+from cac_ext.train.loss_check import require_fused_loss
 from cac_ext.train.pseudo_label_folders import AUTO, PseudoLabelFolders
 from cac_ext.train.run_folder import run_exists, write_config
 from cac_ext.train.self_training import teacher_config, write_teacher_labels
@@ -56,7 +57,7 @@ def prepare(
 
     Raises:
         UserError: something given cannot be used.
-        TrainingStopped: SIGTERM came; what was done is kept.
+        TrainingStopped: SIGTERM or Ctrl-C came; what was done is kept.
     """
     if not _wanted(config):
         return config
@@ -134,6 +135,7 @@ def _wanted(config: Config) -> bool:
 
 
 def _check(config: Config) -> None:
-    """Finds faults of image-level labels before hours of training."""
+    """Finds faults of the build and of image-level labels before hours of training."""
+    require_fused_loss(config)
     if config.weak.pseudo_labels == AUTO:
         check_image_labels(config.weak, config.data, build_datasets(config.data))

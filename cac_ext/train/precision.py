@@ -1,0 +1,15 @@
+"""Mixed precision: what autocast computes in."""
+
+from __future__ import annotations
+
+import torch
+
+from cac_ext.train.config import RunConfig
+
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """The context of a step's forward; with ``run.precision=fp32`` it does nothing."""
+    dtype = _AUTOCAST[config.precision]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
