@@ -21,7 +21,9 @@ Runs that last, and several processes:
     distributed.py        torchrun, DDP, batch statistics of all processes
     checkpoint.py         whole or not at all; a continuation is exact
     run_folder.py         begins a run's folder, reads it again; files.py writes whole files
-    signals.py            SIGTERM finishes the step; nonfinite.py: what is not finite stops or skips
+    loss_check.py         the fused loss runs on this device, asked before training
+    signals.py            SIGTERM and Ctrl-C finish the step, save and stop
+    nonfinite.py          what is not finite stops the run or is skipped; precision.py: autocast
     run_log.py            progress bar, metrics.jsonl, TensorBoard
     picture.py            image, truth, predictions side by side
     feature_figures.py    features of one pixel in two contexts; grad_cam.py (paper Fig. 1, 3)

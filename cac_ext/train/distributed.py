@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from cac_ext.train.errors import ConfigError, ProcessError
@@ -235,15 +236,22 @@ def synchronise_batch_norm(model: nn.Module, processes: Processes, device: torch
     """
     if processes.size == 1:
         return
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if device.type != "cuda":
-        for module in model.modules():
-            if type(module) is nn.SyncBatchNorm:
-                module.__class__ = GlooBatchNorm  # the same parameters and buffers
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.__class__ = GlooBatchNorm  # the same parameters and buffers
 
 
-class GlooBatchNorm(nn.SyncBatchNorm):
-    """SyncBatchNorm on CPUs, where torch has none: sums over processes by two all-reduces."""
+class GlooBatchNorm(_BatchNorm):
+    """SyncBatchNorm on CPUs, where torch has none: sums over processes by two all-reduces.
+
+    It is no subclass of torch's, which DDP refuses on CPUs.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass  # any number, as torch's
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, ...] -> [B, C, ...]`` of the same type; under autocast too sums are float32."""
