@@ -1,0 +1,145 @@
+"""Training on a GPU is the training that a CPU does: all of the way, in every precision.
+
+Each test runs on a CPU too, where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from tiny_run import TINY_RUN
+
+from cac_ext.train import compare, loop
+from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.cli import main
+from cac_ext.train.config import load
+from cac_ext.train.distributed import process_group
+from cac_ext.train.loop import train
+
+#: What arithmetic of another precision or another order of sums may change in a few steps.
+TOLERANCE = {"fp32": 0.02, "bf16": 0.1, "fp16": 0.05}
+BATCH_NORM = ["network.name=own_network:build"]
+TINY = [
+    *TINY_RUN,
+    "network.dropout=0",
+    "data.synthetic.validation=2",
+    "method.confidence_threshold=0.1",
+    "optimizer.learning_rate=0.001",
+]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def _train(device: str, folder: Path, *overrides: str, resume: bool = False) -> list[float]:
+    """The losses of all steps."""
+    config = load("synthetic", [*TINY, f"device={device}", *overrides])
+    with process_group(device):
+        result = train(config, folder, resume=resume, progress=False)
+    assert next(result.network.parameters()).device.type == device
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+@pytest.mark.parametrize("network", [[], BATCH_NORM], ids=["group_norm", "batch_norm"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_and_layout_gives_the_losses_of_a_cpu_in_fp32(
+    network: list[str], precision: str, device: str, tmp_path: Path, seed: int
+) -> None:
+    if device == "cpu" and network and precision != "bf16":
+        pytest.skip("slow on a CPU, where one precision is enough")
+    settings = [*network, f"seed={seed}"]
+    expected = _train("cpu", tmp_path / "cpu", *settings)
+    for layout in ("true",) if device == "cpu" else ("false", "true"):
+        options = [f"run.precision={precision}", f"run.channels_last={layout}"]
+        losses = _train(device, tmp_path / layout, *settings, *options)
+        assert len(losses) == 4
+        # Batch statistics of two images carry rounding on from step to step.
+        steps = 1 if network else 4
+        assert losses[:steps] == pytest.approx(expected[:steps], rel=TOLERANCE[precision])
+        state = read_checkpoint(tmp_path / layout / "checkpoint.pt")
+        assert all(x.isfinite().all() for x in state["model"].values())
+
+
+def test_a_run_is_resumed_evaluated_and_predicts(
+    device: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"seed={seed}", "network.dropout=0.5", "method.selected_num=9"]
+    settings += ["run.negative_precision=true"]
+    whole = _train(device, tmp_path / "whole", *settings)
+    save_checkpoint = loop.save_checkpoint
+
+    def save_and_die(*arguments) -> None:
+        save_checkpoint(*arguments)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "broken"
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        _train(device, folder, *settings)
+    monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)
+    torch.rand(3, device=device)  # the state of the process must not matter
+    broken = _train(device, folder, *settings, resume=True)
+    assert broken == pytest.approx(whole, rel=1e-3 if device == "cuda" else 0)  # dropout the same
+
+    assert main(["evaluate", str(folder), "--scales", "1,0.5", "--flip"]) == 0
+    image = tmp_path / "image.png"
+    loop.save_panel(image, *_picture(folder), count=1)
+    assert main(["predict", str(folder), str(image), "--output", str(tmp_path / "out")]) == 0
+    assert list((tmp_path / "out" / "ids").glob("*.png"))
+
+
+def _picture(folder: Path) -> tuple:
+    from cac_ext.train.data import build_datasets
+    from cac_ext.train.run_folder import load_run
+
+    run = load_run(folder)
+    return build_datasets(run.config.data), {"prediction": run.network}
+
+
+def test_pseudo_labels_are_made_and_trained_with(device: str, tmp_path: Path, seed: int) -> None:
+    settings = [*TINY, f"device={device}", f"seed={seed}", "image_classifier.epochs=1"]
+    settings += ["image_classifier.weights=null", "image_classifier.scales=[1.0]"]
+    auto = ["weak.pseudo_labels=auto", "self_training.pseudo_labels=auto"]
+    folder = tmp_path / "run"
+    assert main(["train", "synthetic", *settings, *auto, "--folder", str(folder)]) == 0
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("loss_weak", 0) > 0 for line in lines)
+
+
+def test_a_later_run_of_a_comparison_does_not_count_the_memory_of_an_earlier(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    occupied = []
+
+    def watched(*arguments, **options):
+        occupied.append(torch.cuda.memory_allocated() if device == "cuda" else 0)
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(compare, "train", watched)
+    settings = [*TINY, f"device={device}", "network.width=128"]
+    runs = compare.plan("synthetic", settings, ["sup_only", "cac"], [0])
+    compare.compare(runs, tmp_path, progress=False)
+    assert occupied[1] - occupied[0] < 2**20  # bytes; cuBLAS and the like may keep a little
+
+
+def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
+    device: str, tmp_path: Path, seed: int
+) -> None:
+    """By NCCL on two GPUs, by gloo on a CPU."""
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    settings = [f"seed={seed}", "schedule.labelled_batch=4", "schedule.unlabelled_batch=4"]
+    cases = [("bf16", BATCH_NORM)]
+    if device == "cuda":  # for gloo see test_train_distributed.py
+        cases.append(("fp32", []))
+    for name, extra in cases:
+        options = [*settings, *extra, f"run.precision={name}"]
+        one = _train(device, tmp_path / f"{name}1", *options)
+        both = processes.run_together(2, _train, device, tmp_path / f"{name}2", *options)
+        assert both[0] == both[1]
+        steps = 1 if extra else 4
+        assert both[0][:steps] == pytest.approx(one[:steps], rel=TOLERANCE[name])
