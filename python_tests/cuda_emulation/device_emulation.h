@@ -211,6 +211,11 @@ inline uint32_t load_shared(SharedAddress address) {
   return value;
 }
 
+template <class T>
+T load_global(const T* pointer) {
+  return *pointer;
+}
+
 inline void load_matrices(uint32_t (&matrices)[4], SharedAddress row) {
   emulation::load_matrices(matrices, shared_pointer(row), false);
 }

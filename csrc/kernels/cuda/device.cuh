@@ -61,6 +61,15 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&matrices)[4]
                : "memory");
 }
 
+// --- Global memory ----------------------------------------------------------------------------
+
+// What no thread writes while the kernel runs. Says that the pointer is one to global memory, which
+// the compiler cannot know of an address that came by a shuffle.
+template <class T>
+__device__ __forceinline__ T load_global(const T* pointer) {
+  return __ldg(pointer);
+}
+
 // --- Asynchronous copies ----------------------------------------------------------------------
 
 // Copies 16 bytes, or writes 16 zero bytes if not `valid` (`source` is then not read). The bytes

@@ -62,7 +62,7 @@ __device__ __forceinline__ void load_bits(Bits (&bits)[kCount], const Bits* row,
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int channel = lane + 32 * i;
-    bits[i] = channel < channels ? row[channel] : Bits{0};
+    bits[i] = channel < channels ? device::load_global(row + channel) : Bits{0};
   }
 }
 
