@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,20 @@ def test_pictures_of_several_runs_depend_on_the_seed_alone(
 def test_one_run_keeps_its_pictures_in_its_folder(runs: list[str]) -> None:
     assert main(["figures", runs[1], "--images", "1"]) == 0
     assert all(picture.std() > 10 for picture in pictures(Path(runs[1]) / "figures"))
+
+
+def test_the_pixel_can_be_chosen(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["figures", runs[0], "--images", "1"]
+    assert main([*command, "--pixel", "999,999"]) == 2
+    told = capsys.readouterr().err
+    (x, y) = re.search(r"x = (\d+) to \d+, y = (\d+) to", told).groups()
+    for name, pixel in (("centre", []), ("corner", ["--pixel", f"{x},{y}"])):
+        assert main([*command, *pixel, "--output", str(tmp_path / name)]) == 0
+    centre, corner = (pictures(tmp_path / name) for name in ("centre", "corner"))
+    np.testing.assert_array_equal(centre[0], corner[0])
+    assert centre[1].shape != corner[1].shape or (centre[1] != corner[1]).any()
 
 
 def test_what_cannot_be_shown_is_said(

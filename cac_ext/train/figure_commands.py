@@ -44,7 +44,8 @@ def add_figure_commands(commands: argparse._SubParsersAction) -> None:
     figures.add_argument(
         "--pixel",
         metavar="X,Y",
-        help="of the first image's crop 1, for Grad-CAM (default: the overlap's centre)",
+        help="of the first image's crop 1, for Grad-CAM; the numbers along its edges help "
+        "(default: the overlap's centre)",
     )
     figures.set_defaults(command=_figures, overrides=[])
 
