@@ -14,7 +14,9 @@ import torch
 from benchmarks.timing import Clock, percentile
 
 #: Operations of one timed product, and bytes of one timed copy's source.
-_SIZES = {"cpu": (2e10, 256 * 2**20), "cuda": (2e11, 2 * 2**30)}
+_SIZES = {"cpu": (2e10, 256 * 2**20), "cuda": (2e11, 512 * 2**20)}
+#: The operands stay while the losses are measured, so they must not fill a GPU.
+_MOST_COLUMNS = 32_768
 #: A cube of twice the edge, eight times the work, is timed this often at most.
 _LARGE_SAMPLES = 3
 
@@ -52,7 +54,7 @@ class MatrixRate:
     """The highest rate of torch's matrix product in one type over five shapes.
 
     They are the loss's own two products (anchors by negatives transposed; weights of the negatives
-    by negatives), cubes of as much work in both layouts, and a cube of eight times the work,
+    by negatives), cubes of about as much work in both layouts, and a cube of eight times the work,
     because libraries are tuned to large cubes.
     """
 
@@ -63,7 +65,7 @@ class MatrixRate:
             total /= 4  # a quarter of the rate, hence of the work
         edge = round((total / 2) ** (1 / 3) / 128) * 128
         rows = 4_096
-        columns = round(total / (2 * channels * rows) / 128) * 128
+        columns = min(round(total / (2 * channels * rows) / 128) * 128, _MOST_COLUMNS)
         self._products = [
             _Product(rows, channels, columns, transposed=True),
             _Product(rows, columns, channels, transposed=False),
