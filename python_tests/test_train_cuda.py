@@ -133,6 +133,7 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
     if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("one GPU only")
     settings = [f"seed={seed}", "schedule.labelled_batch=4", "schedule.unlabelled_batch=4"]
+    settings += ["schedule.epochs=1", "schedule.warmup_epochs=0"]
     cases = [("bf16", BATCH_NORM)]
     if device == "cuda":  # for gloo see test_train_distributed.py
         cases.append(("fp32", []))
