@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:TYPE]",
         help=f"with an input type ({', '.join(TYPES)}; high and medium are the precision set for "
         "float32 products) or in the usual ones; see below; "
-        f"default on a CPU: {' '.join(DEFAULT_ON_CPU)}, on a GPU: all",
+        f"default on a CPU: {' '.join(DEFAULT_ON_CPU)}, on a GPU: all that run there",
     )
     parser.add_argument(
         "--repeats", type=positive_int, default=20, help="timed calls each, at most (default 20)"
@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device)
     names = arguments.implementations or (
-        DEFAULT_ON_CPU if device.type == "cpu" else list(IMPLEMENTATIONS)
+        DEFAULT_ON_CPU
+        if device.type == "cpu"
+        else [name for name, kind in IMPLEMENTATIONS.items() if "cuda" in kind.devices]
     )
     contenders = make_contenders(names, device)
     try:

@@ -16,11 +16,14 @@ from benchmarks.results import Results, Row
 
 COLOURS = {
     "ours": "#c1272d",
+    "ours-avx512": "#e07b7f",
+    "ours-avx2": "#f0b6b8",
     "official": "#1f5fa8",
     "official-compiled": "#6fa8dc",
     "naive": "#777777",
     "tiled": "#2e8b57",
     "flex-attention": "#b8860b",
+    "flash-attention": "#e0c060",
 }
 MARKERS = {"float32": "o", "float32-high": "D", "bfloat16": "s", "float16": "^"}
 LINES = {"float32": "-", "float32-high": "-.", "bfloat16": "--", "float16": ":"}

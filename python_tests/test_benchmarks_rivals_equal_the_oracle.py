@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import cac_ext
 from benchmarks.cases import Case, find_cases, make_inputs
 from benchmarks.correctness import check
 from benchmarks.implementations import IMPLEMENTATIONS
@@ -80,3 +81,22 @@ def test_paper_case_has_the_shares_it_claims() -> None:
     assert workload.active_anchors / case.A == pytest.approx(0.76, abs=0.02)
     differing = workload.differing_pairs / (workload.active_anchors * case.N)
     assert differing == pytest.approx(0.65, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["ours-avx512", "ours-avx2"])
+def test_a_lower_instruction_set_is_used_for_the_call_alone(name: str, monkeypatch) -> None:
+    capability = name.removeprefix("ours-")
+    if capability not in cac_ext._C.cpu_capabilities():
+        pytest.skip(f"this processor has no {capability}")
+    before = cac_ext._C.cpu_capability()
+    used = []
+
+    def loss(*arguments, **options):
+        used.append(cac_ext._C.cpu_capability())
+        raise RuntimeError("stops here")
+
+    monkeypatch.setattr(cac_ext, "directional_contrastive_loss", loss)
+    with pytest.raises(RuntimeError, match="stops here"):
+        IMPLEMENTATIONS[name]().loss(make_inputs(CASE, 0))
+    assert used == [capability]
+    assert cac_ext._C.cpu_capability() == before

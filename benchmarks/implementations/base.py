@@ -20,6 +20,8 @@ class Implementation(ABC):
     description: str
     #: ``eps`` of the semantics it follows; the oracle is asked for the same.
     eps: float = 0.0
+    #: Where it runs.
+    devices: tuple[str, ...] = ("cpu", "cuda")
     #: Input types measured on a CPU unless others are asked for; on a GPU it is always both.
     cpu_dtypes: tuple[str, ...] = ("float32",)
     #: Whether the first call at a new size compiles, so that it must never be timed.
@@ -35,6 +37,8 @@ class Implementation(ABC):
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run there, or None."""
+        if device.type not in self.devices:
+            return f"it is for {' and '.join(self.devices)} alone"
         if device.type == "cpu" and dtype == torch.float16:
             return "float16 matrix products are not accelerated on this kind of processor"
         return None

@@ -40,15 +40,11 @@ def attend_flash(sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | No
 class FlashAttention(Implementation):
     name = "flash-attention"
     description = "torch's own attention on the CPU: one call for each side of a class's negatives"
+    devices = ("cpu",)  # flex-attention is its like on a GPU
     cpu_dtypes = ("float32", "bfloat16")
 
     def loss(self, inputs: Inputs) -> Tensor:
         return one_pass_loss(inputs, attend_flash)
-
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return "written for the CPU; flex-attention is its like on a GPU"
-        return super().unsupported(device, dtype)
 
     def executed_operations(self, workload: Workload, phase: str) -> int:
         # Attention forms its output whether or not a gradient is wanted.

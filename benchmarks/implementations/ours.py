@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 import cac_ext
@@ -31,3 +32,32 @@ class Ours(Implementation):
 
     def executed_operations(self, workload: Workload, phase: str) -> int:
         return workload.one_pass_operations(phase)
+
+
+class OursAvx512(Ours):
+    """As on a processor that has nothing better, while the rivals keep all that this one has."""
+
+    capability = "avx512"
+    name = "ours-avx512"
+    description = "ours with AVX-512 alone, as on a processor without AMX"
+    devices = ("cpu",)
+    cpu_dtypes = ("float32",)
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        before = cac_ext._C.cpu_capability()
+        cac_ext._C.limit_cpu_capability(self.capability)
+        try:
+            return super().loss(inputs)
+        finally:
+            cac_ext._C.limit_cpu_capability(before)
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if self.capability not in cac_ext._C.cpu_capabilities():
+            return f"this processor has no {self.capability}"
+        return super().unsupported(device, dtype)
+
+
+class OursAvx2(OursAvx512):
+    capability = "avx2"
+    name = "ours-avx2"
+    description = "ours with AVX2 alone"
