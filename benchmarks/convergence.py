@@ -152,7 +152,9 @@ def _train(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict, S
         lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
     steps = [line for line in lines if line["split"] == "train"]
     curve = {key: [line[key] for line in steps] for key in ("loss", "loss_unsupervised")}
-    return curve, selection
+    # The trainer tries the loss once before the first step.
+    last = slice(-len(steps), None)
+    return curve, Selection(selection.loss, selection.active[last], selection.labels[last])
 
 
 def _train_all(arguments: argparse.Namespace, seed: int, curves: dict[str, dict]) -> None:
