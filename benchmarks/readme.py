@@ -6,7 +6,7 @@ A document says where a table stands and where its figures come from:
     <!-- end benchmark -->
 
 Instead of ``case=NAME`` (one case of a `loss` result) it may say ``scaling`` (its cases that differ
-in N alone) or ``step`` (a `step` result).
+in N alone), ``step`` (a `step` result) or ``largest`` (the sizes that it found to fit into memory).
 
 The command writes the table in between, with the footnotes that it needs; with ``--check`` it only
 tells whether it is up to date.
@@ -24,9 +24,10 @@ from benchmarks.errors import UsageError
 from benchmarks.loss_table import SHORT_DTYPE, speed_up
 from benchmarks.plots import series_in_n
 from benchmarks.results import Results, Row
+from benchmarks.step_search import describe
 
 _BLOCK = re.compile(
-    r"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|scaling|step) -->\n)"
+    r"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|scaling|step|largest) -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end benchmark -->)",
     re.DOTALL,
 )
@@ -90,11 +91,38 @@ def step_markdown(results: Results) -> str:
         shown[title] = [row for row in found if row is not None]
     sizes = next(iter(results.cases.values()))
     caption = (
-        f"`{results.settings['config']}` with {' '.join(results.settings['overrides'])}, "
-        f"{sizes['batch']} labelled and {sizes['batch']} unlabelled images, "
+        f"{_training(results)}, {sizes['batch']} labelled and {sizes['batch']} unlabelled images, "
         f"{sizes['anchors']:,} overlap pixels."
     )
     return _block(results, ["negatives", *losses], lines, 0, caption, shown)
+
+
+def largest_markdown(results: Results) -> str:
+    """A `step` result: the most negatives and the largest batch within its memory budget."""
+    searches = results.extra.get("largest")
+    if not searches:
+        raise UsageError("the result has no largest sizes: measure it with step --memory-budget")
+    found = {
+        (item["loss"], item["what"]): describe(
+            item["largest"], item.get("too_large"), item["stopped_by"]
+        )
+        for item in searches
+    }
+    lines = [
+        [loss, found.get((loss, "batch"), "-"), found.get((loss, "negatives"), "-")]
+        for loss in dict.fromkeys(item["loss"] for item in searches)
+    ]
+    header = ["loss", "largest batch", "most negatives"]
+    caption = (
+        f"{_training(results)}, in {table.size(searches[0]['budget_bytes'])}; batches with "
+        f"{max(results.settings['negatives']):,} negatives, negatives with a batch of "
+        f"{results.settings['batch']}, labelled and unlabelled images each."
+    )
+    return _block(results, header, lines, 1, caption, {})
+
+
+def _training(results: Results) -> str:
+    return f"`{results.settings['config']}` with {' '.join(results.settings['overrides'])}"
 
 
 def _few(row: Row) -> bool:
@@ -180,6 +208,8 @@ def updated(document: Path) -> str:
             body = scaling_markdown(results)
         elif match["what"] == "step":
             body = step_markdown(results)
+        elif match["what"] == "largest":
+            body = largest_markdown(results)
         else:
             body = case_markdown(results, match["what"].removeprefix("case="))
         return match["start"] + body + match["end"]
@@ -190,7 +220,7 @@ def updated(document: Path) -> str:
         if start not in known:
             raise UsageError(
                 f"{document}: {start.strip()!r} is no block; needed is "
-                "'<!-- benchmark: FILE.json case=NAME|scaling|step -->' and an end"
+                "'<!-- benchmark: FILE.json case=NAME|scaling|step|largest -->' and an end"
             )
     return _BLOCK.sub(replace, text)
 

@@ -20,7 +20,9 @@ def test_readme_figures_are_those_of_the_result_files() -> None:
     if not README.exists():
         pytest.skip("no README beside the tests")
     text = README.read_text(encoding="utf-8")
-    for block in ("/loss.json case=voc", "/loss-scaling.json scaling", "/step-resnet50.json step"):
+    blocks = ["/loss.json case=voc", "/loss-scaling.json scaling"]
+    blocks += ["/step-resnet50.json step", "/step.json largest"]
+    for block in blocks:
         assert re.search(rf"^<!-- benchmark: \S+{re.escape(block)} -->$", text, re.M), block
     assert updated(README) == README.read_text(encoding="utf-8"), (
         "run: python -m benchmarks readme README.md"
@@ -40,6 +42,26 @@ def test_a_changed_figure_is_noticed_and_put_right(tmp_path: Path, seed: int) ->
     assert text.startswith("before\n")
     document.write_text(text.replace("| fp32 |", "| bf16 |"))
     assert main(["readme", str(document), "--check"]) == 1
+
+
+def test_sizes_that_fit_are_shown_with_what_is_not_known(tmp_path: Path, seed: int) -> None:
+    results = make_results(seed)
+    results.settings = {"config": "tiny", "overrides": ["a=1"], "negatives": [5, 700], "batch": 4}
+    common = {"budget_bytes": 2**31, "seconds": 10.0}
+    results.extra["largest"] = [
+        {"loss": "no loss", "what": "batch", "largest": 64, "too_large": 68, **common}
+        | {"stopped_by": "memory budget"},
+        {"loss": "ours", "what": "negatives", "largest": 4_096, "too_large": 8_192, **common}
+        | {"stopped_by": "time budget"},
+    ]
+    results.save(tmp_path / "a.json")
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- benchmark: a.json largest -->\n<!-- end benchmark -->\n")
+    assert main(["readme", str(document)]) == 0
+    text = document.read_text()
+    assert "| no loss | 64 | - |" in text
+    assert "| ours | - | 4,096 to 8,192 (time budget) |" in text
+    assert "in 2.00 GiB; batches with 700 negatives, negatives with a batch of 4" in text
 
 
 def test_a_series_in_n_has_a_row_for_each_n(tmp_path: Path, seed: int) -> None:
