@@ -9,7 +9,9 @@ from torch import Tensor
 def cast_for_autocast(*features: Tensor) -> tuple[Tensor, ...]:
     """The features in autocast's type where autocast is on (float64 stays, as in torch)."""
     device = features[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    # Other devices, as "meta", may have no autocast to ask about, and have no kernels either. torch
+    # could be asked which have (is_autocast_available), but torch.compile cannot in torch 2.11.
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return features
     dtype = torch.get_autocast_dtype(device)
     return tuple(
