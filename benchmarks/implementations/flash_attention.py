@@ -15,14 +15,11 @@ def attend_flash(sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | No
     """The anchors of a class attend to the negatives before and behind their own class."""
     sums = sort.anchors.new_zeros(len(sort.anchors), dtype=torch.float32)  # [M]
     weighted = sums.new_zeros(sort.anchors.shape) if with_gradient else None  # [M, C]
-
-    def ends(labels: Tensor) -> list[int]:
-        return [0, *labels.bincount(minlength=sort.classes).cumsum(0).tolist()]
-
-    anchor_ends, negative_ends = ends(sort.anchor_labels), ends(sort.negative_labels)
+    anchor_offsets = sort.class_offsets(sort.anchor_labels)
+    offsets = sort.class_offsets(sort.negative_labels)
     for c in range(sort.classes):
-        rows = slice(anchor_ends[c], anchor_ends[c + 1])
-        for side in (slice(negative_ends[c]), slice(negative_ends[c + 1], None)):
+        rows = slice(anchor_offsets[c], anchor_offsets[c + 1])
+        for side in (slice(offsets[c]), slice(offsets[c + 1], None)):
             anchors, keys = sort.anchors[rows][None, None], sort.negatives[side][None, None]
             if not anchors.numel() or not keys.numel():
                 continue

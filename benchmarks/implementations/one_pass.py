@@ -26,6 +26,10 @@ class Sorted:
     negative_labels: Tensor  # [N]
     classes: int
 
+    def class_offsets(self, labels: Tensor) -> list[int]:
+        """Of its own sorted labels: class c is at ``[offsets[c], offsets[c + 1])``."""
+        return [0, *labels.bincount(minlength=self.classes).cumsum(0).tolist()]
+
 
 #: ``attend(sorted, with_gradient) -> sums [M], weighted [M, C] or None``: the sum of
 #: exp(cos / temperature) over negatives of another class, and the sum of the negatives so weighted.

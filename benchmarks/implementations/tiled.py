@@ -18,16 +18,11 @@ from benchmarks.implementations.one_pass import Sorted, one_pass_loss
 from benchmarks.operations import Workload
 
 #: Anchors and negatives of a tile, by bytes of an element. The fastest of twenty shapes from
-#: 256 x 512 to 4,096 x 8,192 on two AMX cores; on a GPU a tile is large enough to fill it.
+#: 256 x 512 to 2,048 x 8,192 on two AMX cores; on a GPU a tile is large enough to fill it.
 TILE = {
     "cpu": {4: (1_024, 2_048), 2: (2_048, 1_024)},
     "cuda": dict.fromkeys((2, 4), (4_096, 16_384)),
 }
-
-
-def _offsets(labels: Tensor, classes: int) -> list[int]:
-    """Where each class begins among sorted labels: class c is ``[offsets[c], offsets[c + 1])``."""
-    return [0, *labels.bincount(minlength=classes).cumsum(0).tolist()]
 
 
 def _anchor_tiles(offsets: list[int], size: int) -> Iterator[tuple[int, int, int, int]]:
@@ -59,8 +54,8 @@ def attend_tiled(sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | No
     M, C = sort.anchors.shape
     N = len(sort.negatives)
     rows, columns = TILE[sort.anchors.device.type][sort.anchors.element_size()]
-    anchor_offsets = _offsets(sort.anchor_labels, sort.classes)
-    offsets = _offsets(sort.negative_labels, sort.classes)
+    anchor_offsets = sort.class_offsets(sort.anchor_labels)
+    offsets = sort.class_offsets(sort.negative_labels)
     sums = torch.zeros(M, device=sort.anchors.device)  # [M]
     weighted = sums.new_zeros(M, C) if with_gradient else None
     scores = sort.anchors.new_empty(rows * columns)
