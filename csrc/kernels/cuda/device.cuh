@@ -212,23 +212,24 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
-inline int multiprocessor_count() {
+// Of the current device.
+inline int device_attribute(cudaDeviceAttr attribute, const char* what) {
   int device = 0;
-  int count = 0;
+  int value = 0;
   check(cudaGetDevice(&device), "no current CUDA device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-        "cannot read the number of multiprocessors");
-  return count;
+  check(cudaDeviceGetAttribute(&value, attribute, device), what);
+  return value;
+}
+
+inline int multiprocessor_count() {
+  return device_attribute(cudaDevAttrMultiProcessorCount,
+                          "cannot read the number of multiprocessors");
 }
 
 // Bytes of shared memory that a block may have.
 inline int max_shared_bytes() {
-  int device = 0;
-  int bytes = 0;
-  check(cudaGetDevice(&device), "no current CUDA device");
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        "cannot read the size of the shared memory");
-  return bytes;
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                          "cannot read the size of the shared memory");
 }
 
 // Architecture (80 for sm_80) that the code of `kernel` for the current device was compiled for,
