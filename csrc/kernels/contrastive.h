@@ -38,14 +38,18 @@ struct ContrastiveProblem {
   DType negative_dtype;
   int64_t num_negatives;            // N
   int64_t padded_channels;          // Cp >= C
+  // One number in the memory of the device: rows from *num_valid on are ignored, for every anchor.
+  // Null: all rows count.
+  const int64_t* num_valid;
   const int64_t* same_class_begin;  // [A]
   const int64_t* same_class_end;    // [A]
 
   double temperature;
-  bool normalize;  // false: features are trusted to have unit length
+  bool normalize;  // false: rows of any length are compared by their dot products
 
   // eps > 0 repeats the authors' code: row maximum over the positive and the first negatives in
-  // the order they were given, whose rows after sorting are leading_rows.
+  // the order they were given, whose rows after sorting are leading_rows. Valid rows come first
+  // among them, so the first min(num_leading_rows, *num_valid) count.
   double eps;
   const int64_t* leading_rows;  // [num_leading_rows]
   int64_t num_leading_rows;
