@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,9 +14,21 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'"(.+)"', (ROOT / "cac_ext" / "_version.py").read_text()).group(1)
+#: What CMake reads when it first configures a folder, and never again.
+COMPILER_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CUDACXX", "CUDAFLAGS", "LDFLAGS")
+
+
+class FreshBuildPy(build_py):
+    """Without the modules that an earlier build has left: a wheel holds what the tree holds."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -23,9 +36,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         package_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build_dir = Path(self.build_temp).resolve()
-        # Objects compiled against another torch or Python must not be linked again.
-        shutil.rmtree(build_dir, ignore_errors=True)
+        build_dir = build_folder()
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         # cmake and ninja from this environment are found even if it is not activated.
         scripts = sysconfig.get_path("scripts")
@@ -37,6 +48,8 @@ class CMakeBuild(build_ext):
                 *("-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DCMAKE_INSTALL_PREFIX={package_dir}",
+                # Given each time: an earlier build's choice would stay in CMake's cache.
+                f"-DCAC_CUDA={os.environ.get('CAC_CUDA', 'AUTO')}",
             ]
         )
         run(["cmake", "--build", str(build_dir), "-j", jobs])
@@ -50,10 +63,38 @@ class CMakeBuild(build_ext):
             shutil.copy(built, ROOT / "cac_ext" / built.name)
 
 
+def build_folder() -> Path:
+    """The folder that keeps objects from build to build, so that one change compiles one file.
+
+    Objects compiled against another torch, for another Python or by another compiler must never be
+    linked together, so each combination has its own folder.
+    """
+    import torch
+
+    compiler = "".join(f"{name}={os.environ.get(name, '')};" for name in COMPILER_VARIABLES)
+    digest = hashlib.sha256(compiler.encode()).hexdigest()[:8]
+    python = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+    return ROOT / "build" / f"torch-{torch.__version__}-{python}-{digest}"
+
+
+def dependencies() -> list[str]:
+    """What the package needs: any torch for sources, the same minor version for what is built.
+
+    torch promises no stable C++ interface between minor versions.
+    """
+    if {"bdist_wheel", "editable_wheel", "dist_info"}.isdisjoint(sys.argv):
+        return ["torch>=2.11", "numpy"]
+    import torch
+
+    major, minor = torch.__version__.split(".")[:2]
+    return [f"torch=={major}.{minor}.*", "numpy"]
+
+
 setup(
     version=VERSION,
+    install_requires=dependencies(),
     packages=find_packages(include=["cac_ext", "cac_ext.*"]),
-    package_data={"cac_ext": ["configs/*.yaml"]},
+    package_data={"cac_ext": ["configs/*.yaml", "py.typed"]},
     ext_modules=[Extension("cac_ext._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
 )

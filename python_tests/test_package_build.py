@@ -74,14 +74,30 @@ def build(kind: str, source: Path, target: Path) -> Path:
     return target / result.stdout.strip().splitlines()[-1]
 
 
+def metadata_of(wheel: Path) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        return archive.read(name).decode()
+
+
 def test_the_sdist_holds_all_sources_and_builds_a_wheel_that_holds_none(tmp_path):
     sdist = build("sdist", ROOT, tmp_path)
     with tarfile.open(sdist) as archive:
+        (info,) = (
+            m
+            for m in archive.getmembers()
+            if m.name.count("/") == 1 and m.name.endswith("/PKG-INFO")
+        )
+        # Sources fit any torch that is new enough; what is built fits one minor version.
+        assert "Requires-Dist: torch>=2.11\n" in archive.extractfile(info).read().decode()
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = (p for p in tmp_path.iterdir() if p.is_dir())
     for path in (ROOT / "csrc").rglob("*.*"):
         assert (unpacked / path.relative_to(ROOT)).exists(), path
-    with zipfile.ZipFile(build("wheel", unpacked, tmp_path)) as wheel:
+    built = build("wheel", unpacked, tmp_path)
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert f"Requires-Dist: torch=={minor}.*\n" in metadata_of(built)
+    with zipfile.ZipFile(built) as wheel:
         names = wheel.namelist()
         wheel.extractall(tmp_path / "site")
     assert not [n for n in names if n.endswith((".cpp", ".h", ".cu", ".cuh"))]
@@ -97,3 +113,14 @@ def test_the_sdist_holds_all_sources_and_builds_a_wheel_that_holds_none(tmp_path
         check=True,
     )
     assert str(tmp_path) in loaded.stdout
+
+    # A second build compiles what has changed, and holds no module that is gone.
+    (objects,) = unpacked.glob("build/torch-*")
+    before = {path: path.stat().st_mtime_ns for path in objects.rglob("*.o")}
+    (unpacked / "csrc/ops/checks.cpp").touch()
+    (unpacked / "cac_ext/loss.py").rename(unpacked / "cac_ext/renamed.py")
+    with zipfile.ZipFile(build("wheel", unpacked, tmp_path)) as wheel:
+        assert "cac_ext/renamed.py" in wheel.namelist()
+        assert "cac_ext/loss.py" not in wheel.namelist()
+    compiled = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
+    assert compiled == ["checks.cpp.o"]
