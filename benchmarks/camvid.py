@@ -69,9 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from cac_ext.train.cli import main as cac_ext
+    from cac_ext.train.cli.main import main as cac_ext
     from cac_ext.train.config import load
-    from cac_ext.train.distributed import find_device
+    from cac_ext.train.runtime.distributed import find_device
 
     if not re.fullmatch(r"\d+(,\d+)*", arguments.seeds):
         raise UsageError(f"--seeds takes integers like 0,1,2, but got {arguments.seeds}")
@@ -143,7 +143,7 @@ def _describe_weights(path: str | None) -> dict:
 
 def _collect(folder: Path) -> list[dict]:
     """The runs of a part, with what their logs tell."""
-    from cac_ext.train.run_log import read_metrics
+    from cac_ext.train.runs.log import read_metrics
 
     runs = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for run in runs:

@@ -127,7 +127,7 @@ def _train(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict, S
     """Total and unsupervised loss of every iteration, and what they were made of."""
     from cac_ext.train.config import load
     from cac_ext.train.loop import train
-    from cac_ext.train.run_log import read_metrics
+    from cac_ext.train.runs.log import read_metrics
 
     config = load(
         arguments.config,

@@ -13,10 +13,10 @@ from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.loss_exchange import training_with
 from cac_ext.train.config import Config, load
-from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.step import TrainingModel, build_model, compute_losses
 from cac_ext.train.networks import build_network
 from cac_ext.train.optimizer import build_optimizer
-from cac_ext.train.step import TrainingModel, build_model, compute_losses
 
 #: Shares of classes and of active anchors, as in the paper-sized case of `benchmarks loss`.
 TYPICAL = Case("typical")

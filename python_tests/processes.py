@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["cac_ext.train.loop", "cac_ext.train.cli"])
+CONTEXT.set_forkserver_preload(["cac_ext.train.loop", "cac_ext.train.cli.main"])
 
 
 def start(function: Callable, *arguments: Any) -> BaseProcess:

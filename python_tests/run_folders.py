@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cac_ext.train.checkpoint import read_checkpoint
+from cac_ext.train.runs.checkpoint import read_checkpoint
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from image_trees import draw_mask, folder_overrides, folder_tree
 from torch.utils.data import Dataset
 
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import AugmentConfig, DataConfig, load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.augment import LabelledAugment

@@ -14,7 +14,7 @@ from cac_ext.train.config import AugmentConfig
 from cac_ext.train.data.augment import CropPairAugment, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.networks.grid import FeatureGrid
 
 PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "grey": 0.0}
 

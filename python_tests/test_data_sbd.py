@@ -10,7 +10,7 @@ from image_trees import SIZE, draw_image, draw_mask
 from PIL import Image
 from scipy.io import savemat
 
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.voc import colour_map

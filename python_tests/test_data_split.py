@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from image_trees import folder_overrides, folder_tree
 
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.list_file import Entry

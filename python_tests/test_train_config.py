@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from cac_ext.train import config as configuration
-from cac_ext.train.ablate import plan_rows
-from cac_ext.train.cli import main
-from cac_ext.train.compare import plan
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.tables import TABLES
+from cac_ext.train.experiments.ablate import plan_rows
+from cac_ext.train.experiments.compare import plan
+from cac_ext.train.experiments.tables import TABLES
 
 
 def test_every_shipped_configuration_loads() -> None:

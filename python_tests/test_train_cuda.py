@@ -13,12 +13,13 @@ import pytest
 import torch
 from tiny_run import TINY_RUN
 
-from cac_ext.train import compare, loop
-from cac_ext.train.checkpoint import read_checkpoint
-from cac_ext.train.cli import main
+from cac_ext.train import loop
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
-from cac_ext.train.distributed import process_group
+from cac_ext.train.experiments import compare
 from cac_ext.train.loop import train
+from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runtime.distributed import process_group
 
 #: What arithmetic of another precision or another order of sums may change in a few steps.
 TOLERANCE = {"fp32": 0.02, "bf16": 0.1, "fp16": 0.05}
@@ -94,7 +95,7 @@ def test_a_run_is_resumed_evaluated_and_predicts(
 
 def _picture(folder: Path) -> tuple:
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.run_folder import load_run
+    from cac_ext.train.runs.folder import load_run
 
     run = load_run(folder)
     return build_datasets(run.config.data), {"prediction": run.network}

@@ -11,10 +11,10 @@ from tiny_run import TINY_RUN
 
 import cac_ext
 from cac_ext.train import loop
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.loss_check import require_fused_loss
+from cac_ext.train.preflight import require_fused_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,13 +17,13 @@ from image_trees import draw_image, draw_mask, folder_overrides
 from tiny_run import TINY_RUN
 from torch import nn
 
-from cac_ext.train.checkpoint import read_checkpoint
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
-from cac_ext.train.distributed import GlooBatchNorm, Processes, current, process_group
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.loop import train
+from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runtime.distributed import GlooBatchNorm, Processes, current, process_group
 
 #: Relative rounding that may differ: float32 sums in another order, over a few steps.
 TOLERANCE = 2e-4

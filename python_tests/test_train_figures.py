@@ -13,16 +13,16 @@ from PIL import Image
 from tiny_run import TINY_RUN
 from torch import Tensor, nn
 
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import NetworkConfig, load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.augment import denormalise
-from cac_ext.train.feature_figures import draw_crops, mean_distances, overlap_features
-from cac_ext.train.grad_cam import grad_cam
-from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.experiments.methods import method_overrides
+from cac_ext.train.figures.contexts import draw_crops, mean_distances, overlap_features
+from cac_ext.train.figures.grad_cam import grad_cam
 from cac_ext.train.loop import train
-from cac_ext.train.methods import method_overrides
 from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.networks.grid import FeatureGrid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,14 +19,15 @@ from run_folders import assert_same_run
 from tiny_run import TINY_RUN
 from torch.utils.tensorboard import SummaryWriter
 
-from cac_ext.train import files, loop
-from cac_ext.train.checkpoint import read_checkpoint
-from cac_ext.train.cli import main
+from cac_ext.train import loop
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
 from cac_ext.train.loop import train
-from cac_ext.train.run_log import RunLog
-from cac_ext.train.signals import StopRequest, TrainingStopped
+from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runs.log import RunLog
+from cac_ext.train.runtime import whole_files as files
+from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 
 TINY = [
     *TINY_RUN,

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.methods.memory_bank import MemoryBank
 
 
 def all_valid(batch: int = 2, side: int = 4) -> torch.Tensor:

@@ -14,22 +14,22 @@ from run_folders import assert_identical
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cac_ext.train.checkpoint import read_checkpoint
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import AugmentConfig, load
-from cac_ext.train.consistency import Overlap
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
-from cac_ext.train.distributed import current, process_group
 from cac_ext.train.errors import DataError
-from cac_ext.train.grid import FeatureGrid
 from cac_ext.train.loop import train
-from cac_ext.train.memory_bank import MemoryBank
-from cac_ext.train.negative_precision import count_classes, negative_precision
+from cac_ext.train.methods.consistency import Overlap
+from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.negative_precision import count_classes, negative_precision
+from cac_ext.train.methods.step import _measure_precision, build_model, compute_losses
 from cac_ext.train.networks import build_network
-from cac_ext.train.step import _measure_precision, build_model, compute_losses
+from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runtime.distributed import current, process_group
 
 CLASSES, SIDE, IMAGES = 5, 33, 2
 KEYS = ("negative_precision", "negative_precision_random")

@@ -15,11 +15,11 @@ from tiny_run import TINY_RUN
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.experiments.methods import method_overrides
+from cac_ext.train.figures.panels import class_colours, crop_pair_figure
 from cac_ext.train.loop import train
-from cac_ext.train.methods import method_overrides
-from cac_ext.train.picture import class_colours, crop_pair_figure
-from cac_ext.train.step import StepLosses
+from cac_ext.train.methods.step import StepLosses
+from cac_ext.train.networks.grid import FeatureGrid
 
 TINY = [
     *TINY_RUN,

@@ -10,11 +10,11 @@ import torch
 from tiny_run import TINY_RUN
 
 from cac_ext.train import loop
-from cac_ext.train.checkpoint import read_checkpoint
 from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.loop import train
-from cac_ext.train.projector import Projector
+from cac_ext.train.networks.projector import Projector
+from cac_ext.train.runs.checkpoint import read_checkpoint
 
 TINY = [
     *TINY_RUN,

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.inference import Inference, class_probabilities, predict, predict_logits
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.run_folder import load_run
+from cac_ext.train.runs.folder import load_run
 
 TINY = [
     "device=cpu",

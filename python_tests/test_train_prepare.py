@@ -18,13 +18,14 @@ from PIL import Image
 from run_folders import assert_same_run
 from tiny_run import TINY_RUN
 
-from cac_ext.train import files, loop
-from cac_ext.train.cli import main
+from cac_ext.train import loop
+from cac_ext.train.cli.main import main
 from cac_ext.train.data import build_datasets
-from cac_ext.train.distributed import process_group
 from cac_ext.train.errors import ProcessError
 from cac_ext.train.inference import predict_logits
-from cac_ext.train.run_folder import load_run
+from cac_ext.train.runs.folder import load_run
+from cac_ext.train.runtime import whole_files as files
+from cac_ext.train.runtime.distributed import process_group
 from cac_ext.train.weak import classifier
 
 TINY = [
@@ -250,8 +251,8 @@ def test_a_failure_of_one_process_is_told_to_those_who_wait(tmp_path: Path, seed
 
 
 def _train_without_classifier(command: list[str]) -> int:
-    from cac_ext.train import prepare
     from cac_ext.train.errors import DataError
+    from cac_ext.train.experiments import prepare
 
     def refuse(*arguments, **keywords):
         raise DataError("no such image")

@@ -12,12 +12,13 @@ import torch
 from run_folders import assert_identical
 from tiny_run import TINY_RUN
 
-from cac_ext.train import compare, loop
-from cac_ext.train.checkpoint import read_checkpoint
-from cac_ext.train.cli import main
+from cac_ext.train import loop
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.errors import CheckpointError
+from cac_ext.train.experiments import compare
 from cac_ext.train.loop import train
+from cac_ext.train.runs.checkpoint import read_checkpoint
 
 TINY = [
     *TINY_RUN,

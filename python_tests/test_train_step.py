@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from cac_ext.train.config import load
-from cac_ext.train.consistency import Overlap, consistency_loss
-from cac_ext.train.memory_bank import MemoryBank
-from cac_ext.train.methods import METHODS, method_overrides
+from cac_ext.train.experiments.methods import METHODS, method_overrides
+from cac_ext.train.methods.consistency import Overlap, consistency_loss
+from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.step import build_model, compute_losses
 from cac_ext.train.networks import SegmentationNetwork, build_network
-from cac_ext.train.projector import Projector
-from cac_ext.train.step import build_model, compute_losses
+from cac_ext.train.networks.projector import Projector
 
 CLASSES, SIZE, IMAGES = 5, 33, 2
 SMALL = ["network.width=16", f"augment.crop_size={SIZE}", "method.confidence_threshold=0.05"]

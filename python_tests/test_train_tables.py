@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny_run import TINY_RUN
 
-from cac_ext.train.ablate import format_results, load_row, plan_rows
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load, to_mapping
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.self_training import concatenate
-from cac_ext.train.tables import TABLES, find_table
+from cac_ext.train.experiments.ablate import format_results, load_row, plan_rows
+from cac_ext.train.experiments.tables import TABLES, find_table
+from cac_ext.train.pseudo_labels.self_training import concatenate
 
 TINY = [
     *TINY_RUN,

@@ -15,23 +15,23 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_run import TINY_RUN
 
-from cac_ext.train.checkpoint import read_checkpoint
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.augment import CropPairAugment
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import CheckpointError, ConfigError, DataError
-from cac_ext.train.grid import FeatureGrid
-from cac_ext.train.memory_bank import MemoryBank
+from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.step import build_model, compute_losses, weak_weight
 from cac_ext.train.networks import build_network
 from cac_ext.train.networks.backbones import move_stride_to_1x1
-from cac_ext.train.run_log import read_metrics
-from cac_ext.train.step import build_model, compute_losses, weak_weight
-from cac_ext.train.weak.cam import class_activation_maps, labels_of_maps
-from cac_ext.train.weak.classifier import build_classifier, train_classifier
-from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
+from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.pseudo_labels.activation_maps import class_activation_maps, labels_of_maps
+from cac_ext.train.pseudo_labels.image_classifier import build_classifier, train_classifier
+from cac_ext.train.pseudo_labels.image_labels import foreground_classes, read_image_labels
+from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runs.log import read_metrics
 
 TINY = [
     *TINY_RUN,

@@ -2,6 +2,6 @@
 
 import sys
 
-from cac_ext.train.cli import main
+from cac_ext.train.cli.main import main
 
 sys.exit(main())

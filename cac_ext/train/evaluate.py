@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
-from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.signals import leave_signals_to_the_main_process
+from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.signals import leave_signals_to_the_main_process
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cac_ext.train.checkpoint import read_checkpoint, restore, save_checkpoint
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
@@ -20,29 +19,30 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.data.truth import WithTruth
-from cac_ext.train.distributed import (
+from cac_ext.train.evaluate import evaluate
+from cac_ext.train.figures.panels import save_panel
+from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.step import TrainingModel, build_model, compute_losses
+from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.optimizer import build_optimizer, set_learning_rate
+from cac_ext.train.preflight import require_fused_loss
+from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
+from cac_ext.train.pseudo_labels.self_training import concatenate
+from cac_ext.train.runs.checkpoint import read_checkpoint, restore, save_checkpoint
+from cac_ext.train.runs.folder import run_exists, write_config
+from cac_ext.train.runs.log import NoLog, RunLog, peak_memory
+from cac_ext.train.runs.nonfinite import NonFiniteGuard, gradients_are_finite, step_scaled
+from cac_ext.train.runtime.distributed import (
     Processes,
     current,
     distribute,
     find_device,
     synchronise_batch_norm,
 )
-from cac_ext.train.evaluate import evaluate
-from cac_ext.train.files import naming
-from cac_ext.train.loss_check import require_fused_loss
-from cac_ext.train.memory_bank import MemoryBank
-from cac_ext.train.networks import SegmentationNetwork, build_network
-from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite, step_scaled
-from cac_ext.train.optimizer import build_optimizer, set_learning_rate
-from cac_ext.train.picture import save_panel
-from cac_ext.train.precision import autocast
-from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
-from cac_ext.train.run_folder import run_exists, write_config
-from cac_ext.train.run_log import NoLog, RunLog, peak_memory
-from cac_ext.train.seeding import derive_seed
-from cac_ext.train.self_training import concatenate
-from cac_ext.train.signals import StopRequest, TrainingStopped
-from cac_ext.train.step import TrainingModel, build_model, compute_losses
+from cac_ext.train.runtime.precision import autocast
+from cac_ext.train.runtime.seeding import derive_seed
+from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
+from cac_ext.train.runtime.whole_files import naming
 
 
 @dataclass(frozen=True)

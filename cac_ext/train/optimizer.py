@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.optim import SGD, Optimizer
 
 from cac_ext.train.config import OptimizerConfig
-from cac_ext.train.step import TrainingModel
+from cac_ext.train.methods.step import TrainingModel
 
 
 def build_optimizer(config: OptimizerConfig, model: TrainingModel) -> Optimizer:

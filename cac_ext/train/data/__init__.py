@@ -40,7 +40,7 @@ from torch.utils.data import Dataset
 
 from cac_ext.train.config import DataConfig
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.registry import find_builder
+from cac_ext.train.runtime.registry import find_builder
 
 #: ``data.name`` -> "module:function" of its builder, imported only when asked for.
 DATASETS = {

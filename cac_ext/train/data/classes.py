@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.files import write_text_whole
+from cac_ext.train.runtime.whole_files import write_text_whole
 
 _FILE = "classes.json"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.networks.grid import FeatureGrid
 
 
 @dataclass(frozen=True)

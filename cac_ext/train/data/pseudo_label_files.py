@@ -23,10 +23,10 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.errors import ConfigError, DataError
-from cac_ext.train.files import write_text_whole, write_whole
-from cac_ext.train.signals import StopRequest, TrainingStopped
+from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
+from cac_ext.train.runtime.whole_files import write_text_whole, write_whole
 
 _NO_LABEL = 255
 _ABOUT = "pseudo_labels.json"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cac_ext.train.data.list_file import without_parents
 from cac_ext.train.data.voc import CLASS_NAMES, IMAGES, MASKS, OWN_MASKS, PLACES, colour_map
 from cac_ext.train.errors import ConfigError, DataError
-from cac_ext.train.files import write_whole
+from cac_ext.train.runtime.whole_files import write_whole
 
 _SBD_PLACES = ("", "cls", "dataset/cls", "benchmark_RELEASE/dataset/cls")
 #: Until all masks are there, no training finds a part of them.

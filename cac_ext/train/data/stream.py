@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cac_ext.train.errors import DataError
-from cac_ext.train.seeding import derive_seed, seeded
-from cac_ext.train.signals import leave_signals_to_the_main_process
+from cac_ext.train.runtime.seeding import derive_seed, seeded
+from cac_ext.train.runtime.signals import leave_signals_to_the_main_process
 
 
 class Stream(Dataset):

@@ -28,7 +28,7 @@ import torch
 from cac_ext.train.config import NetworkConfig
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.contract import SegmentationNetwork
-from cac_ext.train.registry import find_builder
+from cac_ext.train.runtime.registry import find_builder
 
 #: ``network.name`` -> "module:function" of its builder, imported only when asked for.
 NETWORKS = {

@@ -24,7 +24,7 @@ import warnings
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.networks.layers import upsample
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

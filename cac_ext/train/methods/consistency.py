@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cac_ext
 from cac_ext.train.config import MethodConfig
-from cac_ext.train.distributed import ALONE, Processes
+from cac_ext.train.runtime.distributed import ALONE, Processes
 
 
 @dataclass(frozen=True)

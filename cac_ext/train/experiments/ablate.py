@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import fmean
 
 from cac_ext.train.config import Config, load
-from cac_ext.train.distributed import current
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.files import write_text_whole
+from cac_ext.train.experiments.prepare import prepare
+from cac_ext.train.experiments.tables import SOURCE, Row, Table
 from cac_ext.train.loop import train
-from cac_ext.train.loss_check import require_fused_loss
-from cac_ext.train.prepare import prepare
-from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
-from cac_ext.train.tables import SOURCE, Row, Table
+from cac_ext.train.preflight import require_fused_loss
+from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
+from cac_ext.train.runtime.distributed import current
+from cac_ext.train.runtime.whole_files import write_text_whole
 
 
 def plan_rows(

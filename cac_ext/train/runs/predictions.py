@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import functional as VF
 from tqdm import tqdm
 
 from cac_ext.train.errors import DataError
+from cac_ext.train.figures.panels import colour_mask
 from cac_ext.train.inference import Inference, predict
-from cac_ext.train.picture import colour_mask
-from cac_ext.train.run_folder import Run
+from cac_ext.train.runs.folder import Run
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 _KINDS = ("ids", "colours", "overlays")

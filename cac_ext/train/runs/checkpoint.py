@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from cac_ext.train.config import Config, to_mapping
-from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.errors import CheckpointError
-from cac_ext.train.files import read_saved, write_whole
-from cac_ext.train.memory_bank import MemoryBank
-from cac_ext.train.step import TrainingModel
+from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.step import TrainingModel
+from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
 _FORMAT = "cac_ext checkpoint 2"
 #: Settings that may differ between a run and its continuation: they do not change the result.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cac_ext.train import config as configuration
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.signals import TrainingStopped
+from cac_ext.train.runtime.signals import TrainingStopped
 
 #: Failures of a disk or its permissions: to be mended by the user, not by a traceback.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)

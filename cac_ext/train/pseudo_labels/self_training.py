@@ -17,10 +17,10 @@ from torch import Tensor
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
-from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.inference import predict_logits
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.weights import weights_digest
+from cac_ext.train.runtime.distributed import ALONE, Processes
 
 
 def teacher_config(config: Config) -> Config:

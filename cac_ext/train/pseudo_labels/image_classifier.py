@@ -22,14 +22,14 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
-from cac_ext.train.files import read_saved, write_whole
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
 from cac_ext.train.networks.small import SmallEncoder
 from cac_ext.train.networks.weights import load_backbone_weights
-from cac_ext.train.run_folder import write_config
-from cac_ext.train.run_log import RunLog
-from cac_ext.train.signals import StopRequest, TrainingStopped
-from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
+from cac_ext.train.pseudo_labels.image_labels import foreground_classes, read_image_labels
+from cac_ext.train.runs.folder import write_config
+from cac_ext.train.runs.log import RunLog
+from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
+from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
 #: In place of a file: the encoder of the same data's and seed's supervised run (`prepare.py`).
 SUP_ONLY = "sup_only"

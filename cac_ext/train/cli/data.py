@@ -6,9 +6,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from cac_ext.train.command_line import add_config_arguments, load_config, parse_seeds
+from cac_ext.train.cli.common import add_config_arguments, load_config, parse_seeds
 from cac_ext.train.errors import ConfigError, DataError, UserError
-from cac_ext.train.pseudo_label_folders import AUTO
+from cac_ext.train.pseudo_labels.folders import AUTO
 
 _FAULTY = 1  # exit code of a check that found problems
 
@@ -113,7 +113,7 @@ def _split(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from cac_ext.train.data import build_datasets
     from cac_ext.train.data.check import check, format_report
-    from cac_ext.train.weak.image_labels import read_image_labels
+    from cac_ext.train.pseudo_labels.image_labels import read_image_labels
 
     config = load_config(options)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cac_ext.train.command_line import (
+from cac_ext.train.cli.common import (
     add_config_arguments,
     add_overrides,
     load_config,
@@ -81,8 +81,8 @@ def add_pseudo_label_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _train_classifier(options: argparse.Namespace) -> None:
-    from cac_ext.train.distributed import process_group
-    from cac_ext.train.prepare import prepare_classifier
+    from cac_ext.train.experiments.prepare import prepare_classifier
+    from cac_ext.train.runtime.distributed import process_group
 
     config = load_config(options)
     folder = options.folder or Path(config.output) / f"{config.name}-classifier"
@@ -97,10 +97,10 @@ def _train_classifier(options: argparse.Namespace) -> None:
 
 def _make_cam_labels(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.distributed import find_device, process_group
-    from cac_ext.train.run_folder import read_config
-    from cac_ext.train.weak.cam import write_cam_labels
-    from cac_ext.train.weak.classifier import load_classifier
+    from cac_ext.train.pseudo_labels.activation_maps import write_cam_labels
+    from cac_ext.train.pseudo_labels.image_classifier import load_classifier
+    from cac_ext.train.runs.folder import read_config
+    from cac_ext.train.runtime.distributed import find_device, process_group
 
     config = read_config(options.folder, options.overrides)
     splits = build_datasets(config.data)
@@ -119,9 +119,9 @@ def _make_cam_labels(options: argparse.Namespace) -> None:
 
 def _make_teacher_labels(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.distributed import process_group
-    from cac_ext.train.run_folder import load_run, read_config, require_same_classes
-    from cac_ext.train.self_training import write_teacher_labels
+    from cac_ext.train.pseudo_labels.self_training import write_teacher_labels
+    from cac_ext.train.runs.folder import load_run, read_config, require_same_classes
+    from cac_ext.train.runtime.distributed import process_group
 
     output = options.output or options.folder / "pseudo_labels"
     config = read_config(options.folder, options.overrides)

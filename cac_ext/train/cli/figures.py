@@ -54,8 +54,8 @@ def _figures(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.feature_figures import draw_crops, grad_cam_figure, tsne_figure
-    from cac_ext.train.run_folder import load_run, require_same_classes
+    from cac_ext.train.figures.contexts import draw_crops, grad_cam_figure, tsne_figure
+    from cac_ext.train.runs.folder import load_run, require_same_classes
 
     if options.images < 1 or options.seed < 0:
         raise ConfigError("--images takes a number > 0, and --seed one >= 0")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cac_ext.train import config as configuration
-from cac_ext.train.command_line import (
+from cac_ext.train.cli.common import (
     SEEDS_HELP,
     add_overrides,
     config_help,
@@ -14,7 +14,7 @@ from cac_ext.train.command_line import (
     telling_how_to_go_on,
 )
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.tables import TABLES, find_table
+from cac_ext.train.experiments.tables import TABLES, find_table
 
 
 def add_table_commands(commands: argparse._SubParsersAction) -> None:
@@ -63,7 +63,7 @@ def _tables(options: argparse.Namespace) -> None:
         return
     table = find_table(options.table)
     if options.row is not None:
-        from cac_ext.train.ablate import load_row
+        from cac_ext.train.experiments.ablate import load_row
 
         (row,) = table.select([options.row])[:1]
         print(configuration.to_yaml(load_row(table, row)), end="")
@@ -77,8 +77,8 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _ablate(options: argparse.Namespace) -> None:
-    from cac_ext.train.ablate import ablate, plan_rows
-    from cac_ext.train.distributed import process_group
+    from cac_ext.train.experiments.ablate import ablate, plan_rows
+    from cac_ext.train.runtime.distributed import process_group
 
     table = find_table(options.table)
     # `--rows` takes all words up to the next option: settings among them are no rows.

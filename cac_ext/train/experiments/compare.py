@@ -8,16 +8,16 @@ from pathlib import Path
 from statistics import fmean
 
 from cac_ext.train.config import Config, load
-from cac_ext.train.distributed import current
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.files import naming
+from cac_ext.train.experiments.methods import method_overrides, title
+from cac_ext.train.experiments.prepare import prepare
+from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.loop import train
-from cac_ext.train.loss_check import require_fused_loss
-from cac_ext.train.methods import method_overrides, title
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.picture import save_panel
-from cac_ext.train.prepare import prepare
-from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
+from cac_ext.train.preflight import require_fused_loss
+from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
+from cac_ext.train.runtime.distributed import current
+from cac_ext.train.runtime.whole_files import naming
 
 
 def plan(

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cac_ext.train.checkpoint import read_checkpoint
 from cac_ext.train.config import Config, load, to_yaml
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.classes import Classes, load_classes
-from cac_ext.train.distributed import find_device
 from cac_ext.train.errors import CheckpointError, ConfigError
-from cac_ext.train.files import write_text_whole
 from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runtime.distributed import find_device
+from cac_ext.train.runtime.whole_files import write_text_whole
 
 #: What may differ from the run: where the data lies and where to compute, not what was trained.
 _FREE = ("data.", "device=")

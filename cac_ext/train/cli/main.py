@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cac_ext.train import config as configuration
-from cac_ext.train.command_line import (
+from cac_ext.train.cli.common import (
     DISK_ERRORS,
     SEEDS_HELP,
     add_config_arguments,
@@ -19,13 +19,13 @@ from cac_ext.train.command_line import (
     parse_seeds,
     telling_how_to_go_on,
 )
-from cac_ext.train.data_commands import add_data_commands
+from cac_ext.train.cli.data import add_data_commands
+from cac_ext.train.cli.evaluate import add_run_commands
+from cac_ext.train.cli.figures import add_figure_commands
+from cac_ext.train.cli.pseudo_labels import add_pseudo_label_commands
+from cac_ext.train.cli.tables import add_table_commands
 from cac_ext.train.errors import UserError
-from cac_ext.train.figure_commands import add_figure_commands
-from cac_ext.train.pseudo_label_commands import add_pseudo_label_commands
-from cac_ext.train.run_commands import add_run_commands
-from cac_ext.train.signals import TrainingStopped
-from cac_ext.train.table_commands import add_table_commands
+from cac_ext.train.runtime.signals import TrainingStopped
 
 _FOLDER_HELP = "where to write; made anew, by default in the folder that 'output' names"
 
@@ -139,8 +139,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _resume(options: argparse.Namespace) -> None:
-    from cac_ext.train.checkpoint import require_same_settings
-    from cac_ext.train.run_folder import CONFIG_FILE, read_config
+    from cac_ext.train.runs.checkpoint import require_same_settings
+    from cac_ext.train.runs.folder import CONFIG_FILE, read_config
 
     config = read_config(options.folder, options.overrides)
     # Before anything is made with them: there may be no checkpoint yet.
@@ -150,9 +150,9 @@ def _resume(options: argparse.Namespace) -> None:
 
 
 def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> None:
-    from cac_ext.train.distributed import process_group
+    from cac_ext.train.experiments.prepare import prepare_run
     from cac_ext.train.loop import train
-    from cac_ext.train.prepare import prepare_run
+    from cac_ext.train.runtime.distributed import process_group
 
     with process_group(config.device) as processes:
         # All processes write into the same folder: that of rank 0's clock.
@@ -170,8 +170,8 @@ def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> 
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from cac_ext.train.compare import compare, plan
-    from cac_ext.train.distributed import process_group
+    from cac_ext.train.experiments.compare import compare, plan
+    from cac_ext.train.runtime.distributed import process_group
 
     first = load_config(options)
     seeds = [first.seed] if options.seeds is None else parse_seeds(options.seeds)

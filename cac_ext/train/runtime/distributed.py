@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from cac_ext.train.errors import ConfigError, ProcessError
-from cac_ext.train.signals import StopRequest, TrainingStopped
+from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 
 T = TypeVar("T")
 

@@ -87,10 +87,10 @@ def _inference(options: argparse.Namespace):
 
 def _evaluate(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.distributed import process_group
     from cac_ext.train.evaluate import evaluate
-    from cac_ext.train.picture import save_confusion
-    from cac_ext.train.run_folder import load_run, require_same_classes
+    from cac_ext.train.figures.panels import save_confusion
+    from cac_ext.train.runs.folder import load_run, require_same_classes
+    from cac_ext.train.runtime.distributed import process_group
 
     inference = _inference(options)
     run = load_run(options.folder, options.overrides)
@@ -146,8 +146,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from cac_ext.train.prediction_files import plan, predict_files
-    from cac_ext.train.run_folder import load_run
+    from cac_ext.train.runs.folder import load_run
+    from cac_ext.train.runs.predictions import plan, predict_files
 
     inference = _inference(options)
     jobs = plan(options.images, options.output, overwrite=options.overwrite)

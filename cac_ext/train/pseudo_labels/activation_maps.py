@@ -15,11 +15,11 @@ from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import normalise
 from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
-from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.networks.layers import upsample
 from cac_ext.train.networks.weights import weights_digest
-from cac_ext.train.weak.classifier import ImageClassifier
-from cac_ext.train.weak.image_labels import foreground_classes, read_image_labels
+from cac_ext.train.pseudo_labels.image_classifier import ImageClassifier
+from cac_ext.train.pseudo_labels.image_labels import foreground_classes, read_image_labels
+from cac_ext.train.runtime.distributed import ALONE, Processes
 
 
 @torch.no_grad()

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cac_ext.train.config import Config
-from cac_ext.train.consistency import Overlap, active_masks, active_share, consistency_loss
-from cac_ext.train.distributed import ALONE, Processes
-from cac_ext.train.memory_bank import MemoryBank
-from cac_ext.train.negative_precision import count_classes, negative_precision
+from cac_ext.train.methods.consistency import Overlap, active_masks, active_share, consistency_loss
+from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.negative_precision import count_classes, negative_precision
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.layers import upsample
-from cac_ext.train.projector import NoProjector, Projector
-from cac_ext.train.seeding import derive_seed
+from cac_ext.train.networks.projector import NoProjector, Projector
+from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.seeding import derive_seed
 
 
 class TrainingModel(nn.Module):

@@ -29,11 +29,11 @@ from cac_ext.train.data.augment import CropPairAugment, denormalise
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import ConfigError, DataError
-from cac_ext.train.grad_cam import grad_cam
-from cac_ext.train.grid import FeatureGrid
+from cac_ext.train.figures.grad_cam import grad_cam
+from cac_ext.train.figures.panels import add_legend, class_colours, marked_cells, overlap_outline
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.picture import add_legend, class_colours, marked_cells, overlap_outline
-from cac_ext.train.seeding import derive_seed, seeded
+from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.runtime.seeding import derive_seed, seeded
 
 _IOU_RANGE = (0.1, 0.4)  # crops that share more hardly differ in context
 _PIXELS, _FEWEST = 500, 8  # of all overlaps, shown three times by t-SNE

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cac_ext.train.config import RunConfig
-from cac_ext.train.distributed import Processes
 from cac_ext.train.errors import NonFiniteError
-from cac_ext.train.files import write_whole
+from cac_ext.train.runtime.distributed import Processes
+from cac_ext.train.runtime.whole_files import write_whole
 
 #: Skipped steps in a row after which it is no accident any more.
 _MOST_SKIPPED = 20

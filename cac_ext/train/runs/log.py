@@ -17,10 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.files import naming, write_text_whole
+from cac_ext.train.figures.panels import crop_pair_figure, predictions_figure
+from cac_ext.train.methods.step import StepLosses
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.picture import crop_pair_figure, predictions_figure
-from cac_ext.train.step import StepLosses
+from cac_ext.train.runtime.whole_files import naming, write_text_whole
 
 # TensorBoard's pictures are small: they cost less than half a second at each evaluation.
 _VALIDATION_IMAGES = 4

@@ -6,10 +6,10 @@ import torch
 
 import cac_ext
 from cac_ext.train.config import Config
-from cac_ext.train.consistency import Overlap, consistency_loss
-from cac_ext.train.distributed import find_device
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.precision import autocast
+from cac_ext.train.methods.consistency import Overlap, consistency_loss
+from cac_ext.train.runtime.distributed import find_device
+from cac_ext.train.runtime.precision import autocast
 
 
 def require_fused_loss(config: Config) -> None:

@@ -6,20 +6,20 @@ from pathlib import Path
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
-from cac_ext.train.distributed import current, find_device
 from cac_ext.train.loop import TrainResult, train
-from cac_ext.train.loss_check import require_fused_loss
-from cac_ext.train.pseudo_label_folders import AUTO, PseudoLabelFolders
-from cac_ext.train.run_folder import run_exists, write_config
-from cac_ext.train.self_training import teacher_config, write_teacher_labels
-from cac_ext.train.weak.cam import write_cam_labels
-from cac_ext.train.weak.classifier import (
+from cac_ext.train.preflight import require_fused_loss
+from cac_ext.train.pseudo_labels.activation_maps import write_cam_labels
+from cac_ext.train.pseudo_labels.folders import AUTO, PseudoLabelFolders
+from cac_ext.train.pseudo_labels.image_classifier import (
     SUP_ONLY,
     ImageClassifier,
     load_classifier,
     train_classifier,
 )
-from cac_ext.train.weak.image_labels import check_image_labels
+from cac_ext.train.pseudo_labels.image_labels import check_image_labels
+from cac_ext.train.pseudo_labels.self_training import teacher_config, write_teacher_labels
+from cac_ext.train.runs.folder import run_exists, write_config
+from cac_ext.train.runtime.distributed import current, find_device
 
 
 def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:

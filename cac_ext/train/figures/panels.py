@@ -15,10 +15,10 @@ from torch import Tensor
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import denormalise
 from cac_ext.train.data.classes import Classes
-from cac_ext.train.grid import FeatureGrid
 from cac_ext.train.inference import predict
+from cac_ext.train.methods.step import StepLosses
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.step import StepLosses
+from cac_ext.train.networks.grid import FeatureGrid
 
 _IGNORED_COLOUR = (255, 255, 255)
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from cac_ext.train.config import nearest
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.methods import method_overrides
+from cac_ext.train.experiments.methods import method_overrides
 
 SOURCE = "Lai et al., CVPR 2021"
 
