@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from cac_ext.train.methods.step import TrainingModel, build_model, compute_losses
 from torch import Tensor
 
 from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Case, Inputs
@@ -14,7 +15,6 @@ from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.loss_exchange import training_with
 from cac_ext.train.config import Config, load
 from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.methods.step import TrainingModel, build_model, compute_losses
 from cac_ext.train.networks import build_network
 from cac_ext.train.optimizer import build_optimizer
 

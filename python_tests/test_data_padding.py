@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+from cac_ext.train.methods.step import build_model, compute_losses
 from torch import Tensor, nn
 
 from cac_ext.train.config import load
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.methods.step import build_model, compute_losses
 from cac_ext.train.networks import build_network
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cac_ext.train.methods.step import TrainingModel
 from torch import nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import NetworkConfig
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.methods.step import TrainingModel
 from cac_ext.train.networks import SegmentationNetwork, build_network
 
 HERE = Path(__file__).parent

@@ -9,6 +9,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from cac_ext.train.methods.step import _measure_precision, build_model, compute_losses
 from image_trees import SIZE, draw_image, draw_mask, folder_overrides, folder_tree
 from run_folders import assert_identical
 from torch import Tensor
@@ -25,7 +26,6 @@ from cac_ext.train.loop import train
 from cac_ext.train.methods.consistency import Overlap
 from cac_ext.train.methods.memory_bank import MemoryBank
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
-from cac_ext.train.methods.step import _measure_precision, build_model, compute_losses
 from cac_ext.train.networks import build_network
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runs.checkpoint import read_checkpoint

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cac_ext.train.methods.step import StepLosses
 from matplotlib.patches import Rectangle
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,7 +19,6 @@ from cac_ext.train.data import build_datasets
 from cac_ext.train.experiments.methods import method_overrides
 from cac_ext.train.figures.panels import class_colours, crop_pair_figure
 from cac_ext.train.loop import train
-from cac_ext.train.methods.step import StepLosses
 from cac_ext.train.networks.grid import FeatureGrid
 
 TINY = [

@@ -23,10 +23,10 @@ from cac_ext.train.cli.main import main
 from cac_ext.train.data import build_datasets
 from cac_ext.train.errors import ProcessError
 from cac_ext.train.inference import predict_logits
+from cac_ext.train.pseudo_labels import image_classifier as classifier
 from cac_ext.train.runs.folder import load_run
 from cac_ext.train.runtime import whole_files as files
 from cac_ext.train.runtime.distributed import process_group
-from cac_ext.train.weak import classifier
 
 TINY = [
     *TINY_RUN,

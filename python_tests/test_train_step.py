@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from cac_ext.train.methods.step import build_model, compute_losses
 from torch import nn
 
 from cac_ext.train.config import load
 from cac_ext.train.experiments.methods import METHODS, method_overrides
 from cac_ext.train.methods.consistency import Overlap, consistency_loss
 from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.methods.step import build_model, compute_losses
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.networks.projector import Projector
 

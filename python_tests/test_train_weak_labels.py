@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from cac_ext.train.methods.step import build_model, compute_losses, weak_weight
 from image_trees import cityscapes_tree, folder_overrides, folder_tree, voc_tree
 from PIL import Image
 from safetensors.torch import save_file
@@ -23,7 +24,6 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import CheckpointError, ConfigError, DataError
 from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.methods.step import build_model, compute_losses, weak_weight
 from cac_ext.train.networks import build_network
 from cac_ext.train.networks.backbones import move_stride_to_1x1
 from cac_ext.train.networks.grid import FeatureGrid

@@ -88,8 +88,10 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """The unlabelled branch (`step.py`), with a switch for each column of the paper's Table 3."""
+    """The training method (`methods/`), with a switch for each column of the paper's Table 3."""
 
+    name: str = "cac"  # a method of cac_ext.train.methods, or package.module:Class
+    options: dict[str, Any] = field(default_factory=dict)  # of a custom method
     unsupervised_weight: float = 0.1  # lambda of Eq. 9; 0 is SupOnly
     loss: Literal["contrastive", "l2"] = "contrastive"
     temperature: float = 0.1  # tau

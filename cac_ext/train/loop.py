@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from cac_ext.train.batch_streams import BatchStreams
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits, build_datasets
-from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
 from cac_ext.train.data.classes import save_classes
-from cac_ext.train.data.crop_pair import CropPairSampler
-from cac_ext.train.data.pseudo_label_files import pseudo_labelled
-from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
-from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.figures.panels import save_panel
-from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.methods.step import TrainingModel, build_model, compute_losses
+from cac_ext.train.methods import build_method, check_method
+from cac_ext.train.methods.contract import MethodContext, Phase
 from cac_ext.train.networks import SegmentationNetwork, build_network
-from cac_ext.train.optimizer import build_optimizer, set_learning_rate
-from cac_ext.train.preflight import require_fused_loss
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
-from cac_ext.train.pseudo_labels.self_training import concatenate
-from cac_ext.train.runs.checkpoint import read_checkpoint, restore, save_checkpoint
+from cac_ext.train.runs.checkpoint import (
+    TrainingState,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
 from cac_ext.train.runs.folder import run_exists, write_config
 from cac_ext.train.runs.log import NoLog, RunLog, peak_memory
-from cac_ext.train.runs.nonfinite import NonFiniteGuard, gradients_are_finite, step_scaled
+from cac_ext.train.runs.nonfinite import NonFiniteGuard
 from cac_ext.train.runtime.distributed import (
     Processes,
     current,
     distribute,
     find_device,
-    synchronise_batch_norm,
+    synchronize_batch_norm,
 )
-from cac_ext.train.runtime.precision import autocast
 from cac_ext.train.runtime.seeding import derive_seed
 from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 from cac_ext.train.runtime.whole_files import naming
+from cac_ext.train.step import take_step
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def train(
     processes = current()
     progress = progress and processes.is_main
     device = find_device(config.device)
-    require_fused_loss(config)
+    check_method(config)
     written = config  # with `auto`, which is right wherever the folder is moved to
     config = PseudoLabelFolders.of_run(folder).fill_in(config)
     torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
@@ -95,107 +89,67 @@ def train(
     checkpoint = folder / "checkpoint.pt"
     has_checkpoint = processes.first(checkpoint.exists())
     network = build_network(config.network, splits.num_classes, pretrained=not has_checkpoint)
-    model = build_model(config, network).to(device)
+    context = MethodContext(config, splits, network, processes, pretrained=not has_checkpoint)
+    method = build_method(context)
+    everything = {**method.trained, **method.kept}
+    for module in everything.values():
+        module.to(device)
+        synchronize_batch_norm(module, processes, device)
+        if config.run.channels_last:
+            module.to(memory_format=torch.channels_last)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # earlier runs of this process do not count
-    synchronise_batch_norm(model, processes, device)
-    if config.run.channels_last:
-        model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(config.optimizer, model)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.run.precision == "fp16")
-    bank = _build_bank(config, processes)
+    optimizers = method.build_optimizers()
+    use_scaler = config.run.precision == "fp16"
+    scalers = {name: torch.amp.GradScaler(device.type, enabled=use_scaler) for name in optimizers}
+    state = TrainingState(config, everything, optimizers, scalers, method)
     if processes.rank:  # other dropout in each process
         torch.manual_seed(derive_seed(config.seed, "process", processes.rank))
 
     # From the start, or from a checkpoint.
-    iteration, results = 0, {}
     if has_checkpoint:
         if not resume:
             raise run_exists(folder)
-        state = read_checkpoint(checkpoint)
-        iteration, results = restore(
-            state, checkpoint, config, model, optimizer, scaler, bank, device, processes
-        )
+        restore(read_checkpoint(checkpoint), checkpoint, state, device, processes)
     if processes.is_main:
         write_config(folder, written)
         save_classes(folder, splits)
 
-    # Batches, from this iteration on. SupOnly and the warm-up know no crop pairs.
     schedule = config.schedule
-    first_pairs = config.iterations
-    if config.method.unsupervised_weight > 0 or config.weak.pseudo_labels:
-        first_pairs = schedule.warmup_epochs * schedule.iterations_per_epoch
-        if first_pairs >= config.iterations and processes.is_main:
-            warnings.warn(
-                f"all of the run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
-                f"schedule.epochs {schedule.epochs}): it trains the supervised loss alone and "
-                "never looks at a crop pair. Set schedule.warmup_epochs below schedule.epochs, "
-                "e.g. to 0, or method.unsupervised_weight=0 where that is meant",
-                stacklevel=2,
-            )
-    labelled_batches = _labelled_batches(config, splits, device, iteration, processes)
-    if first_pairs < config.iterations:
-        start = max(iteration, first_pairs)
-        pair_batches = iter(_pair_loader(config, splits, network, device, start, processes))
-
+    streams = BatchStreams(method.streams(), config, device, state.iteration, processes)
     if progress:
-        print(_summary(config, splits, model, device, folder, processes))
-    model.train()
-    if config.run.compile:
-        model.compile()
-    trained = distribute(model, processes, device)
-    guard = NonFiniteGuard(config.run, folder, model, processes)
-    log = NoLog()
+        print(_summary(config, splits, network, device, folder, processes))
+    for module in method.trained.values():
+        module.train()
+        if config.run.compile:
+            module.compile()
+    modules = {
+        name: distribute(module, processes, device) for name, module in method.trained.items()
+    }
+    guard = NonFiniteGuard(config.run, folder, everything, processes, late=device.type == "cuda")
+    log: RunLog | NoLog = NoLog()
     if processes.is_main:
-        log = RunLog(folder, label, iteration, config.iterations, progress=progress)
+        log = RunLog(folder, label, state.iteration, config.iterations, progress=progress)
     with StopRequest() as stop, log:
-        while iteration < config.iterations:
-            labelled = _to_device(next(labelled_batches), device, config.run.channels_last)
-            pairs = None
-            if iteration >= first_pairs:
-                pairs = _to_device(next(pair_batches), device, config.run.channels_last)
+        while state.iteration < config.iterations:
+            batches = streams.next(state.iteration)
+            phases = take_step(method, state, batches, modules, guard, device)
 
-            set_learning_rate(optimizer, config.optimizer, iteration, config.iterations)
-            guard.before()
-            with autocast(config.run, device):
-                losses = compute_losses(
-                    config,
-                    trained,
-                    bank,
-                    labelled,
-                    pairs,
-                    iteration,
-                    splits.ignore_index,
-                    processes,
-                )
-            optimizer.zero_grad(set_to_none=True)
-            finite = losses.finite
-            if finite:
-                scaler.scale(losses.total).backward()
-                if scaler.is_enabled():
-                    finite = step_scaled(scaler, optimizer)
-                else:
-                    finite = gradients_are_finite(model)
-                    if finite:
-                        optimizer.step()
-            if finite:
-                guard.passed()
-            else:
-                guard.failed(iteration, labelled, pairs)
-            iteration += 1
-
+            iteration = state.iteration
             log.step()
-            if iteration % schedule.log_every == 0 and losses.finite:
-                both = pairs or config.self_training.pseudo_labels
-                images = schedule.labelled_batch + (schedule.unlabelled_batch if both else 0)
-                scalars = processes.mean_scalars(losses.scalars())
+            if iteration % schedule.log_every == 0 and phases:
+                scalars = processes.mean_scalars(_scalars(phases))
+                images = streams.images(batches)
                 log.train(iteration, {**scalars, "memory_mib": peak_memory(device)}, images)
             ends_epoch = iteration % schedule.iterations_per_epoch == 0
+            stopping = processes.any(stop.requested) and iteration < config.iterations
+            if ends_epoch or stopping:
+                guard.settle()
             if ends_epoch:
                 epoch = iteration // schedule.iterations_per_epoch
                 if epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs:
                     evaluation = evaluate(
-                        network,
+                        method.evaluated,
                         splits.validation,
                         splits.num_classes,
                         splits.ignore_index,
@@ -204,130 +158,45 @@ def train(
                         processes=processes,
                     )
                     class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
-                    results = {"miou": evaluation.miou, "class_iou": class_iou}
-                    log.evaluation(iteration, **results)
-                    log.pictures(iteration, splits, network, pairs, losses)
-            stopping = processes.any(stop.requested) and iteration < config.iterations
+                    state.results = {"miou": evaluation.miou, "class_iou": class_iou}
+                    log.evaluation(iteration, **state.results)
+                    log.pictures(iteration, splits, method.evaluated, method.pictures)
             if ends_epoch or stopping:
-                save_checkpoint(
-                    checkpoint,
-                    config,
-                    model,
-                    optimizer,
-                    scaler,
-                    bank,
-                    iteration,
-                    results,
-                    processes,
-                )
+                save_checkpoint(checkpoint, state, method.evaluated, processes)
             if stopping:
                 raise TrainingStopped(f"stopped after iteration {iteration} of {config.iterations}")
     if processes.is_main:
         picture = folder / "picture.png"
         with naming(picture):
-            save_panel(picture, splits, {"prediction": network})
+            save_panel(picture, splits, {"prediction": method.evaluated})
     processes.any(False)  # nobody leaves before the picture is there
-    return TrainResult(folder, network, splits, **results)
+    return TrainResult(folder, method.evaluated, splits, **state.results)
 
 
-def _build_bank(config: Config, processes: Processes) -> MemoryBank:
-    """The bank of this process, which selects its share, rounded up, of ``selected_num``."""
-    selected_num = config.method.selected_num
-    if selected_num is not None:
-        selected_num = -(-selected_num // processes.size)
-    return MemoryBank(selected_num, config.method.step_save)
-
-
-def _labelled_batches(
-    config: Config,
-    splits: DatasetSplits,
-    device: torch.device,
-    start: int,
-    processes: Processes,
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of images with masks; with self-training, those with a teacher's masks are added."""
-    augment = LabelledAugment(config.augment, splits.ignore_index)
-
-    def batches(images: Dataset, part: str, batch: int) -> Iterator[dict[str, Tensor]]:
-        processes.share(batch, f"schedule.{part}_batch")
-        sampler = IterationSampler(start, config.iterations, batch, processes.rank, processes.size)
-        loader = stream_loader(
-            Stream(images, augment, config.seed, part),
-            sampler,
-            num_workers=config.data.num_workers,
-            pin_memory=device.type == "cuda",
-        )
-        return iter(loader)
-
-    labelled = batches(splits.labelled, "labelled", config.schedule.labelled_batch)
-    folder = config.self_training.pseudo_labels
-    if folder is None:
-        return labelled
-    images = pseudo_labelled(splits, folder, "self_training.pseudo_labels")
-    return map(
-        concatenate, labelled, batches(images, "unlabelled", config.schedule.unlabelled_batch)
-    )
-
-
-def _pair_loader(
-    config: Config,
-    splits: DatasetSplits,
-    network: SegmentationNetwork,
-    device: torch.device,
-    start: int,
-    processes: Processes,
-) -> DataLoader:
-    # In the paper's full-data setting the unlabelled branch takes the labelled images (4.1).
-    images = splits.labelled if splits.unlabelled is None else splits.unlabelled
-    ignore_index = None
-    if config.weak.pseudo_labels:
-        images = pseudo_labelled(splits, config.weak.pseudo_labels, "weak.pseudo_labels")
-        ignore_index = splits.ignore_index
-    if config.run.negative_precision and config.method.loss == "contrastive":
-        images = WithTruth(images, splits, "run.negative_precision")
-    sampler = CropPairSampler(
-        config.augment.crop_size, network.pooled_grid, config.method.iou_range, config.augment.flip
-    )
-    augment = CropPairAugment(config.augment, sampler, ignore_index)
-    stream = Stream(images, augment, config.seed, "unlabelled")
-    batch = config.schedule.unlabelled_batch
-    processes.share(batch, "schedule.unlabelled_batch")
-    batches = IterationSampler(start, config.iterations, batch, processes.rank, processes.size)
-    return stream_loader(
-        stream,
-        batches,
-        num_workers=config.data.num_workers,
-        collate=collate_pairs,
-        pin_memory=device.type == "cuda",
-    )
+def _scalars(phases: list[Phase]) -> dict[str, float]:
+    """What a step's phases have to log; ``loss`` is the first one's total."""
+    values = {"loss": phases[0].total.item()}
+    for phase in phases:
+        values |= phase.scalars()
+    return values
 
 
 def _summary(
     config: Config,
     splits: DatasetSplits,
-    model: TrainingModel,
+    network: SegmentationNetwork,
     device: torch.device,
     folder: Path,
     processes: Processes,
 ) -> str:
     """One line on what is about to be trained."""
     together = f" and {processes.size - 1} more" if processes.size > 1 else ""
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     unlabelled = "the labelled" if splits.unlabelled is None else len(splits.unlabelled)
     return (
         f"{config.data.name}: {splits.num_classes} classes, {len(splits.labelled)} labelled, "
         f"{unlabelled} unlabelled, {len(splits.validation)} validation images; "
         f"{config.network.name} network, {parameters / 1e6:.2f} M parameters, "
-        f"{model.network.initial_weights}; "
+        f"{network.initial_weights}; "
         f"{config.iterations} iterations on {device}{together}; writes to {folder}"
     )
-
-
-def _to_device(
-    batch: dict[str, Tensor], device: torch.device, channels_last: bool
-) -> dict[str, Tensor]:
-    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    if channels_last:
-        images = {key: value for key, value in moved.items() if value.ndim == 4}
-        moved |= {k: v.contiguous(memory_format=torch.channels_last) for k, v in images.items()}
-    return moved

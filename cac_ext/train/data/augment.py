@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from cac_ext.train.config import AugmentConfig
+from cac_ext.train.data.batches import CropPairSample, LabelledSample, ViewSample
 from cac_ext.train.data.crop_pair import CropPairSampler, View
 
 #: Channel means and deviations of ImageNet, for inputs in [0, 1]; every network is fed so.
@@ -34,7 +35,7 @@ def denormalise(image: Tensor) -> Tensor:
 class LabelledAugment:
     """Random scale, crop and mirroring of an image and its mask.
 
-    A sample to ``{"image": [3, S, S] float32, "mask": [S, S] int64}``. Where the scaled image is
+    A sample to a `LabelledSample`. Where the scaled image is
     smaller than the crop, the rest is the mean colour and `ignore_index`.
     """
 
@@ -42,7 +43,7 @@ class LabelledAugment:
         self.config = config
         self.ignore_index = ignore_index
 
-    def __call__(self, sample: dict) -> dict[str, Tensor]:
+    def __call__(self, sample: dict) -> LabelledSample:
         size = self.config.crop_size
         image, mask = _rescale(
             self.config.labelled_scale,
@@ -56,23 +57,18 @@ class LabelledAugment:
         if torch.rand(()) < self.config.flip:
             image, mask = image.flip(-1), mask.flip(-1)
         image = _pad(normalise(image), size, size, 0.0)
-        return {"image": image, "mask": _pad(mask.long(), size, size, self.ignore_index)}
+        return LabelledSample(image, _pad(mask.long(), size, size, self.ignore_index))
 
 
 class CropPairAugment:
     """Two crops of one randomly scaled image, each with its own low-level augmentation.
 
-    A sample to ``{"view1", "view2": [3, S, S] float32, "valid1", "valid2": [h, w] bool,
-    "overlap1", "overlap2": [L] int64}``. ``overlap1[i]`` and ``overlap2[i]`` are flat positions in
-    the views' ``[h, w]`` features that show the same pixel; mirroring is already undone in them.
-    ``valid`` is False for features centred on padding, which the overlap leaves out.
+    A sample to a `CropPairSample`. Mirroring is already undone in the overlap's positions, and
+    features centred on padding are left out of it.
 
-    With ``ignore_index``, samples have a mask (pseudo labels of `weak`), and the result also holds
-    what each view sees of it, ``{"mask1", "mask2": [S, S] int64}``, `ignore_index` on padding.
-
-    Of samples with a true mask to measure by (`truth.WithTruth`), the result also holds the true
-    class where each feature is centred, ``{"truth1", "truth2": [h, w] int32}``, -1 for unknown and
-    on padding. Nothing random depends on it.
+    With ``ignore_index``, samples have a mask (pseudo labels of `weak`), and the views hold what
+    each sees of it. Of samples with a true mask to measure by (`truth.WithTruth`), the views hold
+    the true class where each feature is centred. Nothing random depends on it.
     """
 
     def __init__(
@@ -90,7 +86,7 @@ class CropPairAugment:
             ]
         )
 
-    def __call__(self, sample: dict) -> dict[str, Tensor]:
+    def __call__(self, sample: dict) -> CropPairSample:
         masks = {} if self.ignore_index is None else {"mask": sample["mask"]}
         masks |= {"truth": sample["truth"]} if "truth" in sample else {}
         image, *scaled = _rescale(
@@ -108,21 +104,21 @@ class CropPairAugment:
         valid1 = self._valid(pair.view1, height, width)
         valid2 = self._valid(pair.view2, height, width)
         seen = valid1.flatten()[pair.overlap1] & valid2.flatten()[pair.overlap2]
-        views = {
-            "view1": self._view(image, pair.view1),
-            "view2": self._view(image, pair.view2),
-            "valid1": valid1,
-            "valid2": valid2,
-            "overlap1": pair.overlap1[seen],
-            "overlap2": pair.overlap2[seen],
-        }
-        for number, view in enumerate((pair.view1, pair.view2), 1):
-            if "mask" in masks:
-                views[f"mask{number}"] = self._mask_of_view(masks["mask"], view)
-            if "truth" in masks:
-                valid = views[f"valid{number}"]
-                views[f"truth{number}"] = self._truth_of_view(masks["truth"], view, valid)
-        return views
+        views = []
+        for view, valid, overlap in (
+            (pair.view1, valid1, pair.overlap1),
+            (pair.view2, valid2, pair.overlap2),
+        ):
+            views.append(
+                ViewSample(
+                    self._view(image, view),
+                    valid,
+                    overlap[seen],
+                    self._mask_of_view(masks["mask"], view) if "mask" in masks else None,
+                    self._truth_of_view(masks["truth"], view, valid) if "truth" in masks else None,
+                )
+            )
+        return CropPairSample(*views)
 
     def _mask_of_view(self, mask: Tensor, view: View) -> Tensor:
         size = self.sampler.crop_size
@@ -162,30 +158,6 @@ class CropPairAugment:
         centres = grid.offset + grid.stride * torch.arange(grid.size(size))  # in the crop
         columns = size - 1 - centres if view.flip else centres
         return view.top + centres, view.left + columns
-
-
-def collate_pairs(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch of crop pairs.
-
-    ``view1``, ``view2``: ``[B, 3, S, S]``; ``mask1``, ``mask2``: ``[B, S, S]``, if samples have
-    them; ``truth1``, ``truth2``: ``[B, h, w]``, if samples have them; ``valid1``, ``valid2``:
-    ``[B, h, w]``; ``overlap1``, ``overlap2``: ``[A]`` positions in the flattened ``[B, h, w]``;
-    ``image_index``: ``[A]`` which image an overlap position belongs to.
-    """
-    stacked = [f"{name}{view}" for name in ("view", "valid", "mask", "truth") for view in (1, 2)]
-    batch = {
-        key: torch.stack([sample[key] for sample in samples])
-        for key in stacked
-        if key in samples[0]
-    }
-    positions = batch["valid1"][0].numel()
-    for key in ("overlap1", "overlap2"):
-        batch[key] = torch.cat(
-            [sample[key] + index * positions for index, sample in enumerate(samples)]
-        )
-    lengths = torch.tensor([len(sample["overlap1"]) for sample in samples])
-    batch["image_index"] = torch.arange(len(samples)).repeat_interleave(lengths)
-    return batch
 
 
 def _rescale(scale: tuple[float, float], base_size: int | None, *parts: Tensor) -> list[Tensor]:

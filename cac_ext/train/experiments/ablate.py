@@ -12,7 +12,7 @@ from cac_ext.train.errors import ConfigError
 from cac_ext.train.experiments.prepare import prepare
 from cac_ext.train.experiments.tables import SOURCE, Row, Table
 from cac_ext.train.loop import train
-from cac_ext.train.preflight import require_fused_loss
+from cac_ext.train.methods import check_method
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
 from cac_ext.train.runtime.distributed import current
 from cac_ext.train.runtime.whole_files import write_text_whole
@@ -74,7 +74,7 @@ def ablate(
     results = folder / "results.json"
     records = _read_records(results)
     for config in runs.values():
-        require_fused_loss(config)  # before the first of them takes hours
+        check_method(config)  # before the first of them takes hours
     for number, ((row, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {row} seed {seed}"
         folders = PseudoLabelFolders.shared(folder, seed)

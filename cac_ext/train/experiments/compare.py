@@ -13,8 +13,8 @@ from cac_ext.train.experiments.methods import method_overrides, title
 from cac_ext.train.experiments.prepare import prepare
 from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.loop import train
+from cac_ext.train.methods import check_method
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.preflight import require_fused_loss
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
 from cac_ext.train.runtime.distributed import current
 from cac_ext.train.runtime.whole_files import naming
@@ -44,7 +44,7 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     records: dict[tuple[str, int], dict] = {}
     shown: dict[str, SegmentationNetwork] = {}
     for config in runs.values():
-        require_fused_loss(config)  # before the first of them takes hours
+        check_method(config)  # before the first of them takes hours
     for number, ((method, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {method} seed {seed}"
         run_folder = folder / f"{method}-seed{seed}"

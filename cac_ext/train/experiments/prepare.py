@@ -7,7 +7,7 @@ from pathlib import Path
 from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
 from cac_ext.train.loop import TrainResult, train
-from cac_ext.train.preflight import require_fused_loss
+from cac_ext.train.methods import check_method
 from cac_ext.train.pseudo_labels.activation_maps import write_cam_labels
 from cac_ext.train.pseudo_labels.folders import AUTO, PseudoLabelFolders
 from cac_ext.train.pseudo_labels.image_classifier import (
@@ -136,6 +136,6 @@ def _wanted(config: Config) -> bool:
 
 def _check(config: Config) -> None:
     """Finds faults of the build and of image-level labels before hours of training."""
-    require_fused_loss(config)
+    check_method(config)
     if config.weak.pseudo_labels == AUTO:
         check_image_labels(config.weak, config.data, build_datasets(config.data))

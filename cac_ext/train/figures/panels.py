@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import denormalise
+from cac_ext.train.data.batches import CropPairBatch
 from cac_ext.train.data.classes import Classes
 from cac_ext.train.inference import predict
-from cac_ext.train.methods.step import StepLosses
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
 
@@ -92,7 +92,12 @@ def predictions_figure(
 
 
 def crop_pair_figure(
-    splits: DatasetSplits, grid: FeatureGrid, pairs: dict[str, Tensor], losses: StepLosses
+    splits: DatasetSplits,
+    grid: FeatureGrid,
+    pairs: CropPairBatch,
+    confidences: Tensor,
+    pseudo_labels: Tensor,
+    active: tuple[Tensor, Tensor],
 ) -> Figure:
     """The first crop pair of a step and what the unlabelled branch made of it, a row a view.
 
@@ -103,43 +108,45 @@ def crop_pair_figure(
     Args:
         splits: where names and colours come from.
         grid: of the features that are compared.
-        pairs: see `collate_pairs`.
-        losses: of the step with these pairs.
+        pairs: of a step.
+        confidences, pseudo_labels: ``[2B, h, w]``, view 1's first.
+        active: the anchors in direction 1 -> 2 and in 2 -> 1, ``[A]`` bool each.
     """
     titles = ["view, overlap", "pseudo labels", "confidence", "anchors"]
-    titles += ["truth"] if "truth1" in pairs else []
+    titles += ["truth"] if pairs.view1.truth is not None else []
     figure = Figure(figsize=(2.1 * len(titles) + 0.4, 5.2), layout="constrained")
     axes = figure.subplots(2, len(titles), squeeze=False)
-    side = pairs["view1"].shape[-1]
-    height, width = losses.confidences.shape[1:]
+    batch, _, _, side = pairs.view1.images.shape
+    height, width = confidences.shape[1:]
     # Where the features' cells lie in the view, whose pixels have the edges -0.5, 0.5, ...
     first = grid.offset - grid.stride / 2
     extent = (first, first + grid.stride * width, first + grid.stride * height, first)
-    of_first = pairs["image_index"] == 0  # [A]
-    for view, row in enumerate(axes, 1):
-        index = (view - 1) * len(pairs["view1"])  # of the view among both views of all images
-        labels, confidences = losses.pseudo_labels[index], losses.confidences[index]  # [h, w]
-        positions = pairs[f"overlap{view}"][of_first]
+    of_first = pairs.image_index == 0  # [A]
+    for number, (view, row) in enumerate(zip((pairs.view1, pairs.view2), axes, strict=True)):
+        index = number * batch  # of the view among both views of all images
+        positions = view.overlap[of_first]
         overlap = marked_cells(positions, height, width)
-        anchors = marked_cells(positions[losses.active[view - 1][of_first]], height, width)
-        colours = colour_mask(labels, splits)  # [h, w, 3]
-        picture = denormalise(pairs[f"view{view}"][0]).permute(1, 2, 0).cpu().numpy()
+        anchors = marked_cells(positions[active[number][of_first]], height, width)
+        colours = colour_mask(pseudo_labels[index], splits)  # [h, w, 3]
+        picture = denormalise(view.images[0]).permute(1, 2, 0).cpu().numpy()
         row[0].imshow(picture)
         if overlap.any():
             row[0].add_patch(overlap_outline(overlap, grid))
         row[1].imshow(colours, extent=extent, interpolation="nearest")
         shades = row[2].imshow(
-            confidences.float().cpu().numpy(), extent=extent, vmin=0, vmax=1, cmap="viridis"
+            confidences[index].float().cpu().numpy(), extent=extent, vmin=0, vmax=1, cmap="viridis"
         )
         row[3].imshow(picture.mean(axis=2), cmap="gray", vmin=-1, vmax=2)
         cells = np.concatenate([colours, 255 * anchors[..., None].astype(np.uint8)], axis=2)
         row[3].imshow(cells, extent=extent, interpolation="nearest")
-        if "truth1" in pairs:
-            truth = pairs[f"truth{view}"][0]  # [h, w]
+        if view.truth is not None:
+            truth = view.truth[0]  # [h, w]
             truth = torch.where(truth < 0, splits.ignore_index, truth)
             row[4].imshow(colour_mask(truth, splits), extent=extent, interpolation="nearest")
-        row[0].set_ylabel(f"view {view}")
-        row[3].set_xlabel(f"{view} -> {3 - view}: {int(anchors.sum())} of {int(overlap.sum())}")
+        row[0].set_ylabel(f"view {number + 1}")
+        row[3].set_xlabel(
+            f"{number + 1} -> {2 - number}: {int(anchors.sum())} of {int(overlap.sum())}"
+        )
         for axis in row:
             axis.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xticks=[], yticks=[])
     for axis, text in zip(axes[0], titles, strict=True):

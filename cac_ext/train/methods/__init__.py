@@ -1,1 +1,74 @@
-""""""
+"""Training methods: the contract (`contract.py`) and the registry of those shipped.
+
+    cac          directional context-aware consistency, with every switch of the paper's Table 3
+    sup_only     cross entropy on the labelled images
+
+``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
+image-level labels to `cac`.
+
+A custom method needs no change here. Write a subclass of `Method` in ``my_method.py`` of the folder
+you start from or in any package, and train it with ``method.name=my_method:MyMethod``; its own
+settings come as ``method.options.anything=...`` in ``context.config.method.options``.
+"""
+
+from __future__ import annotations
+
+from cac_ext.train.config import Config
+from cac_ext.train.errors import ConfigError
+from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
+from cac_ext.train.runtime.registry import find_builder
+
+#: ``method.name`` -> "module:class", imported only when asked for.
+METHODS = {
+    "cac": "cac_ext.train.methods.cac:Cac",
+    "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
+}
+
+
+def check_method(config: Config) -> None:
+    """Asks the method that ``config.method.name`` names whether a run can work (`Method.check`).
+
+    Raises:
+        ConfigError: there is no such method, or the run cannot work.
+    """
+    build = find_builder(config.method.name, METHODS, "method.name")
+    if isinstance(build, type) and issubclass(build, Method):
+        build.check(config)
+
+
+def build_method(context: MethodContext) -> Method:
+    """The method that ``config.method.name`` names.
+
+    Raises:
+        ConfigError: the name is neither registered nor an importable "package.module:name", or the
+            settings do not suit the method.
+        TypeError: a custom method breaks the contract.
+    """
+    config = context.config.method
+    build = find_builder(config.name, METHODS, "method.name")
+    if config.name in METHODS and config.options:
+        raise ConfigError(
+            f"method.options is for custom methods; {config.name} knows no "
+            f"{', '.join(config.options)}"
+        )
+    method = build(context)
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"{config.name} must make a cac_ext.train.methods.Method, but made a "
+            f"{type(method).__name__}"
+        )
+    if not method.trained:
+        raise TypeError(f"{config.name} trains nothing: put its modules into Method.trained")
+    return method
+
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodContext",
+    "Phase",
+    "Step",
+    "StreamRequest",
+    "build_method",
+    "check_method",
+]

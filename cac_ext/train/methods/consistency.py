@@ -1,11 +1,12 @@
 """The consistency loss of the two views: the only place where training meets the fused loss.
 
-Which of the paper's Table 3 it computes is told by `MethodConfig`; as it comes, it is the
-directional contrastive loss with negative sampling and positive filtering (Eq. 1-8).
+`MethodConfig` selects the row of the paper's Table 3. The default is the directional contrastive
+loss with negative sampling and positive filtering (Eq. 1-8).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,18 +30,22 @@ def consistency_loss(
     config: MethodConfig,
     view1: Overlap,
     view2: Overlap,
-    image_index: Tensor,  # [A] which image of the batch a pixel belongs to
-    num_images: int,
+    overlap_weights: Tensor,  # [A] 1 / (B N_b) of each pixel's image
     negatives: Tensor,  # [N, C] unit length
     negative_labels: Tensor,  # [N]
     processes: Processes = ALONE,
-) -> Tensor:
+    directional_loss: Callable[..., Tensor] = cac_ext.directional_contrastive_loss,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Both directions' loss, a scalar; gradient to each direction's anchors only.
 
     Its mean over ``processes`` is the loss of all their images together.
+
+    Returns:
+        The loss, and the anchors in direction 1 -> 2 and in 2 -> 1, ``[A]`` bool each.
     """
-    weights = _overlap_weights(image_index, num_images) if config.normalizer == "overlap" else None
+    weights = overlap_weights if config.normalizer == "overlap" else None
     threshold = config.confidence_threshold if config.positive_filtering else 0.0
+    masks = active_masks(config, view1, view2)
     labels1, labels2 = view1.pseudo_labels, view2.pseudo_labels
     if not config.negative_sampling:  # every negative differs from every anchor
         labels1, labels2 = torch.ones_like(labels1), torch.ones_like(labels2)
@@ -51,7 +56,7 @@ def consistency_loss(
         if weights is None:
             # One process has the active count of all: the loss can take the mean by itself.
             reduction = "active_mean" if processes.size == 1 else "none"
-        losses = cac_ext.directional_contrastive_loss(
+        losses = directional_loss(
             view1.projections,
             view2.projections,
             view1.confidences,
@@ -67,11 +72,9 @@ def consistency_loss(
             normalize=False,
         )  # [2, A] or a scalar
         if reduction != "none":
-            return losses
-        shares = _active_shares(active_masks(config, view1, view2), processes)
-        return (losses.sum(dim=1) * shares).sum()
+            return losses, masks
+        return (losses.sum(dim=1) * _active_shares(masks, processes)).sum(), masks
 
-    masks = active_masks(config, view1, view2)
     if weights is None:
         shares = _active_shares(masks, processes)
     total = view1.projections.new_zeros(())
@@ -94,7 +97,7 @@ def consistency_loss(
             )  # [A]
         share = shares[index] if weights is None else weights
         total = total + (loss * share).sum()
-    return total
+    return total, masks
 
 
 def active_masks(config: MethodConfig, view1: Overlap, view2: Overlap) -> tuple[Tensor, Tensor]:
@@ -107,19 +110,7 @@ def active_masks(config: MethodConfig, view1: Overlap, view2: Overlap) -> tuple[
     return towards2, towards1
 
 
-def active_share(masks: tuple[Tensor, Tensor]) -> Tensor:
-    """Share of overlap pixels that are an anchor in at least one direction, a scalar."""
-    either = masks[0] | masks[1]  # [A]
-    return either.float().mean() if len(either) else either.new_zeros(()).float()
-
-
 def _active_shares(masks: tuple[Tensor, Tensor], processes: Processes) -> Tensor:
     """What one anchor counts in each direction: 1 / active anchors, as a mean of processes, [2]."""
     counts = processes.mean(torch.stack([mask.sum() for mask in masks]).double())
     return counts.clamp(min=1 / processes.size).reciprocal().float()
-
-
-def _overlap_weights(image_index: Tensor, num_images: int) -> Tensor:
-    """``1 / (B N_b)`` of each pixel's image (Eq. 1 and 8), ``[A]``."""
-    sizes = torch.bincount(image_index, minlength=num_images)  # [B] overlap pixels
-    return 1.0 / (num_images * sizes[image_index])

@@ -173,15 +173,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _largest_state(content: object) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of the largest one directly inside a checkpoint."""
+    """The tensors of a state dict, or of the largest one anywhere inside a checkpoint."""
     if not isinstance(content, Mapping):
         return {}
-    states = [content, *(value for value in content.values() if isinstance(value, Mapping))]
-    tensors = [
-        {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        for state in states
-    ]
-    return max(tensors, key=len)
+    own = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return max([own, *map(_largest_state, content.values())], key=len)
 
 
 def _download(architecture: str, name: str) -> Mapping[str, Tensor]:

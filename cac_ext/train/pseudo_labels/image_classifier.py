@@ -282,7 +282,7 @@ class _ImageAugment:
         self.augment = LabelledAugment(augment, splits.ignore_index)
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
-        return {"image": self.augment(sample)["image"], "classes": sample["classes"]}
+        return {"image": self.augment(sample).image, "classes": sample["classes"]}
 
 
 def _settings(config: Config) -> dict:

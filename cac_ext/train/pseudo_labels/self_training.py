@@ -70,8 +70,3 @@ def write_teacher_labels(
     )
     teacher.train(was_training)
     return report
-
-
-def concatenate(labelled: dict[str, Tensor], pseudo_labelled: dict[str, Tensor]) -> dict:
-    """One batch of both: image ``[B, 3, S, S]`` and mask ``[B, S, S]``."""
-    return {key: torch.cat([labelled[key], pseudo_labelled[key]]) for key in labelled}

@@ -3,43 +3,87 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cac_ext.train.config import Config, to_mapping
 from cac_ext.train.errors import CheckpointError
-from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.methods.step import TrainingModel
 from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
-_FORMAT = "cac_ext checkpoint 2"
+_FORMAT = "cac_ext checkpoint 3"
 #: Settings that may differ between a run and its continuation: they do not change the result.
 _FREE_KEYS = ("name", "output", "data.num_workers", "data.root")
 #: Folders that may have been moved; whether there is one does change the result.
 _MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels")
 
 
+class Stateful(Protocol):
+    """What has state beside its modules and optimizers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None: ...
+
+
+@dataclass
+class TrainingState:
+    """All that a run is at some iteration, but for what follows from its seed.
+
+    Attributes:
+        config: of the run.
+        modules: all modules of the method, by name.
+        optimizers: by the names that the method's phases use.
+        scalers: of the loss, one for each optimizer; disabled but for fp16.
+        method: what else the method keeps.
+        iteration: steps taken.
+        results: of the latest evaluation, plain values.
+    """
+
+    config: Config
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer]
+    scalers: Mapping[str, torch.amp.GradScaler]
+    method: Stateful
+    iteration: int = 0
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def part_of(self, network: nn.Module) -> str:
+        """Where ``network`` lies among the modules: the prefix of its weights' names.
+
+        Raises:
+            ValueError: it is none of them and inside none of them.
+        """
+        for name, module in self.modules.items():
+            for inner_name, inner in module.named_modules():
+                if inner is network:
+                    return f"{name}.{inner_name}." if inner_name else f"{name}."
+        raise ValueError(
+            "the network that Method.evaluated returns is not among the method's modules: put it "
+            "into Method.trained or Method.kept"
+        )
+
+
 def save_checkpoint(
-    path: Path,
-    config: Config,
-    model: TrainingModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    bank: MemoryBank,
-    iteration: int,
-    results: dict[str, Any],
-    processes: Processes = ALONE,
+    path: Path, state: TrainingState, network: nn.Module, processes: Processes = ALONE
 ) -> None:
-    """Writes the state after ``iteration`` steps; an earlier file stays until this one is whole.
+    """Writes the state of a run; an earlier file stays until this one is whole.
 
     Order and augmentation need no state: they follow from the seed and the iteration
-    (`seeding.py`). The bank is the same in every process; of the random states, each process's is
-    kept. All processes call this, rank 0 writes. ``results`` are the latest evaluation's, plain
-    values.
+    (`seeding.py`). The method's state is the same in every process; of the random states, each
+    process's is kept. All processes call this, rank 0 writes.
+
+    Args:
+        path: of the file.
+        state: of the run.
+        network: the one that is evaluated; `weights_of_network` finds its weights again.
+        processes: this process among those of the run.
 
     Raises:
         CheckpointError: it cannot be written; an earlier one is kept.
@@ -47,25 +91,41 @@ def save_checkpoint(
     random = processes.gather(_random_state())
     if not processes.is_main:
         return
-    state = {
+    saved = {
         "format": _FORMAT,
-        "config": to_mapping(config),
-        "iteration": iteration,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "bank": bank.state_dict(),
+        "config": to_mapping(state.config),
+        "iteration": state.iteration,
+        "modules": _state_dicts(state.modules),
+        "network": state.part_of(network),
+        "optimizers": _state_dicts(state.optimizers),
+        "scalers": _state_dicts(state.scalers),
+        "method": state.method.state_dict(),
         "random": random,
-        "results": results,
+        "results": state.results,
     }
     kept = "; the earlier checkpoint is kept" if path.exists() else ""
     try:
-        write_whole(path, lambda file: torch.save(state, file))
+        write_whole(path, lambda file: torch.save(saved, file))
     except (OSError, RuntimeError) as error:  # torch's writer turns some OSErrors into the other
         raise CheckpointError(
-            f"cannot write the checkpoint {path} after iteration {iteration}: {error}{kept}. Make "
-            f"room for it and go on with `cac-ext resume {path.parent}`"
+            f"cannot write the checkpoint {path} after iteration {state.iteration}: {error}{kept}. "
+            f"Make room for it and go on with `cac-ext resume {path.parent}`"
         ) from error
+
+
+def _state_dicts(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def weights_of_network(saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights of the network that a checkpoint's run evaluates, under the network's own names."""
+    module, _, inner = saved["network"].partition(".")
+    weights = saved["modules"][module]
+    return {
+        name.removeprefix(inner): weight
+        for name, weight in weights.items()
+        if name.startswith(inner)
+    }
 
 
 def _random_state() -> dict[str, Tensor]:
@@ -85,17 +145,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def restore(
-    state: dict[str, Any],
+    saved: dict[str, Any],
     path: Path,
-    config: Config,
-    model: TrainingModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    bank: MemoryBank,
+    state: TrainingState,
     device: torch.device,
     processes: Processes = ALONE,
-) -> tuple[int, dict[str, Any]]:
-    """Puts a checkpoint's state in place; returns its iteration and the latest results.
+) -> None:
+    """Puts what a checkpoint holds into ``state``.
 
     Raises:
         CheckpointError: it belongs to a run with other settings, or another network.
@@ -103,26 +159,35 @@ def restore(
     Warns:
         UserWarning: it was written by another number of processes.
     """
-    require_same_settings(state["config"], config, path)
+    require_same_settings(saved["config"], state.config, path)
     try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for parts, kind in (
+            (state.modules, "modules"),
+            (state.optimizers, "optimizers"),
+            (state.scalers, "scalers"),
+        ):
+            if parts.keys() != saved[kind].keys():
+                raise ValueError(
+                    f"it holds the {kind} {', '.join(saved[kind])}, but the method has "
+                    f"{', '.join(parts)}"
+                )
+            for name, part in parts.items():
+                part.load_state_dict(saved[kind][name])
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit the network: {error}") from error
-    scaler.load_state_dict(state["scaler"])
-    bank.load_state_dict(state["bank"], device)
-    if len(state["random"]) == processes.size:
-        random = state["random"][processes.rank]
+    state.method.load_state_dict(saved["method"], device)
+    if len(saved["random"]) == processes.size:
+        random = saved["random"][processes.rank]
         torch.set_rng_state(random["cpu"])
         if "cuda" in random and device.type == "cuda":
             torch.cuda.set_rng_state(random["cuda"])
     else:
         warnings.warn(
-            f"{path} was written by {len(state['random'])} process(es) and goes on with "
+            f"{path} was written by {len(saved['random'])} process(es) and goes on with "
             f"{processes.size}: dropout and rounding will differ from those of an unbroken run",
             stacklevel=2,
         )
-    return state["iteration"], state["results"]
+    state.iteration, state.results = saved["iteration"], saved["results"]
 
 
 def require_same_settings(saved: dict[str, Any], config: Config, path: Path) -> None:

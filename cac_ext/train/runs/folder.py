@@ -11,13 +11,12 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.classes import Classes, load_classes
 from cac_ext.train.errors import CheckpointError, ConfigError
 from cac_ext.train.networks import SegmentationNetwork, build_network
-from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runs.checkpoint import read_checkpoint, weights_of_network
 from cac_ext.train.runtime.distributed import find_device
 from cac_ext.train.runtime.whole_files import write_text_whole
 
 #: What may differ from the run: where the data lies and where to compute, not what was trained.
 _FREE = ("data.", "device=")
-_NETWORK = "network."
 CONFIG_FILE = "config.yaml"
 
 
@@ -81,13 +80,8 @@ def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = 
     path = folder / "checkpoint.pt"
     state = read_checkpoint(path)
     network = build_network(config.network, classes.num_classes, pretrained=False)
-    weights = {
-        name.removeprefix(_NETWORK): tensor
-        for name, tensor in state["model"].items()
-        if name.startswith(_NETWORK)
-    }
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(weights_of_network(state))
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {config.network.name}: {error}") from error
     return Run(config, classes, network.to(find_device(config.device)).eval(), state["iteration"])

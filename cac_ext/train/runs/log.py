@@ -6,19 +6,18 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.figures.panels import crop_pair_figure, predictions_figure
-from cac_ext.train.methods.step import StepLosses
+from cac_ext.train.figures.panels import predictions_figure
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.whole_files import naming, write_text_whole
 
@@ -88,18 +87,15 @@ class RunLog:
         iteration: int,
         splits: DatasetSplits,
         network: SegmentationNetwork,
-        pairs: dict[str, Tensor] | None,
-        losses: StepLosses,
+        more: Callable[[], Mapping[str, Figure]],
     ) -> None:
-        """Draws a few validation images and, of a step with crop pairs, the first pair."""
+        """Draws a few validation images and what ``more`` returns: figures by tag."""
         figures = {
             "validation/predictions": predictions_figure(
                 splits, {"prediction": network}, count=_VALIDATION_IMAGES
             )
         }
-        if losses.confidences is not None:
-            grid = network.pooled_grid
-            figures["train/crop_pair"] = crop_pair_figure(splits, grid, pairs, losses)
+        figures |= more()
         for tag, figure in figures.items():
             with naming(self._board.log_dir):
                 self._board.add_image(tag, _pixels(figure), iteration, dataformats="HWC")
@@ -165,8 +161,7 @@ class NoLog:
         iteration: int,
         splits: DatasetSplits,
         network: SegmentationNetwork,
-        pairs: dict[str, Tensor] | None,
-        losses: StepLosses,
+        more: Callable[[], Mapping[str, Figure]],
     ) -> None:
         pass
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cac_ext.train.config import RunConfig
+from cac_ext.train.data.batches import to_plain
 from cac_ext.train.errors import NonFiniteError
 from cac_ext.train.runtime.distributed import Processes
 from cac_ext.train.runtime.whole_files import write_whole
@@ -20,42 +24,119 @@ _MOST_SKIPPED = 20
 class NonFiniteGuard:
     """Keeps steps that are not finite away from the weights, the statistics and the bank.
 
+    To know at once whether a number is finite, the host waits for the device. On a CPU that costs
+    nothing. On a GPU it would cost every step some time, so with ``nonfinite=stop`` the answer is
+    fetched while the next step is prepared: the run ends one step later, with the right batch kept.
+    (``run.precision=fp16`` waits all the same, because its loss scale depends on the answer.)
+
     Args:
         config: ``nonfinite`` says what to do.
         folder: of the run; where the batch is kept.
-        model: in training.
+        modules: everything that is in training, by name.
+        processes: this process among those of the run.
+        late: whether the answer may come a step late.
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, model: nn.Module, processes: Processes
+        self,
+        config: RunConfig,
+        folder: Path,
+        modules: Mapping[str, nn.Module],
+        processes: Processes,
+        *,
+        late: bool = False,
     ) -> None:
         self._skip = config.nonfinite == "skip"
+        self._late = late and not self._skip
         self._folder = folder
-        self._model = model
+        self._modules = modules
         self._processes = processes
         self._buffers: list[Tensor] = []
         self._in_a_row = 0
+        self._step: tuple[int, Mapping[str, Any]] = (0, {})  # iteration, batches
+        self._finite = True  # so far in this step
+        self._answers: list[Tensor] = []  # scalar bools of this step, on the device
+        self._pending: tuple[int, Mapping[str, Any], Tensor, torch.cuda.Event | None] | None = None
 
-    def before(self) -> None:
-        """Call it before a step's forward, which changes batch statistics."""
-        if self._skip:
-            self._buffers = [buffer.clone() for buffer in self._model.buffers()]
-
-    def passed(self) -> None:
-        """Call it after a finite step."""
-        self._in_a_row = 0
-
-    def failed(
-        self, iteration: int, labelled: dict[str, Tensor], pairs: dict[str, Tensor] | None
-    ) -> None:
-        """Call it instead of the optimiser's step, in all processes.
+    def begin(self, iteration: int, batches: Mapping[str, Any]) -> None:
+        """Call it before a step's forward, which changes batch statistics.
 
         Raises:
-            NonFiniteError: the run is to stop; each process has kept its batch, room given.
+            NonFiniteError: the step before was not finite.
         """
+        self.settle()
+        self._step, self._finite, self._answers = (iteration, batches), True, []
+        if self._skip:
+            self._buffers = [buffer.clone() for buffer in self._all_buffers()]
+
+    def proceeds(self, finite: Tensor) -> bool:
+        """Whether the step may go on, given that this process's outputs are ``finite``."""
+        if self._late:
+            self._answers.append(finite)
+        else:
+            self._finite = self._finite and not self._processes.any(not finite)
+        return self._finite
+
+    def step_optimizer(self, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> bool:
+        """The optimizer's step; False, and no step, where its gradients are not finite.
+
+        Under DDP gradients are the same in all processes, and so is the answer.
+        """
+        if scaler.is_enabled():
+            self._finite = _step_scaled(scaler, optimizer)
+            return self._finite
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        finite = torch.nn.utils.get_total_norm(gradients).isfinite()
+        if self._late:
+            self._answers.append(finite)
+        else:
+            self._finite = bool(finite)
+        if self._finite:
+            optimizer.step()
+        return self._finite
+
+    def end(self) -> bool:
+        """Call it after a step, in all processes; returns whether its weights count.
+
+        Raises:
+            NonFiniteError: the run is to stop; each process has kept its batch if there is space.
+        """
+        iteration, batches = self._step
+        if self._answers:
+            flags = torch.stack([answer.detach() for answer in self._answers])
+            everywhere = self._processes.sum((~flags).any().int()) == 0
+            event = None
+            if everywhere.is_cuda:
+                everywhere = everywhere.to("cpu", non_blocking=True)
+                event = torch.cuda.Event()
+                event.record()
+            self._pending = (iteration, batches, everywhere, event)
+        if self._finite:
+            self._in_a_row = 0
+        else:
+            self._failed(iteration, batches)
+        return self._finite
+
+    def settle(self) -> None:
+        """Waits for what is not known yet; call it before the weights are saved or evaluated.
+
+        Raises:
+            NonFiniteError: the latest step was not finite.
+        """
+        if self._pending is None:
+            return
+        iteration, batches, finite, event = self._pending
+        self._pending = None
+        if event is not None:
+            event.synchronize()
+        if not finite:
+            self._failed(iteration, batches)
+
+    def _failed(self, iteration: int, batches: Mapping[str, Any]) -> None:
         self._in_a_row += 1
         if self._skip and self._in_a_row <= _MOST_SKIPPED:
-            for buffer, earlier in zip(self._model.buffers(), self._buffers, strict=True):
+            for buffer, earlier in zip(self._all_buffers(), self._buffers, strict=True):
                 buffer.copy_(earlier)
             if self._processes.is_main:
                 warnings.warn(
@@ -66,9 +147,8 @@ class NonFiniteGuard:
         path = self._folder / f"nonfinite-{iteration}-rank{self._processes.rank}.pt"
         state = {
             "iteration": iteration,
-            "labelled": labelled,
-            "pairs": pairs,
-            "model": self._model.state_dict(),
+            "batches": {name: to_plain(batch) for name, batch in batches.items()},
+            "modules": {name: module.state_dict() for name, module in self._modules.items()},
         }
         kept = f"are kept in {path} (torch.load)"
         try:
@@ -83,14 +163,11 @@ class NonFiniteGuard:
             f"optimizer.learning_rate, run.precision=bf16 or fp32{advice}"
         )
 
-
-def gradients_are_finite(model: nn.Module) -> bool:
-    """Whether all gradients are; under DDP the answer is the same in all processes."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+    def _all_buffers(self) -> list[Tensor]:
+        return [buffer for module in self._modules.values() for buffer in module.buffers()]
 
 
-def step_scaled(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+def _step_scaled(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
     """A step with loss scaling; False where lower scales help no more.
 
     A gradient that overflows in fp16 makes the scaler skip the step and halve the scale, as the

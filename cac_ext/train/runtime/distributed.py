@@ -229,7 +229,7 @@ def distribute(model: nn.Module, processes: Processes, device: torch.device) -> 
     )
 
 
-def synchronise_batch_norm(model: nn.Module, processes: Processes, device: torch.device) -> None:
+def synchronize_batch_norm(model: nn.Module, processes: Processes, device: torch.device) -> None:
     """Makes all batch normalisation in the model count the images of all processes, in place.
 
     The names in its state stay the same.

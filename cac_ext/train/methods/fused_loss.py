@@ -51,12 +51,10 @@ def _gradient(config: Config, device: torch.device) -> float:
         confidences = torch.full((2,), confidence, device=device)
         labels = torch.zeros(2, dtype=torch.long, device=device)
         views.append(Overlap(rows[:2].clone().requires_grad_(), confidences, labels))
-    image_index = torch.zeros(2, dtype=torch.long, device=device)
+    weights = torch.full((2,), 0.5, device=device)
     negative_labels = torch.ones(4, dtype=torch.long, device=device)
     with autocast(config.run, device):
-        loss = consistency_loss(
-            config.method, *views, image_index, 1, rows.clone(), negative_labels
-        )
+        loss, _ = consistency_loss(config.method, *views, weights, rows.clone(), negative_labels)
     loss.backward()
     # The value is waited for: a GPU tells its faults late.
     return loss.item() + sum(view.projections.grad.sum().item() for view in views)

@@ -1,0 +1,70 @@
+"""The batches of a method's streams, step by step, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from cac_ext.train.config import Config
+from cac_ext.train.data.batches import to_device
+from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+from cac_ext.train.methods.contract import StreamRequest
+from cac_ext.train.runtime.distributed import Processes
+
+
+class BatchStreams:
+    """Loads each stream from its first iteration on.
+
+    Args:
+        requests: the streams that a method wants, by name.
+        config: of the run.
+        device: where batches go.
+        start: the first step that will be asked for.
+        processes: this process takes its share of each batch.
+
+    Raises:
+        ConfigError: a batch cannot be shared equally by the processes.
+    """
+
+    def __init__(
+        self,
+        requests: Mapping[str, StreamRequest],
+        config: Config,
+        device: torch.device,
+        start: int,
+        processes: Processes,
+    ) -> None:
+        self._requests = requests
+        self._device = device
+        self._channels_last = config.run.channels_last
+        self._loaders: dict[str, Iterator[Any]] = {}
+        for name, request in requests.items():
+            first = max(start, request.first_iteration)
+            if first >= config.iterations:
+                continue
+            processes.share(request.batch_size, request.batch_key)
+            sampler = IterationSampler(
+                first, config.iterations, request.batch_size, processes.rank, processes.size
+            )
+            loader = stream_loader(
+                Stream(request.images, request.augment, config.seed, request.name),
+                sampler,
+                num_workers=config.data.num_workers,
+                collate=request.collate,
+                pin_memory=device.type == "cuda",
+            )
+            self._loaders[name] = iter(loader)
+
+    def next(self, iteration: int) -> dict[str, Any]:
+        """The batches of this step, by the names of their streams."""
+        return {
+            name: to_device(next(loader), self._device, channels_last=self._channels_last)
+            for name, loader in self._loaders.items()
+            if iteration >= self._requests[name].first_iteration
+        }
+
+    def images(self, batches: Mapping[str, Any]) -> int:
+        """How many images all processes see in a step with these batches."""
+        return sum(self._requests[name].batch_size for name in batches)

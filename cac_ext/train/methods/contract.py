@@ -1,0 +1,285 @@
+"""What a training method is, so that the loop serves any of them and knows none.
+
+A method owns its modules, says which streams of batches it wants, turns a step's batches into named
+losses, and says which network is evaluated. The loop does the rest: devices, several processes,
+mixed precision, backward and optimizer steps, checkpoints, exact resume, logging.
+
+    class SupOnly(Method):
+        def __init__(self, context):
+            super().__init__(context)
+            self.trained["network"] = context.network
+
+        def streams(self):
+            return self.supervised_streams()
+
+        def step(self, step):
+            batch = self.supervised_batch(step.batches)
+            loss, finite = self.cross_entropy(step.modules["network"](batch.images), batch.masks)
+            if step.proceeds(finite):
+                yield Phase(loss, {"supervised": loss})
+
+**Phases.** `Method.step` is a generator. Each `Phase` it yields is one backward and one optimizer
+step; the code behind the ``yield`` sees the updated weights. Most methods yield once; a GAN yields
+for the network and then for the discriminator.
+
+**Several processes.** ``step.modules`` are the modules of `Method.trained`, wrapped in
+DistributedDataParallel where there are several processes. Call each of them once a phase, on all
+images of the phase together: DDP averages gradients at that call's backward. Everything that is
+random must be drawn from a generator seeded by `derive_seed` with the iteration (or from torch's
+global generator, whose state is in the checkpoint).
+
+**Resume.** The checkpoint holds the state of `trained` and `kept`, of the optimizers, and what
+`state_dict` returns. A resumed run continues bit for bit if that is all the state there is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from cac_ext.train.config import Config
+from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.augment import LabelledAugment
+from cac_ext.train.data.batches import LabelledBatch, collate_labelled, concatenate
+from cac_ext.train.data.pseudo_label_files import pseudo_labelled
+from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.optimizer import build_sgd
+from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.seeding import seeded
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What a method is built from.
+
+    Attributes:
+        config: of the run; ``config.method.options`` are a custom method's own settings.
+        splits: the data.
+        network: built and initialized, on the CPU.
+        processes: this process among those of the run.
+        pretrained: False where a checkpoint's weights follow.
+    """
+
+    config: Config
+    splits: DatasetSplits
+    network: SegmentationNetwork
+    processes: Processes = ALONE
+    pretrained: bool = True
+
+    def another_network(self, name: str) -> SegmentationNetwork:
+        """A second network of the same kind, with initial weights drawn from a seed of its own.
+
+        Args:
+            name: makes the seed, with the run's.
+        """
+        with seeded(self.config.seed, name, 0):
+            return build_network(
+                self.config.network, self.splits.num_classes, pretrained=self.pretrained
+            )
+
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """An endless stream of batches that a method wants (`data/stream.py`).
+
+    Attributes:
+        images: the data set.
+        augment: a sample of it to a named tuple of tensors, drawing from torch's CPU generator.
+        collate: a list of those to a batch.
+        batch_size: images a step, of all processes together.
+        batch_key: the configuration key that it comes from, for errors.
+        name: position and name make the seed. Two streams of one name see the same images in the
+            same order with the same augmentation.
+        first_iteration: the step's batches do not hold the stream before this one.
+    """
+
+    images: Dataset
+    augment: Callable[[dict], Any]
+    collate: Callable[[list], Any]
+    batch_size: int
+    batch_key: str
+    name: str
+    first_iteration: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the loop hands to `Method.step`.
+
+    Attributes:
+        iteration: 0 for the first step of the run.
+        batches: of each stream that has begun, by the name that `Method.streams` gave it.
+        modules: to call in training, by their names in `Method.trained`.
+        proceeds: takes whether this process's outputs are finite, a scalar bool tensor. False if
+            the step is void in any process: return without yielding, change nothing.
+    """
+
+    iteration: int
+    batches: Mapping[str, Any]
+    modules: Mapping[str, nn.Module]
+    proceeds: Callable[[Tensor], bool]
+
+
+@dataclass
+class Phase:
+    """One backward and one optimizer step.
+
+    Attributes:
+        total: the scalar to differentiate.
+        losses: its parts by name, for the log (``loss_NAME``); scalars.
+        metrics: other things to log, by their names there; scalars.
+        optimizer: name of the optimizer that steps.
+    """
+
+    total: Tensor
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    optimizer: str = "sgd"
+
+    def scalars(self) -> dict[str, float]:
+        """Everything worth logging. It waits for the device."""
+        values = {f"loss_{name}": loss for name, loss in self.losses.items()} | dict(self.metrics)
+        return {
+            name: value.item() if isinstance(value, Tensor) else float(value)
+            for name, value in values.items()
+        }
+
+
+class Method(ABC):
+    """A training method; see the module's docstring.
+
+    A custom method is a subclass, named by ``method.name: my_module:MyMethod`` and built by
+    ``MyMethod(context)``.
+
+    Attributes:
+        context: what it was built from.
+        trained: modules that optimizers change, by name. Put them there in ``__init__``.
+        kept: modules that no optimizer changes but the checkpoint holds, as a mean teacher.
+    """
+
+    def __init__(self, context: MethodContext) -> None:
+        self.context = context
+        self.trained: dict[str, nn.Module] = {}
+        self.kept: dict[str, nn.Module] = {}
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Finds what would fail hours later, as kernels that do not run here. Draws nothing.
+
+        Called before data or network are built.
+
+        Raises:
+            ConfigError: the run cannot work.
+        """
+        return
+
+    @abstractmethod
+    def streams(self) -> dict[str, StreamRequest]:
+        """The streams of batches that a step needs, by names of the method's choice."""
+
+    @abstractmethod
+    def step(self, step: Step) -> Iterator[Phase]:
+        """The phases of one step, with autocast on where the run asks for it."""
+
+    def after_step(self, iteration: int) -> None:
+        """Called after the last phase of a step that changed the weights, e.g. to move a mean.
+
+        It is not called after a step that was skipped because it was not finite.
+        """
+        return
+
+    @property
+    def evaluated(self) -> SegmentationNetwork:
+        """The network that is evaluated, drawn and kept for inference.
+
+        It must be one of the modules in `trained` and `kept`, or inside one of them.
+        """
+        return self.context.network
+
+    def parameter_groups(self) -> list[dict]:
+        """What the optimizer ``sgd`` changes: groups with ``params`` and a ``learning_rate``."""
+        optimizer = self.context.config.optimizer
+        rate, factor = optimizer.learning_rate, optimizer.backbone_factor
+        groups = []
+        for name, module in self.trained.items():
+            if isinstance(module, SegmentationNetwork):
+                groups += module.parameter_groups(rate, factor)
+            else:
+                params = list(module.parameters())
+                groups.append({"name": name, "params": params, "learning_rate": rate})
+        return groups
+
+    def build_optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers by name; each parameter group has a ``learning_rate`` that decays."""
+        return {"sgd": build_sgd(self.context.config.optimizer, self.parameter_groups())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that is in no module and no optimizer, as a memory bank: plain values, tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Puts back what `state_dict` returned."""
+        return
+
+    def pictures(self) -> dict[str, Figure]:
+        """Figures of the latest step for TensorBoard, by tag. Drawn after an evaluation."""
+        return {}
+
+    # What most methods need.
+
+    @property
+    def normalizing(self) -> Processes:
+        """Whose pixels and anchors a mean is taken over: all processes' or this one's."""
+        alone = not self.context.config.run.normalize_over_ranks
+        return ALONE if alone else self.context.processes
+
+    def supervised_streams(self) -> dict[str, StreamRequest]:
+        """``labelled``; with ``self_training.pseudo_labels`` also ``pseudo_labelled``."""
+        streams = {"labelled": self._supervised_stream(self.context.splits.labelled, "labelled")}
+        folder = self.context.config.self_training.pseudo_labels
+        if folder is not None:
+            images = pseudo_labelled(self.context.splits, folder, "self_training.pseudo_labels")
+            streams["pseudo_labelled"] = self._supervised_stream(images, "unlabelled")
+        return streams
+
+    def supervised_batch(self, batches: Mapping[str, Any]) -> LabelledBatch:
+        """One batch of what `supervised_streams` has asked for."""
+        labelled, more = batches["labelled"], batches.get("pseudo_labelled")
+        return labelled if more is None else concatenate(labelled, more)
+
+    def unlabelled_images(self) -> Dataset:
+        """The unlabelled images; the labelled ones if there are none (full data, section 4.1)."""
+        splits = self.context.splits
+        return splits.labelled if splits.unlabelled is None else splits.unlabelled
+
+    def _supervised_stream(self, images: Dataset, part: str) -> StreamRequest:
+        config = self.context.config
+        return StreamRequest(
+            images,
+            LabelledAugment(config.augment, self.context.splits.ignore_index),
+            collate_labelled,
+            getattr(config.schedule, f"{part}_batch"),
+            f"schedule.{part}_batch",
+            part,
+        )
+
+    def cross_entropy(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over the pixels that count, 0 if there are none; and whether it is finite.
+
+        ``[B, K, H, W]`` and ``[B, H, W]`` to two scalars. Its mean over the processes is the mean
+        over all their pixels.
+        """
+        processes, ignore_index = self.normalizing, self.context.splits.ignore_index
+        counted = processes.mean((masks != ignore_index).sum().double())
+        total = F.cross_entropy(logits, masks, ignore_index=ignore_index, reduction="sum")
+        loss = total / counted.clamp(min=1 / processes.size).float()
+        return loss, loss.detach().isfinite()
