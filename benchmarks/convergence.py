@@ -18,6 +18,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -29,7 +30,6 @@ from benchmarks import table
 from benchmarks.arguments import positive_int, without_folders
 from benchmarks.errors import UsageError
 from benchmarks.golden import TOLERANCE, deviation, read_golden, train_curve, write_golden
-from benchmarks.loss_exchange import training_with
 from benchmarks.results import Results, keeping
 from cac_ext import reference
 
@@ -127,6 +127,7 @@ def _train(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict, S
     """Total and unsupervised loss of every iteration, and what they were made of."""
     from cac_ext.train.config import load
     from cac_ext.train.loop import train
+    from cac_ext.train.methods.cac import Cac
     from cac_ext.train.runs.log import read_metrics
 
     config = load(
@@ -147,14 +148,12 @@ def _train(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict, S
             f"method.directional=true (are {config.method.loss} and {config.method.directional})"
         )
     selection = Selection(LOSSES[name])
-    with tempfile.TemporaryDirectory() as folder, training_with(selection):
-        train(config, Path(folder) / "run")
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, Path(folder) / "run", build=partial(Cac, loss=selection))
         lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
     steps = [line for line in lines if line["split"] == "train"]
     curve = {key: [line[key] for line in steps] for key in ("loss", "loss_unsupervised")}
-    # The trainer tries the loss once before the first step.
-    last = slice(-len(steps), None)
-    return curve, Selection(selection.loss, selection.active[last], selection.labels[last])
+    return curve, selection
 
 
 def _train_all(arguments: argparse.Namespace, seed: int, curves: dict[str, dict]) -> None:

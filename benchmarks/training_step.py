@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
-from cac_ext.train.methods.step import TrainingModel, build_model, compute_losses
 from torch import Tensor
 
 from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Case, Inputs
 from benchmarks.contenders import NO_LOSS
 from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.loss_exchange import training_with
 from cac_ext.train.config import Config, load
+from cac_ext.train.data.batches import CropPairBatch, LabelledBatch, ViewBatch, to_device
+from cac_ext.train.methods import MethodContext, Step
+from cac_ext.train.methods.cac import Cac, CacModel, ViewOutputs
 from cac_ext.train.methods.memory_bank import MemoryBank
 from cac_ext.train.networks import build_network
-from cac_ext.train.optimizer import build_optimizer
 
 #: Shares of classes and of active anchors, as in the paper-sized case of `benchmarks loss`.
 TYPICAL = Case("typical")
@@ -84,12 +85,12 @@ def _loss_for_training(name: str) -> Callable[..., Tensor] | None:
     return loss
 
 
-class _TypicalOutputs(TrainingModel):
+class _TypicalOutputs(CacModel):
     """An untrained network is sure of nothing: its outputs are kept, but its labels and
     confidences are replaced by typical ones, so that as many anchors are active as in training."""
 
-    def view_outputs(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        projections, confidences, pseudo_labels = super().view_outputs(views)
+    def view_outputs(self, views: Tensor) -> ViewOutputs:
+        projections, confidences, pseudo_labels, _ = super().view_outputs(views)
         generator = torch.Generator().manual_seed(0)
         count = pseudo_labels.numel()
         labels = torch.multinomial(
@@ -99,10 +100,11 @@ class _TypicalOutputs(TrainingModel):
         sure = torch.rand(count, generator=generator) < 1 - (1 - 2 * TYPICAL.active_share) ** 0.5
         values = torch.rand(count, generator=generator)
         values = torch.where(sure, 0.8 + 0.2 * values, 0.7 * values)
-        return (
+        return ViewOutputs(
             projections,
             values.view_as(confidences).to(confidences),
             labels.view_as(pseudo_labels).to(pseudo_labels),
+            None,
         )
 
 
@@ -113,13 +115,15 @@ class TrainingStep:
         self, config: Config, loss: str, negatives: int, batch: int, device: torch.device, seed: int
     ) -> None:
         torch.manual_seed(seed)
-        self.config, self.device = config, device
         self._loss = _loss_for_training(loss)
         # Random weights cost the same, and nothing is downloaded.
         network = build_network(config.network, TYPICAL.K, pretrained=False)
-        built = build_model(config, network)
-        self.model = _TypicalOutputs(built.network, built.projector).to(device).train()
-        self.optimizer = build_optimizer(config.optimizer, self.model)
+        splits = SimpleNamespace(num_classes=TYPICAL.K, ignore_index=IGNORE_INDEX)
+        self.method = Cac(MethodContext(config, splits, network))
+        model = self.method.model
+        typical = _TypicalOutputs(model.network, model.projector).to(device).train()
+        self.method.model = self.method.trained["model"] = typical
+        (self.optimizer,) = self.method.build_optimizers().values()
 
         size = config.augment.crop_size
         side = network.pooled_grid.size(size)
@@ -131,32 +135,25 @@ class TrainingStep:
         def images() -> Tensor:
             return torch.randn(batch, 3, size, size)
 
-        self.labelled = self._to_device(
-            {"image": images(), "mask": torch.randint(TYPICAL.K, (batch, size, size))}
-        )
-        self.pairs = self._to_device(
-            {
-                "view1": images(),
-                "view2": images(),
-                "valid1": torch.ones(batch, side, side, dtype=torch.bool),
-                "valid2": torch.ones(batch, side, side, dtype=torch.bool),
-                "overlap1": (offsets + overlap1).flatten(),
-                "overlap2": (offsets + overlap2.flatten()).flatten(),
-                "image_index": torch.arange(batch).repeat_interleave(len(overlap1)),
-            }
-        )
+        labelled = LabelledBatch(images(), torch.randint(TYPICAL.K, (batch, size, size)))
+        valid = torch.ones(batch, side, side, dtype=torch.bool)
+        views = [
+            ViewBatch(images(), valid, (offsets + overlap.flatten()).flatten())
+            for overlap in (overlap1, overlap2)
+        ]
+        image_index = torch.arange(batch).repeat_interleave(len(overlap1))
+        weights = torch.full((len(image_index),), 1.0 / (batch * len(overlap1)))
+        pairs = CropPairBatch(*views, image_index, weights)
+        self.batches = to_device({"labelled": labelled, "crop_pairs": pairs}, device)
         # What this step does not select itself stands in the bank from earlier steps.
         selected = max(1, min(negatives // 2, batch * side * side))
-        self.bank = MemoryBank(selected, step_save=1)
+        self.method.bank = MemoryBank(selected, step_save=1)
         older = max(negatives - 2 * selected, 0)
         channels = config.method.projector_channels
         features = torch.nn.functional.normalize(torch.randn(older, channels), dim=1)
         labels = torch.multinomial(TYPICAL.class_shares(), max(older, 1), replacement=True)[:older]
         self._older = features.to(device), labels.to(device)
-        self.anchors = len(self.pairs["overlap1"])
-
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.to(self.device) for key, value in batch.items()}
+        self.anchors = len(image_index)
 
     def warm_up(self) -> None:
         """A step without the consistency loss, which may take minutes. The next has the peak memory
@@ -168,11 +165,10 @@ class TrainingStep:
         self._run(self._loss)
 
     def _run(self, loss: Callable[..., Tensor] | None) -> None:
-        self.bank.enqueue(*self._older)
-        with training_with(loss):
-            losses = compute_losses(
-                self.config, self.model, self.bank, self.labelled, self.pairs, 0, IGNORE_INDEX
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        self.optimizer.step()
+        self.method.bank.enqueue(*self._older)
+        self.method.loss = loss
+        step = Step(0, self.batches, self.method.trained, bool)
+        for phase in self.method.step(step):
+            self.optimizer.zero_grad(set_to_none=True)
+            phase.total.backward()
+            self.optimizer.step()

@@ -22,7 +22,7 @@ def weights_after(loss: str, seed: int, negatives: int = 200, steps: int = 2) ->
     step = TrainingStep(config, loss, negatives, batch=2, device=torch.device("cpu"), seed=seed)
     for _ in range(steps):
         step.run()
-    return torch.cat([parameter.detach().flatten() for parameter in step.model.parameters()])
+    return torch.cat([parameter.detach().flatten() for parameter in step.method.model.parameters()])
 
 
 def test_a_step_learns_the_same_with_the_naive_loss(seed: int) -> None:

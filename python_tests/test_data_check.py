@@ -189,7 +189,7 @@ def test_a_data_set_class_is_named_by_its_import_path() -> None:
 
     # Its mask is scaled as a mask, though a plain tensor: no id between the two arises.
     config = AugmentConfig(crop_size=65, labelled_scale=(1.7, 1.7))
-    mask = LabelledAugment(config, 255)(splits.labelled[0])["mask"]
+    mask = LabelledAugment(config, 255)(splits.labelled[0]).mask
     assert set(mask.unique().tolist()) == {0, 1, 255}
 
 
@@ -227,6 +227,6 @@ def test_padding_of_labelled_images_is_ignored(seed: int) -> None:
     for _ in range(8):
         sample = {"image": image, "mask": torch.ones(24, 32, dtype=torch.uint8), "name": "white"}
         item = LabelledAugment(config, 255)(sample)
-        on_image = item["image"][0] > 0  # white is above the mean colour, which is 0
+        on_image = item.image[0] > 0  # white is above the mean colour, which is 0
         assert on_image.sum() == 24 * 32
-        assert torch.equal(item["mask"], torch.where(on_image, 1, 255))
+        assert torch.equal(item.mask, torch.where(on_image, 1, 255))

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from cac_ext.train.config import AugmentConfig
-from cac_ext.train.data.augment import CropPairAugment, collate_pairs
+from cac_ext.train.data.augment import CropPairAugment
+from cac_ext.train.data.batches import collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.grid import FeatureGrid
@@ -87,10 +88,10 @@ def test_scaled_flipped_and_padded_views_agree_at_the_overlap(
         for _ in range(6):
             item = augment({"image": image, "name": "coordinates"})
             gathered = []
-            for view in ("1", "2"):
-                features = features_of(item[f"view{view}"], "convolution", stride, pool)
-                gathered.append(features.flatten(1)[:, item[f"overlap{view}"]])  # [3, L]
-                assert item[f"valid{view}"].flatten()[item[f"overlap{view}"]].all()
+            for view in item:
+                features = features_of(view.image, "convolution", stride, pool)
+                gathered.append(features.flatten(1)[:, view.overlap])  # [3, L]
+                assert view.valid.flatten()[view.overlap].all()
             torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=1e-5)
             overlaps += gathered[0].shape[1]
         assert overlaps > 0
@@ -148,10 +149,10 @@ def test_padding_is_neither_overlap_nor_valid(seed: int) -> None:
     image = tv_tensors.Image(torch.full((3, 40, 90), 255, dtype=torch.uint8))
     for _ in range(30):
         item = augment({"image": image, "name": "white"})
-        for view in ("1", "2"):
-            on_image = item[f"view{view}"][0, ::4, ::4] > 0  # [h, w]
-            assert torch.equal(on_image, item[f"valid{view}"])
-            assert on_image.flatten()[item[f"overlap{view}"]].all()
+        for view in item:
+            on_image = view.image[0, ::4, ::4] > 0  # [h, w]
+            assert torch.equal(on_image, view.valid)
+            assert on_image.flatten()[view.overlap].all()
 
 
 def test_a_batch_keeps_each_overlap_with_its_image(seed: int) -> None:
@@ -163,8 +164,8 @@ def test_a_batch_keeps_each_overlap_with_its_image(seed: int) -> None:
     batch = collate_pairs(items)
     # Features that an encoder of stride 4 without any context would give.
     gathered = [
-        batch[f"view{v}"][:, :, ::4, ::4].permute(0, 2, 3, 1).flatten(0, 2)[batch[f"overlap{v}"]]
-        for v in (1, 2)
+        view.images[:, :, ::4, ::4].permute(0, 2, 3, 1).flatten(0, 2)[view.overlap]
+        for view in batch[:2]
     ]  # [A, 3]
     torch.testing.assert_close(gathered[0], gathered[1])
-    assert batch["image_index"].bincount().tolist() == [len(item["overlap1"]) for item in items]
+    assert batch.image_index.bincount().tolist() == [len(item.view1.overlap) for item in items]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from cac_ext.train.methods.step import build_model, compute_losses
+from method_steps import make_cac, step_of
 from torch import Tensor, nn
 
 from cac_ext.train.config import load
-from cac_ext.train.data.augment import CropPairAugment, LabelledAugment, collate_pairs
+from cac_ext.train.data.augment import CropPairAugment, LabelledAugment
+from cac_ext.train.data.batches import collate_labelled, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
-from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.networks import build_network
+from cac_ext.train.methods.cac import ViewOutputs
 
 
 class PoisonedPadding(nn.Module):
@@ -22,31 +22,31 @@ class PoisonedPadding(nn.Module):
         self.valid = valid  # [2B, h, w]
 
     def forward(self, labelled: Tensor, views: Tensor):
-        logits, (projections, confidences, pseudo_labels) = self.model(labelled, views)
+        logits, (projections, confidences, pseudo_labels, _) = self.model(labelled, views)
         projections = torch.where(self.valid[:, None], projections, torch.nan)
         confidences = torch.where(self.valid, confidences, 1.0)
-        return logits, (projections, confidences, pseudo_labels)
+        return logits, ViewOutputs(projections, confidences, pseudo_labels, None)
 
 
 def test_nothing_on_padding_enters_the_loss(seed: int) -> None:
     torch.manual_seed(seed)
     overrides = ["network.width=16", "augment.crop_size=65", "method.confidence_threshold=0.05"]
     config = load("synthetic", overrides)
-    model = build_model(config, build_network(config.network, 5))
-    sampler = CropPairSampler(65, model.network.pooled_grid, (0.1, 1.0), flip=0.5)
+    method = make_cac(config, 5)
+    sampler = CropPairSampler(65, method.model.network.pooled_grid, (0.1, 1.0), flip=0.5)
     pair_augment = CropPairAugment(config.augment, sampler)
     image = torch.randint(0, 256, (3, 40, 100), dtype=torch.uint8)
     mask = torch.randint(0, 5, (40, 100), dtype=torch.uint8)
     pairs = collate_pairs([pair_augment({"image": image, "name": "noise"}) for _ in range(3)])
     labelled = LabelledAugment(config.augment, 255)({"image": image, "mask": mask, "name": "noise"})
-    labelled = {key: part[None] for key, part in labelled.items()}
+    labelled = collate_labelled([labelled])
 
-    valid = torch.cat([pairs["valid1"], pairs["valid2"]])
+    valid = torch.cat([pairs.view1.valid, pairs.view2.valid])
     assert 0.3 < valid.float().mean() < 0.9  # there is padding, and there is image
-    model = PoisonedPadding(model, valid)
-    losses = compute_losses(config, model, MemoryBank(None, 1), labelled, pairs, 0, 255)
+    method.trained["model"] = model = PoisonedPadding(method.model, valid)
+    losses = step_of(method, labelled, pairs)
     losses.total.backward()
-    assert losses.negatives == int(valid.sum())
-    assert losses.unsupervised > 0
+    assert losses.metrics["negatives"] == int(valid.sum())
+    assert losses.losses["unsupervised"] > 0
     assert losses.total.isfinite()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -62,7 +62,7 @@ def test_every_precision_and_layout_gives_the_losses_of_a_cpu_in_fp32(
         steps = 1 if network else 4
         assert losses[:steps] == pytest.approx(expected[:steps], rel=TOLERANCE[precision])
         state = read_checkpoint(tmp_path / layout / "checkpoint.pt")
-        assert all(x.isfinite().all() for x in state["model"].values())
+        assert all(x.isfinite().all() for x in state["modules"]["model"].values())
 
 
 def test_a_run_is_resumed_evaluated_and_predicts(

@@ -14,7 +14,7 @@ from cac_ext.train import loop
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.preflight import require_fused_loss
+from cac_ext.train.methods.fused_loss import require_fused_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +33,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a step was made")
 
     monkeypatch.setattr(cac_ext, "directional_contrastive_loss", not_there)
-    monkeypatch.setattr(loop, "compute_losses", began)
+    monkeypatch.setattr(loop, "take_step", began)
 
 
 @pytest.mark.usefixtures("without_kernels")

@@ -67,7 +67,8 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
         assert len(one) == (6 if key == "loss_supervised" else 4)
         assert two == pytest.approx(one, rel=TOLERANCE), key
     models = [
-        read_checkpoint(tmp_path / name / "checkpoint.pt")["model"] for name in ("one", "two")
+        read_checkpoint(tmp_path / name / "checkpoint.pt")["modules"]["model"]
+        for name in ("one", "two")
     ]
     for name, weights in models[0].items():
         torch.testing.assert_close(
@@ -95,7 +96,7 @@ def test_two_processes_resume_bit_for_bit(tmp_path: Path, seed: int) -> None:
     states = [read_checkpoint(folder / "checkpoint.pt") for folder in (whole, broken)]
     assert len(states[0]["random"]) == 2
     assert not torch.equal(*(state["cpu"] for state in states[0]["random"]))
-    for part in ("model", "bank", "random"):
+    for part in ("modules", "method", "random"):
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
     assert _metrics(whole, "loss") == _metrics(broken, "loss")
 
@@ -106,14 +107,14 @@ def test_two_processes_resume_bit_for_bit(tmp_path: Path, seed: int) -> None:
 def _train_until(overrides: list[str], folder: Path, iteration: int) -> None:
     from cac_ext.train import loop
 
-    compute_losses = loop.compute_losses
+    take_step = loop.take_step
 
     def stop(*arguments):
-        if arguments[5] == iteration:
+        if arguments[1].iteration == iteration:
             raise KeyboardInterrupt
-        return compute_losses(*arguments)
+        return take_step(*arguments)
 
-    loop.compute_losses = stop
+    loop.take_step = stop
     with pytest.raises(KeyboardInterrupt):
         _train(overrides, folder)
 

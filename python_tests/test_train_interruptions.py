@@ -114,15 +114,15 @@ def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_so(
 ) -> None:
     overrides = [*TINY, f"seed={seed}", f"data.num_workers={workers}", "schedule.epochs=4"]
     at = random.Random(seed).choice((2, 4, 6))  # in the middle of an epoch once it is finished
-    compute_losses = loop.compute_losses
+    take_step = loop.take_step
 
     def terminate(*arguments):
-        if arguments[5] == at:
+        if arguments[1].iteration == at:
             os.kill(os.getpid(), number)
-        return compute_losses(*arguments)
+        return take_step(*arguments)
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    monkeypatch.setattr(loop, "compute_losses", terminate)
+    monkeypatch.setattr(loop, "take_step", terminate)
     arguments = ["train", "synthetic", *overrides, "--folder", str(broken)]
     assert main(arguments) == 128 + number
     message = capfd.readouterr().err
@@ -133,7 +133,7 @@ def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_so(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    monkeypatch.setattr(loop, "compute_losses", compute_losses)
+    monkeypatch.setattr(loop, "take_step", take_step)
     if not workers:  # once is enough
         assert main(["resume", str(broken)]) == 0
         train(load("synthetic", overrides), whole, progress=False)
@@ -187,27 +187,27 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
 
 
 def _in_steps(monkeypatch: pytest.MonkeyPatch, hooks: dict[int, Callable]) -> None:
-    """Calls ``hooks[iteration]`` with the arguments of `compute_losses` before it."""
-    compute_losses = loop.compute_losses
+    """Calls ``hooks[iteration]`` with the arguments of `take_step` before it."""
+    take_step = loop.take_step
 
     def hooked(*arguments):
-        hooks.get(arguments[5], lambda *_: None)(*arguments)
-        return compute_losses(*arguments)
+        hooks.get(arguments[1].iteration, lambda *_: None)(*arguments)
+        return take_step(*arguments)
 
-    monkeypatch.setattr(loop, "compute_losses", hooked)
+    monkeypatch.setattr(loop, "take_step", hooked)
 
 
 def test_sigterm_in_the_last_step_ends_the_run_as_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute_losses = loop.compute_losses
+    take_step = loop.take_step
 
     def terminate(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return compute_losses(*arguments)
+        return take_step(*arguments)
 
     config = load("synthetic", [*TINY, "schedule.epochs=1", "schedule.iterations_per_epoch=1"])
-    monkeypatch.setattr(loop, "compute_losses", terminate)
+    monkeypatch.setattr(loop, "take_step", terminate)
     train(config, tmp_path, progress=False)
     with pytest.raises(TrainingStopped):
         train(load("synthetic", TINY), tmp_path / "longer", progress=False)
@@ -292,18 +292,28 @@ def test_a_foreign_checkpoint_is_refused_and_kept(tmp_path: Path) -> None:
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, where: str, at: range) -> None:
     """Makes the steps ``at`` not finite: in their images, or in their gradients alone."""
-    compute_losses = loop.compute_losses
+    take_step = loop.take_step
 
     def spoiled(*arguments):
-        labelled, pairs, iteration = arguments[3:6]
-        if iteration in at and where != "gradient":
-            (labelled["image"] if where == "labelled" else pairs["view2"])[0, 0, 0, 0] = torch.nan
-        losses = compute_losses(*arguments)
-        if iteration in at and where == "gradient":
-            losses.total = losses.total + losses.total * torch.inf
-        return losses
+        method, state, batches = arguments[:3]
+        if state.iteration not in at:
+            return take_step(*arguments)
+        if where == "gradient":
+            step = method.step
+            with monkeypatch.context() as patch:
+                patch.setattr(method, "step", lambda of: map(infinite, step(of)))
+                return take_step(*arguments)
+        images = batches["labelled"].images
+        if where == "view":
+            images = batches["crop_pairs"].view2.images
+        images[0, 0, 0, 0] = torch.nan
+        return take_step(*arguments)
 
-    monkeypatch.setattr(loop, "compute_losses", spoiled)
+    def infinite(phase):
+        phase.total = phase.total + phase.total * torch.inf
+        return phase
+
+    monkeypatch.setattr(loop, "take_step", spoiled)
 
 
 @pytest.mark.parametrize("where", ["labelled", "view", "gradient"])
@@ -316,12 +326,12 @@ def test_a_step_that_is_not_finite_stops_the_run_and_keeps_its_batch(
     path = tmp_path / "nonfinite-5-rank0.pt"
     assert str(path) in str(error.value)
     kept = torch.load(path, weights_only=True)
-    assert kept["labelled"]["image"].shape == (2, 3, 33, 33)
-    assert kept["pairs"]["view1"].shape == (2, 3, 33, 33)
+    assert kept["batches"]["labelled"]["images"].shape == (2, 3, 33, 33)
+    assert kept["batches"]["crop_pairs"]["view1"]["images"].shape == (2, 3, 33, 33)
     assert kept["iteration"] == 5
     state = read_checkpoint(tmp_path / "checkpoint.pt")
     assert state["iteration"] == 4
-    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert all(tensor.isfinite().all() for tensor in state["modules"]["model"].values())
 
 
 def test_a_step_that_is_not_finite_is_told_on_a_full_disk_too(
@@ -361,8 +371,8 @@ def test_a_step_that_is_not_finite_can_be_skipped(
     assert len(skipped) == 2
     state = read_checkpoint(tmp_path / "checkpoint.pt")
     assert state["iteration"] == 12
-    assert all(tensor.isfinite().all() for tensor in state["model"].values())
-    assert all(tensor.isfinite().all() for tensor in state["bank"]["features"])
+    assert all(tensor.isfinite().all() for tensor in state["modules"]["model"].values())
+    assert all(tensor.isfinite().all() for tensor in state["method"]["bank"]["features"])
 
 
 def test_skipping_ends_when_nothing_else_happens(tmp_path: Path, monkeypatch) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import processes
 import pytest
 import torch
-from cac_ext.train.methods.step import _measure_precision, build_model, compute_losses
 from image_trees import SIZE, draw_image, draw_mask, folder_overrides, folder_tree
+from method_steps import make_cac, random_labelled, random_pairs, step_of
 from run_folders import assert_identical
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,14 +20,13 @@ from cac_ext.train.cli.main import main
 from cac_ext.train.config import AugmentConfig, load
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment
+from cac_ext.train.data.batches import CropPairBatch
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import DataError
 from cac_ext.train.loop import train
 from cac_ext.train.methods.consistency import Overlap
-from cac_ext.train.methods.memory_bank import MemoryBank
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
-from cac_ext.train.networks import build_network
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runs.checkpoint import read_checkpoint
 from cac_ext.train.runtime.distributed import current, process_group
@@ -78,28 +78,21 @@ def test_counts_of_a_million_negatives_do_not_overflow() -> None:
     assert_same(negative_precision(*tables), (0.75, 0.75))
 
 
-def make_pairs(side: int) -> dict[str, Tensor]:
+def make_pairs(side: int, *, empty: bool = False) -> CropPairBatch:
     """Random views with padding, an overlap of half the positions, and a truth with gaps."""
-    pairs = {key: torch.randn(IMAGES, 3, SIDE, SIDE) for key in ("view1", "view2")}
-    for view in (1, 2):
-        pairs[f"valid{view}"] = torch.rand(IMAGES, side, side) < 0.8
-        pairs[f"truth{view}"] = torch.randint(-1, CLASSES, (IMAGES, side, side)).int()
-        order = torch.randperm(IMAGES * side * side)[: IMAGES * side * side // 2]
-        pairs[f"overlap{view}"] = order
-    pairs["image_index"] = pairs["overlap1"] // (side * side)
-    return pairs
+    count = IMAGES * side * side
+    overlaps = [torch.randperm(count)[: 0 if empty else count // 2] for _ in range(2)]
+    valid = torch.rand(2, IMAGES, side, side) < 0.8
+    truths = torch.randint(-1, CLASSES, (2, IMAGES, side, side)).int()
+    return random_pairs(IMAGES, SIDE, tuple(overlaps), tuple(valid), truths=tuple(truths))
 
 
-def make_model(*overrides: str):
+def make_method(*overrides: str):
     small = ["network.width=16", f"augment.crop_size={SIDE}", "method.confidence_threshold=0.05"]
     config = load("synthetic", [*small, *overrides])
-    model = build_model(config, build_network(config.network, CLASSES)).train()
-    torch.nn.init.normal_(model.network.classifier.weight)  # several pseudo labels
-    labelled = {
-        "image": torch.randn(IMAGES, 3, SIDE, SIDE),
-        "mask": torch.randint(0, CLASSES, (IMAGES, SIDE, SIDE)),
-    }
-    return config, model, labelled
+    method = make_cac(config, CLASSES)
+    torch.nn.init.normal_(method.model.network.classifier.weight)  # several pseudo labels
+    return method, random_labelled(IMAGES, SIDE, CLASSES)
 
 
 @pytest.mark.parametrize("sampling", ["true", "false"])
@@ -108,29 +101,28 @@ def test_a_step_pairs_its_active_anchors_with_the_negatives_of_the_bank(
     sampling: str, directional: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    config, model, labelled = make_model(
+    method, labelled = make_method(
         f"method.negative_sampling={sampling}", f"method.directional={directional}"
     )
-    bank = MemoryBank(None, 1)
-    side = model.network.pooled_grid.size(SIDE)
+    side = method.model.network.pooled_grid.size(SIDE)
     kept: list[Tensor] = []
     for step in range(4):
-        pairs = make_pairs(side)
-        if step == 3:
-            for key in ("overlap1", "overlap2", "image_index"):
-                pairs[key] = pairs[key][:0]  # nothing to compare
-        losses = compute_losses(config, model, bank, labelled, pairs, step, 255)
+        pairs = make_pairs(side, empty=step == 3)  # in the last step nothing to compare
+        phase = step_of(method, labelled, pairs, step)
+        outputs = method._latest
         anchors, negatives = [], []
-        for view, labels in enumerate(losses.pseudo_labels.chunk(2), 1):
-            rows = torch.stack([labels, pairs[f"truth{view}"]], dim=-1)  # [B, h, w, 2]
-            negatives.append(rows[pairs[f"valid{view}"]])
-            anchors.append(rows.flatten(0, 2)[pairs[f"overlap{view}"]][losses.active[view - 1]])
+        views = zip(pairs[:2], outputs.pseudo_labels.chunk(2), outputs.active, strict=True)
+        for view, labels, active in views:
+            rows = torch.stack([labels, view.truth], dim=-1)  # [B, h, w, 2]
+            negatives.append(rows[view.valid])
+            anchors.append(rows.flatten(0, 2)[view.overlap][active])
         kept = [*kept[-1:], torch.cat(negatives)]  # this step's and one before
-        assert sum(map(len, kept)) == losses.negatives
+        assert sum(map(len, kept)) == phase.metrics["negatives"]
         selected, random = counted_pairs(torch.cat(anchors), torch.cat(kept))
-        assert_same(losses.precision, (selected if sampling == "true" else random, random))
+        precision = [phase.metrics[key] for key in KEYS]
+        assert_same(precision, (selected if sampling == "true" else random, random))
         assert (step == 3) == (random != random)
-        scalars = losses.scalars()
+        scalars = phase.scalars()
         assert [scalars[key] for key in KEYS] == pytest.approx(
             [selected if sampling == "true" else random, random], nan_ok=True
         )
@@ -139,18 +131,19 @@ def test_a_step_pairs_its_active_anchors_with_the_negatives_of_the_bank(
 def test_drawn_negatives_keep_their_truth(seed: int) -> None:
     """Where the true class is the pseudo label itself, each selected pair is a true negative."""
     torch.manual_seed(seed)
-    config, model, labelled = make_model("method.selected_num=20", "network.dropout=0")
-    side = model.network.pooled_grid.size(SIDE)
     for truth, expected in (("pseudo label", 1.0), ("one class", 0.0)):
-        bank = MemoryBank(20, 1)
+        method, labelled = make_method("method.selected_num=20", "network.dropout=0")
+        side = method.model.network.pooled_grid.size(SIDE)
         for step in range(3):
             pairs = make_pairs(side)
-            labels = model.view_outputs(torch.cat([pairs["view1"], pairs["view2"]]))[2]
-            for view, known in enumerate(labels.chunk(2), 1):
-                known = known if truth == "pseudo label" else torch.zeros_like(known)
-                pairs[f"truth{view}"] = known.int()
-            losses = compute_losses(config, model, bank, labelled, pairs, step, 255)
-            found = losses.precision[0].item()
+            images = torch.cat([pairs.view1.images, pairs.view2.images])
+            labels = method.model.view_outputs(images).pseudo_labels
+            known = labels if truth == "pseudo label" else torch.zeros_like(labels)
+            views = [
+                v._replace(truth=k.int()) for v, k in zip(pairs[:2], known.chunk(2), strict=True)
+            ]
+            phase = step_of(method, labelled, CropPairBatch(*views, *pairs[2:]), step)
+            found = phase.metrics[KEYS[0]].item()
             assert found == expected or found != found  # nan: one pseudo label everywhere
 
 
@@ -166,7 +159,9 @@ def _precisions_of_share(seed: int) -> list[list[float]]:
 
 def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
     """Of three steps with ``count`` of two shares; each share's values follow from the seed."""
-    bank, found = MemoryBank(None, 1), []
+    found = []
+    method, _ = make_method("method.step_save=1")
+    method.context = replace(method.context, processes=current())
     for step in range(3):
         shares = []
         for share in range(first, first + count):
@@ -176,14 +171,12 @@ def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
         classes = torch.cat([share[0] for share in shares], dim=1)  # [6, 50 count]
         active = torch.cat([share[1] for share in shares], dim=1)
         empty = torch.zeros(0)
-        precision = _measure_precision(
-            bank,
-            CLASSES,
+        precision = method._precision(
             torch.cat([classes[0], classes[1]]),
+            torch.cat([classes[4], classes[5]]),
             [Overlap(empty, empty, classes[2]), Overlap(empty, empty, classes[3])],
             (active[0], active[1]),
-            [(classes[4], classes[5]), (classes[5], classes[4])],
-            current(),
+            (classes[5], classes[4]),
         )
         found.append([value.item() for value in precision])
     return found
@@ -208,12 +201,12 @@ def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
     augment = CropPairAugment(config, CropPairSampler(64, grid, (0.1, 1.0), 0.5), -1)
     for _ in range(12):
         pair = augment(sample)
-        seen = [pair[f"truth{view}"].flatten()[pair[f"overlap{view}"]] for view in (1, 2)]
+        seen = [view.truth.flatten()[view.overlap] for view in pair]
         assert torch.equal(*seen)
         assert (seen[0] >= 0).all()
-        for view in (1, 2):
-            shown = pair[f"truth{view}"]  # [h, w]
-            assert torch.equal(shown >= 0, pair[f"valid{view}"])
+        for view in pair:
+            shown = view.truth  # [h, w]
+            assert torch.equal(shown >= 0, view.valid)
             # The view's own mask, sampled at the centres; halves of a pixel go to either side.
             centres = grid.offset + grid.stride * torch.arange(grid.size(64))
             near = []
@@ -221,7 +214,7 @@ def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
                 places = (centres + shift).floor().long()
                 for columns_shift in (0.0, 0.5):
                     across = (centres + columns_shift).floor().long()
-                    near.append(pair[f"mask{view}"][places[:, None], across])
+                    near.append(view.mask[places[:, None], across])
             agree = torch.stack([one == shown for one in near]).any(dim=0)
             assert agree[shown >= 0].all()
 
@@ -235,8 +228,8 @@ def test_the_truth_draws_nothing(seed: int) -> None:
     for sample in ({"image": image}, {"image": image, "truth": truth.int()}):
         torch.manual_seed(seed)
         pair = augment({**sample, "name": "noise"})
-        results.append({k: v for k, v in pair.items() if not k.startswith("truth")})
-        results[-1]["next"] = torch.rand(3)
+        views = [view._replace(truth=None)._asdict() for view in pair]
+        results.append({"views": views, "next": torch.rand(3)})
     assert_identical(*results, "pair")
 
 
@@ -338,7 +331,7 @@ def test_unlabelled_images_need_no_masks_unless_they_are_measured(
     # Measured or not, it is the same training.
     assert [line["loss"] for line in lines["on"]] == [line["loss"] for line in lines["off"]]
     states = [read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("off", "on")]
-    assert_identical(states[0]["model"], states[1]["model"], "model")
+    assert_identical(states[0]["modules"], states[1]["modules"], "modules")
 
 
 def test_without_negatives_nothing_is_measured(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cac_ext.train.methods.step import StepLosses
 from matplotlib.patches import Rectangle
+from method_steps import random_pairs
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TINY_RUN
@@ -76,21 +76,13 @@ def test_the_picture_of_a_crop_pair_is_of_its_first_image(seed: int) -> None:
     side, grid = 9, FeatureGrid(4)
     number = torch.arange(2 * side * side).view(2, side, side)
     overlaps = (number[:, 2:, 3:].flatten(), number[:, :-2, :-3].flatten())  # [A]
-    pairs = {
-        "view1": torch.randn(2, 3, 33, 33),
-        "view2": torch.randn(2, 3, 33, 33),
-        "overlap1": overlaps[0],
-        "overlap2": overlaps[1],
-        "image_index": overlaps[0] // side**2,
-    }
+    valid = torch.ones(2, side, side, dtype=torch.bool)
+    pairs = random_pairs(2, 33, overlaps, (valid, valid))
     towards2 = torch.rand(len(overlaps[0])) < 0.4
     labels = torch.randint(0, 7, (4, side, side))
     confidences = torch.rand(4, side, side)
-    zero = torch.zeros(())
-    losses = StepLosses(
-        zero, zero, confidences=confidences, pseudo_labels=labels, active=(towards2, ~towards2)
-    )
-    figure = crop_pair_figure(splits, grid, pairs, losses)
+    active = (towards2, ~towards2)
+    figure = crop_pair_figure(splits, grid, pairs, confidences, labels, active)
     axes = np.array(figure.axes[:8]).reshape(2, 4)  # the truth is not known
     corners = [(10, 6, 24, 28), (-2, -2, 24, 28)]  # left, top, width, height in pixels
     for view, (row, corner) in enumerate(zip(axes, corners, strict=True)):
@@ -100,8 +92,8 @@ def test_the_picture_of_a_crop_pair_is_of_its_first_image(seed: int) -> None:
         assert np.array_equal(row[1].images[0].get_array(), colours)
         assert np.allclose(row[2].images[0].get_array(), confidences[2 * view])
         anchors = np.zeros(side**2, bool)
-        first = pairs["image_index"] == 0
-        anchors[pairs[f"overlap{view + 1}"][first & losses.active[view]]] = True
+        first = pairs.image_index == 0
+        anchors[pairs[view].overlap[first & active[view]]] = True
         cells = row[3].images[1].get_array()  # [h, w, RGBA]
         assert np.array_equal(cells[..., 3] > 0, anchors.reshape(side, side))
         assert np.array_equal(cells[..., :3], colours)

@@ -64,24 +64,24 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
     unbroken = train(config, tmp_path / "unbroken", progress=False)
 
     folder = tmp_path / "broken"
-    compute_losses = loop.compute_losses
+    take_step = loop.take_step
     for stop_at in (1, 5, 8):  # in the warm-up, in the middle of an epoch, at the start of one
 
         def stop(*arguments, stop_at=stop_at):
-            if arguments[5] == stop_at:  # iteration
+            if arguments[1].iteration == stop_at:  # iteration
                 raise KeyboardInterrupt
-            return compute_losses(*arguments)
+            return take_step(*arguments)
 
-        monkeypatch.setattr(loop, "compute_losses", stop)
+        monkeypatch.setattr(loop, "take_step", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, folder, resume=True, progress=False)
-    monkeypatch.setattr(loop, "compute_losses", compute_losses)
+    monkeypatch.setattr(loop, "take_step", take_step)
     torch.rand(7)  # the state of the process must not matter
     resumed = train(config, folder, resume=True, progress=False)
 
     assert resumed.miou == unbroken.miou
     states = [read_checkpoint(result.folder / "checkpoint.pt") for result in (unbroken, resumed)]
-    for part in ("model", "optimizer", "bank", "random"):
+    for part in ("modules", "optimizers", "method", "random"):
         assert_identical(states[0][part], states[1][part], part)
     losses = []
     for result in (unbroken, resumed):
@@ -98,7 +98,7 @@ def test_the_number_of_workers_does_not_change_the_result(tmp_path: Path, seed: 
         config = load("synthetic", [*overrides, f"data.num_workers={workers}"])
         folder = tmp_path / str(workers)
         train(config, folder, progress=False)
-        results.append(read_checkpoint(folder / "checkpoint.pt")["model"])
+        results.append(read_checkpoint(folder / "checkpoint.pt")["modules"])
     assert_identical(*results, "model")
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
-from cac_ext.train.methods.step import build_model, compute_losses
+from method_steps import make_cac, random_labelled, random_pairs, step_of
 from torch import nn
 
 from cac_ext.train.config import load
+from cac_ext.train.data.batches import CropPairBatch
 from cac_ext.train.experiments.methods import METHODS, method_overrides
 from cac_ext.train.methods.consistency import Overlap, consistency_loss
-from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.projector import Projector
 
 CLASSES, SIZE, IMAGES = 5, 33, 2
@@ -22,30 +24,23 @@ SMALL = ["network.width=16", f"augment.crop_size={SIZE}", "method.confidence_thr
 def make_step(seed: int, *overrides: str):
     torch.manual_seed(seed)
     config = load("synthetic", [*SMALL, *overrides, f"seed={seed}"])
-    model = build_model(config, build_network(config.network, CLASSES)).train()
-    side = model.network.pooled_grid.size(SIZE)
-    labelled = {
-        "image": torch.randn(IMAGES, 3, SIZE, SIZE),
-        "mask": torch.randint(0, CLASSES, (IMAGES, SIZE, SIZE)),
-    }
-    pairs = {key: torch.randn(IMAGES, 3, SIZE, SIZE) for key in ("view1", "view2")}
-    pairs |= {key: torch.ones(IMAGES, side, side, dtype=torch.bool) for key in ("valid1", "valid2")}
-    pairs |= {key: torch.arange(0, IMAGES * side * side, 2) for key in ("overlap1", "overlap2")}
-    for key in ("mask1", "mask2"):  # looked at with image-level labels only
-        pairs[key] = torch.randint(0, CLASSES, (IMAGES, SIZE, SIZE))
-    pairs["image_index"] = pairs["overlap1"] // (side * side)
-    bank = MemoryBank(config.method.selected_num, config.method.step_save)
-    return config, model, bank, labelled, pairs
+    method = make_cac(config, CLASSES)
+    side = method.model.network.pooled_grid.size(SIZE)
+    overlap = torch.arange(0, IMAGES * side * side, 2)
+    valid = torch.ones(IMAGES, side, side, dtype=torch.bool)
+    masks = torch.randint(0, CLASSES, (2, IMAGES, SIZE, SIZE))  # for image-level labels only
+    pairs = random_pairs(IMAGES, SIZE, (overlap, overlap), (valid, valid), masks=tuple(masks))
+    return method, random_labelled(IMAGES, SIZE, CLASSES), pairs
 
 
-def balance_classes(model: nn.Module, pairs: dict[str, torch.Tensor]) -> None:
+def balance_classes(model: nn.Module, pairs: CropPairBatch) -> None:
     """Makes the mean logit of each class zero over both views, by the classifier's bias.
 
     So no class is the most probable one everywhere: there are negatives of another pseudo label.
     """
     network = model.network
     with torch.no_grad():
-        views = torch.cat([pairs["view1"], pairs["view2"]])
+        views = torch.cat([pairs.view1.images, pairs.view2.images])
         logits = network.classifier(network.pool(network.features(views)))  # [2B, K, h, w]
         network.classifier.bias -= logits.mean(dim=(0, 2, 3))
 
@@ -53,28 +48,32 @@ def balance_classes(model: nn.Module, pairs: dict[str, torch.Tensor]) -> None:
 def test_the_unlabelled_branch_trains_encoder_and_projector_but_not_the_classifier(
     seed: int,
 ) -> None:
-    config, model, bank, labelled, pairs = make_step(seed)
-    for module in model.modules():  # residual blocks that start as the identity pass no gradient
+    method, labelled, pairs = make_step(seed)
+    for (
+        module
+    ) in method.model.modules():  # residual blocks that start as the identity pass no gradient
         if isinstance(module, nn.GroupNorm):
             nn.init.ones_(module.weight)
-    balance_classes(model, pairs)
-    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
-    losses.unsupervised.backward()
-    assert all(p.grad is None for p in model.network.classifier.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in model.projector.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in model.network.encoder.parameters() if p.ndim > 1)
+    balance_classes(method.model, pairs)
+    losses = step_of(method, labelled, pairs)
+    losses.losses["unsupervised"].backward()
+    assert all(p.grad is None for p in method.model.network.classifier.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in method.model.projector.parameters())
+    assert all(
+        p.grad.abs().sum() > 0 for p in method.model.network.encoder.parameters() if p.ndim > 1
+    )
 
 
 def test_a_negative_is_a_projection_with_its_pseudo_label_and_no_gradient(seed: int) -> None:
-    config, model, bank, labelled, pairs = make_step(seed, "method.selected_num=7")
-    balance_classes(model, pairs)
-    compute_losses(config, model, bank, labelled, pairs, 0, 255)
-    state = bank.state_dict()
+    method, labelled, pairs = make_step(seed, "method.selected_num=7")
+    balance_classes(method.model, pairs)
+    step_of(method, labelled, pairs)
+    state = method.bank.state_dict()
     (features,), (labels,) = state["features"], state["labels"]  # [M, C], [M]
     assert len(features) == len(labels) == 14
     assert not features.requires_grad
-    projections, _, pseudo_labels = model.view_outputs(
-        torch.cat([pairs["view1"], pairs["view2"]])
+    projections, _, pseudo_labels, _ = method.model.view_outputs(
+        torch.cat([pairs.view1.images, pairs.view2.images])
     )  # [2B, C, h, w], [2B, h, w]
     similarity = features @ projections.permute(1, 0, 2, 3).flatten(1)  # [M, 2B h w]
     same_label = labels[:, None] == pseudo_labels.flatten()[None, :]
@@ -82,57 +81,58 @@ def test_a_negative_is_a_projection_with_its_pseudo_label_and_no_gradient(seed: 
 
 
 def test_the_total_is_cross_entropy_plus_lambda_times_consistency(seed: int) -> None:
-    config, model, bank, labelled, pairs = make_step(
-        seed, "method.unsupervised_weight=0.3", "network.dropout=0"
+    method, labelled, pairs = make_step(seed, "method.unsupervised_weight=0.3", "network.dropout=0")
+    losses = step_of(method, labelled, pairs)
+    torch.testing.assert_close(
+        losses.total, losses.losses["supervised"] + 0.3 * losses.losses["unsupervised"]
     )
-    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
-    torch.testing.assert_close(losses.total, losses.supervised + 0.3 * losses.unsupervised)
-    expected = F.cross_entropy(model.network(labelled["image"]), labelled["mask"])
-    torch.testing.assert_close(losses.supervised, expected)
+    expected = F.cross_entropy(method.model.network(labelled.images), labelled.masks)
+    torch.testing.assert_close(losses.losses["supervised"], expected)
 
 
 def test_a_batch_of_ignored_pixels_has_the_loss_zero(seed: int) -> None:
-    config, model, bank, labelled, _ = make_step(seed)
-    labelled["mask"].fill_(255)
-    losses = compute_losses(config, model, bank, labelled, None, 0, 255)
+    method, labelled, _ = make_step(seed)
+    labelled.masks.fill_(255)
+    losses = step_of(method, labelled)
     losses.total.backward()
     assert losses.total.item() == 0
 
 
 def test_pseudo_labels_and_confidences_are_free_of_dropout_noise(seed: int) -> None:
-    _, model, _, _, pairs = make_step(seed, "network.dropout=0.5")
-    first, second = model.view_outputs(pairs["view1"]), model.view_outputs(pairs["view1"])
-    for one, other in zip(first, second, strict=True):
+    method, _, pairs = make_step(seed, "network.dropout=0.5")
+    first, second = (
+        method.model.view_outputs(pairs.view1.images),
+        method.model.view_outputs(pairs.view1.images),
+    )
+    for one, other in zip(first[:3], second[:3], strict=True):
         assert torch.equal(one, other)
     assert not first[1].requires_grad
-    noisy = model.network(pairs["view1"]), model.network(pairs["view1"])
+    noisy = method.model.network(pairs.view1.images), method.model.network(pairs.view1.images)
     assert not torch.equal(*noisy)  # the supervised branch has dropout
 
 
 def test_a_step_is_the_same_from_the_same_seed_and_iteration(seed: int) -> None:
     values = []
     for iteration in (0, 0, 1):
-        config, model, bank, labelled, pairs = make_step(
-            seed, "method.selected_num=5", "network.dropout=0"
-        )
-        losses = compute_losses(config, model, bank, labelled, pairs, iteration, 255)
-        values.append(losses.unsupervised.item())
+        method, labelled, pairs = make_step(seed, "method.selected_num=5", "network.dropout=0")
+        losses = step_of(method, labelled, pairs, iteration)
+        values.append(losses.losses["unsupervised"].item())
     assert values[0] == values[1] != values[2]  # other negatives at another iteration
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "sup_only"])
 @pytest.mark.parametrize("normalizer", ["overlap", "active"])
 def test_every_method_takes_a_step(method: str, normalizer: str, seed: int) -> None:
-    config, model, bank, labelled, pairs = make_step(
+    method, labelled, pairs = make_step(
         seed, *method_overrides(method), f"method.normalizer={normalizer}"
     )
-    balance_classes(model, pairs)
-    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
+    balance_classes(method.model, pairs)
+    losses = step_of(method, labelled, pairs)
     losses.total.backward()
     assert losses.total.isfinite()
-    assert losses.unsupervised > 0
+    assert losses.losses["unsupervised"] > 0
     assert losses.scalars()["active_share"] > 0
-    assert losses.negatives == 2 * pairs["valid1"].numel()
+    assert losses.metrics["negatives"] == 2 * pairs.view1.valid.numel()
 
 
 def make_overlap(seed: int, pixels: int = 40):
@@ -148,6 +148,11 @@ def make_overlap(seed: int, pixels: int = 40):
     image_index = torch.arange(pixels) // (pixels // 2 + 5)  # images with unequal overlaps
     negatives = F.normalize(torch.randn(60, 8), dim=1), torch.randint(0, CLASSES, (60,))
     return views, image_index, negatives
+
+
+def weights_of(image_index: torch.Tensor) -> torch.Tensor:
+    """``1 / (B N_b)`` of two images."""
+    return 1.0 / (2 * image_index.bincount(minlength=2)[image_index])
 
 
 @pytest.mark.parametrize("directional", [True, False])
@@ -186,7 +191,7 @@ def test_the_loss_is_the_paper_s_sum_written_out(
             expected += sum(loss / (2 * overlap) for loss, overlap in terms)
         else:
             expected += sum(loss for loss, _ in terms) / max(len(terms), 1)
-    actual = consistency_loss(config, *views, image_index, 2, negatives, labels)
+    actual = consistency_loss(config, *views, weights_of(image_index), negatives, labels)[0]
     torch.testing.assert_close(actual.double(), torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
 
 
@@ -200,7 +205,7 @@ def test_an_empty_overlap_has_the_loss_zero() -> None:
     for method in ("cac", "l2", "contrastive"):
         config = load("synthetic", list(method_overrides(method))).method
         index = torch.zeros(0, dtype=torch.int64)
-        loss = consistency_loss(config, empty, empty, index, 2, negatives, labels)
+        loss = consistency_loss(config, empty, empty, weights_of(index), negatives, labels)[0]
         assert loss.item() == 0
 
 
@@ -222,9 +227,9 @@ def test_a_network_that_breaks_the_contract_is_refused() -> None:
 
 
 def test_a_void_step_keeps_no_graph(seed: int) -> None:
-    config, model, bank, labelled, pairs = make_step(seed)
-    labelled["image"][0, 0, 0, 0] = torch.nan
-    losses = compute_losses(config, model, bank, labelled, pairs, 0, 255)
-    assert not losses.finite
-    assert losses.total.grad_fn is None
-    assert losses.supervised.grad_fn is None
+    method, labelled, pairs = make_step(seed)
+    labelled.images[0, 0, 0, 0] = torch.nan
+    assert step_of(method, labelled, pairs) is None
+    gc.collect()
+    outputs = [x for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.grad_fn is not None]
+    assert not outputs

@@ -11,11 +11,11 @@ from tiny_run import TINY_RUN
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load, to_mapping
+from cac_ext.train.data.batches import LabelledSample, collate_labelled, concatenate
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.experiments.ablate import format_results, load_row, plan_rows
 from cac_ext.train.experiments.tables import TABLES, find_table
-from cac_ext.train.pseudo_labels.self_training import concatenate
 
 TINY = [
     *TINY_RUN,
@@ -159,8 +159,8 @@ def test_a_student_s_batch_holds_both_kinds_of_images() -> None:
         def __len__(self) -> int:
             return 3
 
-        def __getitem__(self, index: int) -> dict:
-            return {"image": torch.full((3, 2, 2), self.value), "mask": torch.zeros(2, 2)}
+        def __getitem__(self, index: int) -> LabelledSample:
+            return LabelledSample(torch.full((3, 2, 2), self.value), torch.zeros(2, 2))
 
     loaders = [
         iter(
@@ -168,11 +168,12 @@ def test_a_student_s_batch_holds_both_kinds_of_images() -> None:
                 Stream(Constant(value), lambda sample: sample, 0, "x"),
                 IterationSampler(0, 4, 2),
                 num_workers=0,
+                collate=collate_labelled,
             )
         )
         for value in (1.0, 2.0)
     ]
     batches = list(map(concatenate, *loaders))
     assert len(batches) == 4
-    assert batches[0]["image"][:, 0, 0, 0].tolist() == [1, 1, 2, 2]
-    assert batches[0]["mask"].shape == (4, 2, 2)
+    assert batches[0].images[:, 0, 0, 0].tolist() == [1, 1, 2, 2]
+    assert batches[0].masks.shape == (4, 2, 2)

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from cac_ext.train.methods.step import build_model, compute_losses, weak_weight
 from image_trees import cityscapes_tree, folder_overrides, folder_tree, voc_tree
+from method_steps import make_cac, random_labelled, random_pairs, step_of
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_run import TINY_RUN
@@ -23,8 +23,7 @@ from cac_ext.train.data.augment import CropPairAugment
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import CheckpointError, ConfigError, DataError
-from cac_ext.train.methods.memory_bank import MemoryBank
-from cac_ext.train.networks import build_network
+from cac_ext.train.methods.cac import weak_weight
 from cac_ext.train.networks.backbones import move_stride_to_1x1
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.pseudo_labels.activation_maps import class_activation_maps, labels_of_maps
@@ -345,7 +344,7 @@ def test_a_small_classifier_starts_from_a_supervised_run(
     weights = f"image_classifier.weights={folder / 'teacher' / 'checkpoint.pt'}"
     classifier = build_classifier(load("synthetic", [*overrides, weights]), 7, pretrained=True)
     for name, tensor in classifier.features.state_dict().items():
-        assert torch.equal(tensor, state["model"][f"network.encoder.{name}"])
+        assert torch.equal(tensor, state["modules"]["model"][f"network.encoder.{name}"])
     assert "tensors" in classifier.initial_weights
 
     # The same from the file itself, and from the run of a comparison.
@@ -377,7 +376,7 @@ def test_the_commands_lead_from_image_labels_to_a_network(
     steps = [x for x in read_metrics(Path(run) / "metrics.jsonl") if x["split"] == "train"]
     assert ["loss_weak" in step for step in steps] == [False] * 2 + [True] * 4
     # Discarded at inference: the network holds nothing of the second classifier.
-    state = read_checkpoint(Path(run) / "checkpoint.pt")["model"]
+    state = read_checkpoint(Path(run) / "checkpoint.pt")["modules"]["model"]
     assert any(name.startswith("weak_classifier.") for name in state)
     assert not any("weak" in name for name in state if name.startswith("network."))
 
@@ -385,32 +384,30 @@ def test_the_commands_lead_from_image_labels_to_a_network(
 def test_the_total_is_equation_10_and_spares_the_main_classifier(seed: int) -> None:
     config = load("synthetic", [*TINY, "weak.pseudo_labels=masks", "network.dropout=0"])
     torch.manual_seed(seed)
-    model = build_model(config, build_network(config.network, 7)).train()
+    method = make_cac(config, 7)
+    model = method.model
     side = model.network.pooled_grid.size(33)
-    labelled = {"image": torch.randn(2, 3, 33, 33), "mask": torch.randint(0, 7, (2, 33, 33))}
-    pairs = {key: torch.randn(2, 3, 33, 33) for key in ("view1", "view2")}
-    pairs |= {key: torch.ones(2, side, side, dtype=torch.bool) for key in ("valid1", "valid2")}
-    pairs |= {key: torch.arange(2 * side * side) for key in ("overlap1", "overlap2")}
-    pairs |= {key: torch.randint(0, 7, (2, 33, 33)) for key in ("mask1", "mask2")}
-    pairs["mask1"][0] = 255
-    pairs["image_index"] = pairs["overlap1"] // (side * side)
+    overlap = torch.arange(2 * side * side)
+    valid = torch.ones(2, side, side, dtype=torch.bool)
+    masks = torch.randint(0, 7, (2, 2, 33, 33))
+    masks[0, 0] = 255
+    pairs = random_pairs(2, 33, (overlap, overlap), (valid, valid), masks=tuple(masks))
     iteration = 3
-    bank = MemoryBank(None, 0)
-    losses = compute_losses(config, model, bank, labelled, pairs, iteration, 255)
+    losses = step_of(method, random_labelled(2, 33, 7), pairs, iteration)
 
     expected = 0.0
-    for view in (1, 2):
-        logits = model.view_outputs(pairs[f"view{view}"])[3]
+    for view in pairs[:2]:
+        logits = model.view_outputs(view.images).weak_logits
         assert logits.shape == (2, 7, 33, 33)
-        expected += F.cross_entropy(logits, pairs[f"mask{view}"], ignore_index=255) / 2
-    torch.testing.assert_close(losses.weak, expected)
+        expected += F.cross_entropy(logits, view.masks, ignore_index=255) / 2
+    torch.testing.assert_close(losses.losses["weak"], expected)
     torch.testing.assert_close(
         losses.total,
-        losses.supervised
-        + config.method.unsupervised_weight * losses.unsupervised
+        losses.losses["supervised"]
+        + config.method.unsupervised_weight * losses.losses["unsupervised"]
         + weak_weight(config, iteration) * expected,
     )
-    losses.weak.backward()
+    losses.losses["weak"].backward()
     assert all(p.grad is None for p in model.network.classifier.parameters())
     assert all(p.grad.abs().sum() > 0 for p in model.weak_classifier.parameters())
 
@@ -434,8 +431,8 @@ def test_a_view_s_mask_shows_what_the_view_shows(seed: int) -> None:
     mask[10:30, 5:25] = 200
     for _ in range(10):
         pair = augment({"image": mask.expand(3, -1, -1).clone(), "mask": mask, "name": "square"})
-        for view in ("1", "2"):
-            shown, labels = pair[f"view{view}"][0], pair[f"mask{view}"]
+        for view in pair:
+            shown, labels = view.image[0], view.mask
             assert labels.shape == (33, 33)
             inside = labels != 255  # no padding
             agree = ((shown > 0.5) == (labels == 200))[inside].float().mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cac_ext.train.data.classes import save_classes
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.methods import build_method, check_method
-from cac_ext.train.methods.contract import MethodContext, Phase
+from cac_ext.train.methods.contract import Method, MethodContext, Phase
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
 from cac_ext.train.runs.checkpoint import (
@@ -57,6 +58,7 @@ def train(
     label: str = "train",
     resume: bool = False,
     progress: bool = True,
+    build: Callable[[MethodContext], Method] | None = None,
 ) -> TrainResult:
     """Trains what the configuration says and writes everything into ``folder``.
 
@@ -67,6 +69,7 @@ def train(
         resume: go on from the folder's checkpoint, if there is one; otherwise a checkpoint there
             is an error, so that no run is overwritten.
         progress: progress bars on the terminal.
+        build: makes the method in place of the one that ``config.method.name`` names.
 
     Within `distributed.process_group` all processes call it, with the same arguments. Pseudo labels
     that are ``auto`` must be in the folder already, see `prepare.py`.
@@ -79,7 +82,8 @@ def train(
     processes = current()
     progress = progress and processes.is_main
     device = find_device(config.device)
-    check_method(config)
+    if build is None:
+        check_method(config)
     written = config  # with `auto`, which is right wherever the folder is moved to
     config = PseudoLabelFolders.of_run(folder).fill_in(config)
     torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
@@ -90,7 +94,7 @@ def train(
     has_checkpoint = processes.first(checkpoint.exists())
     network = build_network(config.network, splits.num_classes, pretrained=not has_checkpoint)
     context = MethodContext(config, splits, network, processes, pretrained=not has_checkpoint)
-    method = build_method(context)
+    method = (build or build_method)(context)
     everything = {**method.trained, **method.kept}
     for module in everything.values():
         module.to(device)

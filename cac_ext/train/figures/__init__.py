@@ -1,1 +1,1 @@
-""""""
+"""Pictures of predictions, of crop pairs and of what features mean."""

@@ -87,9 +87,9 @@ def draw_crops(
         drawn.append(
             Crops(
                 sample["name"],
-                torch.stack([pair["view1"], pair["view2"], other["view1"]]),
-                torch.stack([pair["overlap1"], pair["overlap2"]]),
-                pair["truth1"].flatten()[pair["overlap1"]].long(),
+                torch.stack([pair.view1.image, pair.view2.image, other.view1.image]),
+                torch.stack([pair.view1.overlap, pair.view2.overlap]),
+                pair.view1.truth.flatten()[pair.view1.overlap].long(),
             )
         )
     return drawn

@@ -11,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-import cac_ext
 from cac_ext.train.config import Config
 from cac_ext.train.data.augment import CropPairAugment
 from cac_ext.train.data.batches import CropPairBatch, ViewBatch, collate_pairs
@@ -108,11 +107,7 @@ class Cac(Method):
         loss: stands in for `cac_ext.directional_contrastive_loss`, to compare implementations.
     """
 
-    def __init__(
-        self,
-        context: MethodContext,
-        loss: Callable[..., Any] = cac_ext.directional_contrastive_loss,
-    ) -> None:
+    def __init__(self, context: MethodContext, loss: Callable[..., Tensor] | None = None) -> None:
         super().__init__(context)
         config = context.config
         self.model = build_model(config, context.network)

@@ -34,11 +34,13 @@ def consistency_loss(
     negatives: Tensor,  # [N, C] unit length
     negative_labels: Tensor,  # [N]
     processes: Processes = ALONE,
-    directional_loss: Callable[..., Tensor] = cac_ext.directional_contrastive_loss,
+    directional_loss: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Both directions' loss, a scalar; gradient to each direction's anchors only.
 
     Its mean over ``processes`` is the loss of all their images together.
+
+    ``directional_loss`` stands in for `cac_ext.directional_contrastive_loss`.
 
     Returns:
         The loss, and the anchors in direction 1 -> 2 and in 2 -> 1, ``[A]`` bool each.
@@ -56,7 +58,7 @@ def consistency_loss(
         if weights is None:
             # One process has the active count of all: the loss can take the mean by itself.
             reduction = "active_mean" if processes.size == 1 else "none"
-        losses = directional_loss(
+        losses = (directional_loss or cac_ext.directional_contrastive_loss)(
             view1.projections,
             view2.projections,
             view1.confidences,

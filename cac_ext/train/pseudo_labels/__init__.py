@@ -1,12 +1,12 @@
-"""Image-level labels of the unlabelled images (paper section 3.5).
+"""Labels of unlabelled images that are made before training.
 
-The way from a list of labels to the loss:
+    self_training.py      a supervised teacher labels them ("ST" of the paper's Table 3)
+    image_labels.py       image-level labels (section 3.5): from a list or known masks
+    image_classifier.py   an image classifier is trained on them,
+    activation_maps.py    and its class activation maps become masks
+    folders.py            where the masks of a run lie
 
-    image_labels.py   which classes an image shows: from a list, or from masks that are known
-    classifier.py     an image classifier is trained on them
-    cam.py            its class activation maps become pseudo labels, files of masks
-    ../step.py        a second classifier learns them beside the main one (Eq. 10 and 11)
-
-One class must be the background (`DatasetSplits.background_class`), as in VOC and the built-in
-data: no image-level label names it, and it is what no activation points at.
+For image-level labels one class must be the background (`DatasetSplits.background_class`), as in
+VOC and the built-in data: no image-level label names it, and it is what no activation points at.
+The files themselves are read and written by `data/pseudo_label_files.py`.
 """
