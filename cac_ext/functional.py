@@ -7,45 +7,119 @@ type of features see `directional_contrastive_loss`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from cac_ext._arguments import cast_for_autocast, reject_gradient
-from cac_ext.negatives import PreparedNegatives, prepare_negatives
-from cac_ext.reference import direction_masks, reduce_directions
+from cac_ext._arguments import (
+    as_ignore_index,
+    as_number,
+    cast_for_autocast,
+    reject_gradient,
+    require_agreement,
+    require_flag,
+    require_reduction,
+    require_tensors,
+    require_weights,
+)
+from cac_ext.negatives import PreparedNegatives, PreparedParts, prepare_parts
+from cac_ext.ops import DirectionalContrastiveLoss, MaskedContrastiveLoss, MaskedLogSumExp
 
 
 def _prepared(
     negatives: Tensor | PreparedNegatives,
     negative_labels: Tensor | None,
     normalize: bool,
-    anchors: Tensor,
-) -> PreparedNegatives:
+    ignore_index: int | None,
+) -> PreparedParts:
     if isinstance(negatives, PreparedNegatives):
         if negative_labels is not None:
             raise ValueError(
                 "negative_labels must be left out when negatives are PreparedNegatives, which "
                 "carry their labels"
             )
-        prepared = negatives
-    elif negative_labels is None:
+        for name, here, there in (
+            ("normalize", normalize, negatives.normalize),
+            ("ignore_index", ignore_index, negatives.ignore_index),
+        ):
+            if here != there:
+                raise ValueError(
+                    f"the negatives were prepared with {name}={there}, but the loss is called "
+                    f"with {name}={here}: both must be the same"
+                )
+        return negatives._parts
+    require_tensors(negatives=negatives)
+    if negative_labels is None:
         raise ValueError(
             "negative_labels are missing: pass one integer label [N] for each of the negatives "
             "[N, C], or negatives from cac_ext.prepare_negatives()"
         )
-    else:
-        prepared = prepare_negatives(negatives, negative_labels, normalize=normalize)
-    # The operators see channels after padding only.
-    if anchors.dim() == 2 and prepared.channels != anchors.shape[1]:
-        raise ValueError(
-            f"negatives must have {anchors.shape[1]} channels like the anchors' features, but "
-            f"have {prepared.channels}"
-        )
-    return prepared
+    return prepare_parts(negatives, negative_labels, normalize, ignore_index)
+
+
+def _require_fitting(
+    features: dict[str, Tensor], rows: dict[str, Tensor], negatives: Tensor | PreparedNegatives
+) -> None:
+    """Names what does not fit the others: channels, pixels, devices."""
+    require_tensors(**features, **rows)
+    if all(x.dim() == 2 for x in features.values()):
+        channels = {name: x.shape[1] for name, x in features.items()}
+        if isinstance(negatives, PreparedNegatives):
+            channels["negatives"] = negatives.channels
+        elif isinstance(negatives, Tensor) and negatives.dim() == 2:
+            channels["negatives"] = negatives.shape[1]
+        require_agreement("{} channels", channels)
+        first, *_ = features
+        for name, count in channels.items():  # the operators see channels after padding only
+            if count != channels[first]:
+                raise ValueError(
+                    f"{name} must have {channels[first]} channels like {first}, but have {count}"
+                )
+    sized = {name: x.shape[0] for name, x in (features | rows).items() if x.dim() > 0}
+    require_agreement("{} rows", sized)
+    devices = {name: str(x.device) for name, x in (features | rows).items()}
+    require_agreement("device {}", devices)
 
 
 def _wants_gradient(*features: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in features)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in features):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    # Forward mode: a tangent wants the gradient too.
+    return forward_ad._current_level >= 0
+
+
+def _apply(operator: str, function: Any, *arguments: Any) -> Any:
+    """The operator; where a derivative may be taken, by its autograd Function.
+
+    Both are the same. The Function serves `torch.func` and forward mode, the operator torch.compile.
+    """
+    if arguments[-1] and not torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    return getattr(torch.ops.cac_ext, operator)(*arguments)
+
+
+def _reduce(
+    loss: Tensor,  # [2, A], 0 where a pixel is no anchor
+    direction: Tensor,  # [A] 0, 1 or 2
+    weights: Tensor | None,  # [A]
+    reduction: str,
+) -> Tensor:
+    if weights is not None:
+        loss = loss * weights
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.sum() / max(loss.shape[1], 1)
+    counts = torch.stack([direction == 1, direction == 2]).sum(dim=1)  # [2]
+    # An empty direction adds 0, as the authors' sum / (count + 1e-12) does.
+    means = loss.sum(dim=1) / counts.clamp(min=1)
+    return means if reduction == "active_mean_each" else means.sum()
 
 
 def masked_logsumexp(
@@ -56,6 +130,7 @@ def masked_logsumexp(
     *,
     temperature: float = 0.1,
     normalize: bool = True,
+    ignore_index: int | None = None,
 ) -> Tensor:
     """``log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)``: the negatives' part of Eq. 5.
 
@@ -65,23 +140,33 @@ def masked_logsumexp(
         anchor_labels: [A] integer labels.
         negative_labels: [N] integer labels; left out with `PreparedNegatives`.
         temperature: tau > 0.
-        normalize: Compare directions (cosine); False trusts that every row has unit length.
+        normalize: As in `directional_contrastive_loss`.
+        ignore_index: As in `directional_contrastive_loss`.
 
     Returns:
-        [A] float32 (float64 for float64), -inf where no negative has another label.
+        [A] float32 (float64 for float64), -inf where no negative has another label, and for an
+        ignored anchor.
 
     Raises:
         ValueError, TypeError, RuntimeError: see `directional_contrastive_loss`.
     """
+    temperature = as_number(temperature, "temperature")
+    require_flag(normalize, "normalize")
+    ignore_index = as_ignore_index(ignore_index)
+    _require_fitting({"anchors": anchors}, {"anchor_labels": anchor_labels}, negatives)
     anchors = cast_for_autocast(anchors)[0]
-    prepared = _prepared(negatives, negative_labels, normalize, anchors)
-    value, _ = torch.ops.cac_ext.masked_logsumexp(
+    prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
+    value, _ = _apply(
+        "masked_logsumexp",
+        MaskedLogSumExp,
         anchors,
         prepared.features,
         anchor_labels,
         prepared.labels,
+        prepared.num_valid,
         temperature,
         normalize,
+        ignore_index,
         _wants_gradient(anchors),
     )
     return value
@@ -98,6 +183,7 @@ def masked_contrastive_loss(
     temperature: float = 0.1,
     normalize: bool = True,
     eps: float = 0.0,
+    ignore_index: int | None = None,
 ) -> Tensor:
     """``-log r(a, p) / (r(a, p) + sum_j [y_j != y] r(a, n_j))`` of each anchor (Eq. 1, 5).
 
@@ -109,8 +195,9 @@ def masked_contrastive_loss(
         negative_labels: [N] integer labels; left out with `PreparedNegatives`.
         active: [A] bool; the others cost nothing, their loss and gradient are 0. None: all.
         temperature: tau > 0.
-        normalize: Compare directions (cosine); False trusts that every row has unit length.
+        normalize: As in `directional_contrastive_loss`.
         eps: As in `directional_contrastive_loss`.
+        ignore_index: As in `directional_contrastive_loss`.
 
     Returns:
         [A] float32 (float64 for float64).
@@ -118,20 +205,29 @@ def masked_contrastive_loss(
     Raises:
         ValueError, TypeError, RuntimeError: see `directional_contrastive_loss`.
     """
+    temperature, eps = as_number(temperature, "temperature"), as_number(eps, "eps")
+    require_flag(normalize, "normalize")
+    ignore_index = as_ignore_index(ignore_index)
+    rows = {"anchor_labels": anchor_labels} | ({} if active is None else {"active": active})
+    _require_fitting({"anchors": anchors, "positives": positives}, rows, negatives)
     reject_gradient(positives, "positives")
     anchors, positives = cast_for_autocast(anchors, positives)
-    prepared = _prepared(negatives, negative_labels, normalize, anchors)
-    loss, _ = torch.ops.cac_ext.masked_contrastive_loss(
+    prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
+    loss, _ = _apply(
+        "masked_contrastive_loss",
+        MaskedContrastiveLoss,
         anchors,
         positives,
         prepared.features,
         anchor_labels,
         prepared.labels,
         prepared.leading_rows,
+        prepared.num_valid,
         active,
         temperature,
         normalize,
         eps,
+        ignore_index,
         _wants_gradient(anchors),
     )
     return loss
@@ -153,6 +249,7 @@ def directional_contrastive_loss(
     reduction: str = "active_mean",
     normalize: bool = True,
     eps: float = 0.0,
+    ignore_index: int | None = None,
 ) -> Tensor:
     """The directional contrastive loss of both directions (paper Eq. 1-8) in one fused pass.
 
@@ -163,23 +260,40 @@ def directional_contrastive_loss(
     Args:
         features1, features2: [A, C] the same A pixels seen in view 1 and in view 2; float32,
             bfloat16, float16 or float64.
-        confidences1, confidences2: [A] largest class probability.
+        confidences1, confidences2: [A] largest class probability; constants, no gradient reaches
+            them.
         pseudo_labels1, pseudo_labels2: [A] integer class.
         negatives: [N, C] features, or `PreparedNegatives`.
         negative_labels: [N] integer class; left out with `PreparedNegatives`.
         temperature: tau > 0.
-        confidence_threshold: gamma; positives at or below it are filtered out.
+        confidence_threshold: gamma, within 0 and 1; positives at or below it are filtered out.
         weights: [A] factor of each pixel's loss. With ``reduction="sum"`` and 1 / (B N_b) for a
             pixel of image b it gives the paper's normaliser.
         reduction: "active_mean": masked sum / active count a direction, both added (the authors'
-            code). "mean": sum / A a direction, added. "sum". "none": [2, A], row 0 for 1 -> 2.
-        normalize: Compare directions (cosine); False trusts that every row has unit length.
+            code). "active_mean_each": the same, not added, [2]: what the authors' training logs.
+            "mean": sum / A a direction, added. "sum". "none": [2, A], row 0 for 1 -> 2.
+        normalize: Compare directions (cosine). A row shorter than 1e-12 is divided by 1e-12; it has
+            no direction, so its gradient is 0. False: dot products of the rows as they are, of any
+            length; on a GPU that takes a running maximum, which costs a little time.
         eps: 0 is the paper's loss; 1e-8 repeats the authors' code, which adds it to the
             denominator (in units of the row's maximum over the positive and the first 8000
-            negatives) and again inside the logarithm, so that no loss exceeds about 18.4.
+            negatives) and again inside the logarithm, so that no loss exceeds about 18.4. The row
+            maximum counts as a constant here, while the authors differentiate it. At tau = 0.1 the
+            gradients differ by 1.5e-8 of their norm. They differ visibly where the positive and
+            every counted negative lie more than 18 logits below the maximum, which a negative of
+            the anchor's own class then holds: at tau = 0.03, without normalization and with well
+            separated classes, by 0.3 of the norm, and by 0.88 in the worst row.
+        ignore_index: Label that does not take part, as in `torch.nn.functional.cross_entropy`:
+            anchors of it have the loss and the gradient 0 and are not counted, negatives of it
+            count for no anchor.
 
     Returns:
-        A scalar, or [2, A] for "none"; float32 (float64 for float64 features).
+        A scalar, [2] for "active_mean_each", [2, A] for "none"; float32 (float64 for float64
+        features).
+
+    Leaf tensors that have unit length already get, with ``normalize=True``, a gradient without the
+    part along themselves, which ``normalize=False`` gives. Behind a layer that normalizes, as in
+    every network, both are the same.
 
     Accuracy:
         Sums are float32 and wider; under autocast its type is used. On the CPU float64 and float32
@@ -200,34 +314,47 @@ def directional_contrastive_loss(
         "medium" float32 ones, as float16.
 
     Raises:
-        ValueError: A shape, device, label count, temperature or option that does not fit, or a
-            feature that is not finite, with its place (CPU only: a look would stall a GPU).
+        ValueError: A shape, device, label count, temperature or option that does not fit; on the
+            CPU (a look would stall a GPU) also a feature or confidence that is not finite, with its
+            place, and with ``normalize=False`` rows whose products exceed the range of float32.
         TypeError: A type that does not fit.
-        RuntimeError: A gradient is asked for that does not exist: of the negatives, or a second
-            derivative.
+        RuntimeError: A gradient is asked for that does not exist: of the negatives, of a
+            temperature given as a tensor, or a second derivative.
     """
+    temperature, eps = as_number(temperature, "temperature"), as_number(eps, "eps")
+    confidence_threshold = as_number(confidence_threshold, "confidence_threshold")
+    require_flag(normalize, "normalize")
+    require_reduction(reduction)
+    ignore_index = as_ignore_index(ignore_index)
+    rows = {
+        "confidences1": confidences1,
+        "confidences2": confidences2,
+        "pseudo_labels1": pseudo_labels1,
+        "pseudo_labels2": pseudo_labels2,
+    }
+    _require_fitting({"features1": features1, "features2": features2}, rows, negatives)
+    if weights is not None:
+        require_weights(weights, features1, "features1")
     features1, features2 = cast_for_autocast(features1, features2)
-    prepared = _prepared(negatives, negative_labels, normalize, features1)
-    if weights is not None and weights.shape != features1.shape[:1]:
-        raise ValueError(
-            f"weights must have shape [{features1.shape[0]}], one factor for each pixel, but got "
-            f"{list(weights.shape)}"
-        )
-    loss, _, _ = torch.ops.cac_ext.directional_contrastive_loss(
+    prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
+    loss, _, direction = _apply(
+        "directional_contrastive_loss",
+        DirectionalContrastiveLoss,
         features1,
         features2,
-        confidences1,
-        confidences2,
+        confidences1.detach(),
+        confidences2.detach(),
         pseudo_labels1,
         pseudo_labels2,
         prepared.features,
         prepared.labels,
         prepared.leading_rows,
+        prepared.num_valid,
         temperature,
         confidence_threshold,
         normalize,
         eps,
+        ignore_index,
         _wants_gradient(features1, features2),
     )
-    active = direction_masks(confidences1, confidences2, confidence_threshold)  # [2, A]
-    return reduce_directions(loss, active, weights, reduction)
+    return _reduce(loss, direction, weights, reduction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cac_ext._arguments import as_ignore_index, as_number, require_flag, require_reduction
 from cac_ext.functional import directional_contrastive_loss
 from cac_ext.negatives import PreparedNegatives
 
@@ -18,13 +19,17 @@ class DirectionalContrastiveLoss(nn.Module):
         reduction: str = "active_mean",
         normalize: bool = True,
         eps: float = 0.0,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.confidence_threshold = confidence_threshold
+        self.temperature = as_number(temperature, "temperature")
+        self.confidence_threshold = as_number(confidence_threshold, "confidence_threshold")
+        require_reduction(reduction)
         self.reduction = reduction
+        require_flag(normalize, "normalize")
         self.normalize = normalize
-        self.eps = eps
+        self.eps = as_number(eps, "eps")
+        self.ignore_index = as_ignore_index(ignore_index)
 
     def forward(
         self,
@@ -53,6 +58,7 @@ class DirectionalContrastiveLoss(nn.Module):
             reduction=self.reduction,
             normalize=self.normalize,
             eps=self.eps,
+            ignore_index=self.ignore_index,
         )
 
     def extra_repr(self) -> str:

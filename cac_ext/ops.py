@@ -8,8 +8,11 @@ and to differentiate it: a fake implementation and the derivative. The derivativ
     loss, gradient = torch.ops.cac_ext.masked_contrastive_loss(*arguments)
 
 One pass over the negatives gives the loss and its gradient, so the forward returns both and the
-backward only scales rows. Gradients reach the anchors alone (paper Eq. 6); a second derivative does
-not exist.
+backward only scales rows. Gradients reach the anchors alone (paper Eq. 6). Reverse mode,
+`torch.func` and forward mode give first derivatives; a second derivative does not exist.
+
+On the CPU the operators check what they are given, values included, so that nothing is read or
+written out of bounds; the fake implementations check shapes and types.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ import torch
 from torch import Tensor
 
 from cac_ext import _C
-from cac_ext.reference import LEADING_CHUNK
 
-_DTYPE_NUMBERS = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
-_DTYPE_OF_NUMBER = {number: dtype for dtype, number in _DTYPE_NUMBERS.items()}
+#: Chunk of negatives over which the authors' code takes the row maximum (only with ``eps`` > 0).
+LEADING_CHUNK = 8000
+
+#: torch's numbers of the types that features may have.
+DTYPE_NUMBERS = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
+_DTYPE_OF_NUMBER = {number: dtype for dtype, number in DTYPE_NUMBERS.items()}
 
 
 def _value_dtype(features: Tensor) -> torch.dtype:
@@ -38,14 +44,46 @@ def _require_gradient(computed: bool, operator: str) -> None:
         )
 
 
-def _scale_rows(gradient: Tensor, scale: Tensor) -> Tensor:
-    """``gradient [A, C] * scale [A]`` in float32, rounded once to the features' type."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "the fused contrastive loss has no second derivative; call backward() without "
-            "create_graph=True"
+class _ScaledRows(torch.autograd.Function):
+    """`_scale_rows` where somebody may differentiate it: refused, but only then."""
+
+    @staticmethod
+    def forward(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
+        return _scaled_rows(gradient, scale, kept, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], gradient: Tensor, scale: Tensor, kept: Tensor,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, int]:
+        rows = torch.vmap(
+            lambda g, s, k: _scaled_rows(g, s, k, dtype), in_dims[:3], randomness="error"
         )
-    return (gradient * scale[:, None]).to(gradient.dtype)
+        return rows(gradient, scale, kept), 0
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "the fused contrastive loss has no second derivative: it cannot be part of what is "
+            "differentiated twice"
+        )
+
+
+def _scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
+    # Selected, not multiplied by 0: the factor may be infinite. A row without gradient stays so.
+    keep = kept[:, None] & (gradient != 0)
+    return torch.where(keep, gradient * scale[:, None], 0.0).to(dtype)
+
+
+def _scale_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """``gradient [A, C] * scale [A]`` of the rows ``kept [A]``, rounded once to ``dtype``."""
+    if torch.is_grad_enabled():
+        return _ScaledRows.apply(gradient, scale, kept, dtype)
+    return _scaled_rows(gradient, scale, kept, dtype)
 
 
 class _OneDirection(torch.autograd.Function):
@@ -60,14 +98,25 @@ class _OneDirection(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.with_gradient = inputs[-1]
         ctx.num_inputs = len(inputs)
+        ctx.dtype = inputs[0].dtype
         ctx.save_for_backward(gradient)
+        ctx.save_for_forward(gradient)
 
     @classmethod
     def _backward(cls, ctx: Any, grad_value: Tensor | None) -> tuple[Tensor | None, ...]:
         _require_gradient(ctx.with_gradient, cls.operator)
         (gradient,) = ctx.saved_tensors
-        grad_anchors = None if grad_value is None else _scale_rows(gradient, grad_value)
+        if grad_value is None:
+            return (None,) * ctx.num_inputs
+        every = torch.ones_like(grad_value, dtype=torch.bool)
+        grad_anchors = _scale_rows(gradient, grad_value, every, ctx.dtype)
         return grad_anchors, *[None] * (ctx.num_inputs - 1)
+
+    @classmethod
+    def _jvp(cls, ctx: Any, tangent: Tensor | None) -> tuple[Tensor | None, None]:
+        _require_gradient(ctx.with_gradient, cls.operator)
+        (gradient,) = ctx.saved_tensors
+        return (None if tangent is None else (gradient * tangent).sum(dim=1)), None
 
 
 class MaskedLogSumExp(_OneDirection):
@@ -83,6 +132,10 @@ class MaskedLogSumExp(_OneDirection):
     def backward(ctx: Any, grad_value: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         return MaskedLogSumExp._backward(ctx, grad_value)
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+        return MaskedLogSumExp._jvp(ctx, tangent)
+
 
 class MaskedContrastiveLoss(_OneDirection):
     """``(loss [A], gradient [A, C])`` of one direction, anchors against positives and negatives."""
@@ -96,6 +149,10 @@ class MaskedContrastiveLoss(_OneDirection):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         return MaskedContrastiveLoss._backward(ctx, grad_value)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+        return MaskedContrastiveLoss._jvp(ctx, tangent)
 
 
 class DirectionalContrastiveLoss(torch.autograd.Function):
@@ -118,7 +175,9 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.with_gradient = inputs[-1]
         ctx.num_inputs = len(inputs)
+        ctx.dtype = inputs[0].dtype
         ctx.save_for_backward(gradient, direction)
+        ctx.save_for_forward(gradient, direction)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -128,41 +187,155 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
         if grad_loss is not None:
             for view in range(2):
                 if ctx.needs_input_grad[view]:
-                    scale = torch.where(direction == view + 1, grad_loss[view], 0.0)  # [A]
-                    grads[view] = _scale_rows(gradient, scale)
+                    kept = direction == view + 1  # [A]
+                    grads[view] = _scale_rows(gradient, grad_loss[view], kept, ctx.dtype)
         return *grads, *[None] * (ctx.num_inputs - 2)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, None, None]:
+        _require_gradient(ctx.with_gradient, "directional_contrastive_loss")
+        gradient, direction = ctx.saved_tensors  # [A, C], [A]
+        rows = [
+            torch.zeros_like(gradient[:, 0])
+            if tangent is None
+            else torch.where(direction == view, (gradient * tangent).sum(dim=1), 0.0)
+            for view, tangent in enumerate(tangents[:2], 1)
+        ]
+        return torch.stack(rows), None, None
 
 
 def _fake_outputs(features: Tensor, with_gradient: bool, *leading: int) -> tuple[Tensor, Tensor]:
     rows, channels = features.shape
-    value = features.new_empty((*leading, rows), dtype=_value_dtype(features))
-    return value, features.new_empty((rows if with_gradient else 0, channels))
+    dtype = _value_dtype(features)
+    value = features.new_empty((*leading, rows), dtype=dtype)
+    return value, features.new_empty((rows if with_gradient else 0, channels), dtype=dtype)
+
+
+# The fakes check what needs no values, as csrc/ops/checks.cpp does.
+
+
+def _check_features(features: Tensor, name: str, like: Tensor | None = None) -> None:
+    if features.dim() != 2:
+        raise ValueError(
+            f"{name} must have shape [pixels, channels], but got {list(features.shape)}"
+        )
+    if features.dtype not in DTYPE_NUMBERS:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, but got {features.dtype}"
+        )
+    if like is not None and features.shape != like.shape:
+        raise ValueError(
+            f"{name} must have shape {list(like.shape)}, but got {list(features.shape)}"
+        )
+    if like is not None and features.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype}, but got {features.dtype}")
+
+
+def _check_rows(rows: Tensor, name: str, like: Tensor, *, floating: bool = False) -> None:
+    if rows.dim() != 1 or rows.shape[0] != like.shape[0]:
+        raise ValueError(f"{name} must have shape [{like.shape[0]}], but got {list(rows.shape)}")
+    if rows.is_floating_point() != floating or (not floating and rows.dtype == torch.bool):
+        kind = "floating point" if floating else "integers"
+        raise TypeError(f"{name} must be {kind}, but got {rows.dtype}")
+
+
+def _check_prepared(features: Tensor, negatives: Tensor, *index: Tensor) -> None:
+    if negatives.dim() != 2 or negatives.shape[1] < features.shape[1]:
+        raise ValueError(
+            f"negatives must have {features.shape[1]} channels like the features, but have shape "
+            f"{list(negatives.shape)}"
+        )
+    if (negatives.dtype == torch.float64) != (features.dtype == torch.float64):
+        raise TypeError(
+            "negatives and features must be float64 together or not at all, but got "
+            f"{negatives.dtype} negatives and {features.dtype} features"
+        )
+    if any(part.dtype != torch.int64 for part in index):
+        raise ValueError("labels, leading_rows and num_valid of prepared negatives must be int64")
+    if index[0].shape != negatives.shape[:1]:
+        raise ValueError(
+            f"prepared negatives have {negatives.shape[0]} rows, but labels of shape "
+            f"{list(index[0].shape)}"
+        )
 
 
 @torch.library.register_fake("cac_ext::prepare_negatives")
-def _(negatives: Tensor, negative_labels: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    negatives: Tensor, negative_labels: Tensor, normalize: bool, ignore_index: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_features(negatives, "negatives")
+    _check_rows(negative_labels, "negative_labels", negatives)
     rows, channels = negatives.shape
-    dtype, multiple = _C.prepared_layout(negatives.device.type, _DTYPE_NUMBERS[negatives.dtype])
+    dtype, multiple = _C.prepared_layout(negatives.device.type, DTYPE_NUMBERS[negatives.dtype])
     padded_channels = (channels + multiple - 1) // multiple * multiple
     return (
         negatives.new_empty((rows, padded_channels), dtype=_DTYPE_OF_NUMBER[dtype]),
         negative_labels.new_empty((rows,), dtype=torch.int64),
         negative_labels.new_empty((torch.sym_min(rows, LEADING_CHUNK),), dtype=torch.int64),
+        negative_labels.new_empty((), dtype=torch.int64),
     )
 
 
 @torch.library.register_fake("cac_ext::masked_logsumexp")
-def _(anchors: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(
+    anchors: Tensor,
+    negatives: Tensor,
+    anchor_labels: Tensor,
+    negative_labels: Tensor,
+    num_valid: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    _check_features(anchors, "anchors")
+    _check_rows(anchor_labels, "anchor_labels", anchors)
+    _check_prepared(anchors, negatives, negative_labels, num_valid)
     return _fake_outputs(anchors, rest[-1])
 
 
 @torch.library.register_fake("cac_ext::masked_contrastive_loss")
-def _(anchors: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    anchor_labels: Tensor,
+    negative_labels: Tensor,
+    leading_rows: Tensor,
+    num_valid: Tensor,
+    active: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    _check_features(anchors, "anchors")
+    _check_features(positives, "positives", anchors)
+    _check_rows(anchor_labels, "anchor_labels", anchors)
+    _check_prepared(anchors, negatives, negative_labels, leading_rows, num_valid)
+    if active is not None and (active.dtype != torch.bool or active.shape != anchors.shape[:1]):
+        raise ValueError(
+            f"active must be bool of shape [{anchors.shape[0]}], but is {active.dtype} of shape "
+            f"{list(active.shape)}"
+        )
     return _fake_outputs(anchors, rest[-1])
 
 
 @torch.library.register_fake("cac_ext::directional_contrastive_loss")
-def _(features1: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor,
+    negative_labels: Tensor,
+    leading_rows: Tensor,
+    num_valid: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_features(features1, "features1")
+    _check_features(features2, "features2", features1)
+    _check_rows(confidences1, "confidences1", features1, floating=True)
+    _check_rows(confidences2, "confidences2", features1, floating=True)
+    _check_rows(pseudo_labels1, "pseudo_labels1", features1)
+    _check_rows(pseudo_labels2, "pseudo_labels2", features1)
+    _check_prepared(features1, negatives, negative_labels, leading_rows, num_valid)
     loss, gradient = _fake_outputs(features1, rest[-1], 2)
     return loss, gradient, features1.new_empty((features1.shape[0],), dtype=torch.int8)
 

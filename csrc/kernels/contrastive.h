@@ -56,7 +56,7 @@ struct ContrastiveProblem {
 
   // Outputs. Gradient of values[i] with respect to the anchor's features; null: not wanted.
   void* values;     // [A], double for kFloat64 features, else float
-  void* gradients;  // [A, C] contiguous, feature_dtype
+  void* gradients;  // [A, C] contiguous, of the type of values: the caller scales, then rounds once
 };
 
 // Rows of `source`, in the given order, made unit length (if `normalize`), cast and zero-padded.
@@ -74,7 +74,8 @@ struct PrepareRows {
 };
 
 // Below this temperature exp((cos - 1) / tau) could leave float32's range, so the kernels keep a
-// running maximum; above it the bound |cos| <= 1 makes the constant shift 1 / tau safe.
+// running maximum; above it the bound |cos| <= 1 makes the constant shift 1 / tau safe. Rows that
+// are not normalized need the running maximum unless their lengths prove the same bound.
 constexpr double kBoundedShiftTemperature = 2.0 / 80.0;
 
 }  // namespace cac

@@ -18,7 +18,8 @@
 
 namespace cac {
 
-// Length below which a vector counts as zero, as in torch.nn.functional.normalize.
+// A vector of this length or less is divided by it, as in torch.nn.functional.normalize. It has no
+// direction that a gradient could turn, so its gradient is 0.
 constexpr double kMinNorm = 1e-12;
 
 template <typename T>
@@ -48,6 +49,9 @@ CAC_HOST_DEVICE RowResult<T> row_result(Objective objective, T log_sum, T positi
   const T positive_exp = std::exp(positive - row_max);
   const T negative_exp = std::exp(log_sum - row_max);
   const T denominator = positive_exp + negative_exp + eps;
+  // A negative beyond the first ones can exceed the row maximum by any amount. The positive's
+  // probability is then 0, and so is the gradient.
+  if (negative_exp > T(0) && negative_exp / T(2) == negative_exp) return {-std::log(eps), T(0), T(0)};
   const T probability = positive_exp / denominator;
   const T scale = probability / (probability + eps);
   return {-std::log(probability + eps), scale * negative_exp / denominator,

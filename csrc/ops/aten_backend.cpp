@@ -31,13 +31,19 @@ at::ScalarType scalar_type(DType type) {
 
 struct UnitRows {
   at::Tensor rows;   // [R, C]
-  at::Tensor norms;  // [R, 1] before; undefined without normalisation
+  at::Tensor norms;  // [R, 1] before; undefined without normalization
 };
 
 UnitRows unit_rows(const at::Tensor& features, bool normalize) {
   if (!normalize) return {features, {}};
-  const at::Tensor norms = features.norm(2, {1}, /*keepdim=*/true);
-  return {features / norms.clamp_min(kMinNorm), norms};
+  // Scaled by the largest element, because squares could leave the range of the type.
+  at::Tensor largest = features.abs().amax({1}, /*keepdim=*/true);
+  largest = largest.masked_fill(largest.eq(0), 1);
+  const at::Tensor scaled = features / largest;
+  const at::Tensor rest = scaled.norm(2, {1}, /*keepdim=*/true);
+  const at::Tensor norms = rest * largest;
+  const at::Tensor unit = scaled / rest.masked_fill(rest.eq(0), 1);
+  return {at::where(norms.le(kMinNorm), features / kMinNorm, unit), norms};
 }
 
 // The tensor form of row_result (kernels/row_math.h); all [R, 1].
@@ -62,8 +68,11 @@ RowResults row_results(Objective objective, const at::Tensor& log_sum, const at:
   const at::Tensor denominator = positive_exp + negative_exp + eps;
   const at::Tensor probability = positive_exp / denominator;
   const at::Tensor scale = probability / (probability + eps);
-  return {(probability + eps).log().neg(), scale * negative_exp / denominator,
-          scale * (negative_exp + eps) / denominator};
+  // See row_result for what an infinite sum means.
+  const at::Tensor beyond = negative_exp.isinf();
+  return {(probability + eps).log().neg(),
+          at::where(beyond, 0, scale * negative_exp / denominator),
+          at::where(beyond, 0, scale * (negative_exp + eps) / denominator)};
 }
 
 }  // namespace
@@ -73,6 +82,10 @@ at::ScalarType AtenBackend::compute_type(at::ScalarType features) const {
 }
 
 int64_t AtenBackend::channel_multiple(at::ScalarType) const { return 1; }
+
+bool AtenBackend::multiplies(at::ScalarType) const { return true; }
+
+bool AtenBackend::reads_values() const { return device_ == at::kCPU; }
 
 void AtenBackend::check_finite(const at::Tensor&, const char*) const {}
 
@@ -121,10 +134,14 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
       wrap(problem.leading_rows, {problem.num_leading_rows}, {1}, at::kLong);
   const at::Tensor values = wrap(problem.values, {num_anchors}, {1}, wide);
   const at::Tensor gradients =
-      wants_gradient ? wrap(problem.gradients, {num_anchors, channels}, {channels, 1}, type)
+      wants_gradient ? wrap(problem.gradients, {num_anchors, channels}, {channels, 1}, wide)
                      : at::Tensor();
   const at::Tensor columns = at::arange(num_negatives, begin.options());
   const double scale = 1.0 / problem.temperature;
+  const at::Tensor num_valid =
+      problem.num_valid == nullptr ? at::Tensor() : wrap(problem.num_valid, {}, {}, at::kLong);
+  const at::Tensor ignored =
+      num_valid.defined() ? columns.ge(num_valid) : at::zeros_like(columns, at::kBool);  // [N]
 
   const int64_t part_rows =
       std::max<int64_t>(1, kPartElements / std::max<int64_t>(1, num_negatives));
@@ -144,7 +161,9 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
 
     const at::Tensor logits = unit.rows.matmul(negatives.t()) * scale;  // [R, N]
     const at::Tensor same_class =
-        columns.ge(part(begin).unsqueeze(1)).logical_and_(columns.lt(part(end).unsqueeze(1)));
+        columns.ge(part(begin).unsqueeze(1))
+            .logical_and_(columns.lt(part(end).unsqueeze(1)))
+            .logical_or_(ignored);  // [R, N]
     constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
     const at::Tensor masked = logits.masked_fill(same_class, kMinusInfinity);
     const at::Tensor none = at::full({rows, 1}, kMinusInfinity, masked.options());
@@ -162,8 +181,9 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
     }
     at::Tensor row_max;
     if (problem.eps > 0) {
-      row_max = at::cat({logits.index_select(1, leading_rows), positive_logit}, 1)
-                    .amax({1}, /*keepdim=*/true);
+      at::Tensor leading = logits.index_select(1, leading_rows);
+      leading = leading.masked_fill(ignored.index_select(0, leading_rows), kMinusInfinity);
+      row_max = at::cat({leading, positive_logit}, 1).amax({1}, /*keepdim=*/true);
     }
     const RowResults result =
         row_results(problem.objective, log_sum, positive_logit, problem.eps, row_max);
@@ -177,8 +197,7 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
     if (problem.normalize) {
       // Through x / |x|: what is left is tangent to the sphere.
       const at::Tensor radial = (gradient * unit.rows).sum(1, /*keepdim=*/true) * unit.rows;
-      gradient = (gradient - at::where(unit.norms.gt(kMinNorm), radial, 0)) /
-                 unit.norms.clamp_min(kMinNorm);
+      gradient = at::where(unit.norms.gt(kMinNorm), (gradient - radial) / unit.norms, 0);
     }
     part(gradients).copy_(at::where(is_active, gradient, 0));
   }

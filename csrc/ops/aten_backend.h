@@ -15,6 +15,8 @@ class AtenBackend final : public Backend {
 
   at::ScalarType compute_type(at::ScalarType features) const override;
   int64_t channel_multiple(at::ScalarType compute_type) const override;
+  bool multiplies(at::ScalarType negatives) const override;
+  bool reads_values() const override;
   void check_finite(const at::Tensor& features, const char* name) const override;
   void prepare_rows(const PrepareRows& rows) const override;
   void contrastive(const ContrastiveProblem& problem) const override;

@@ -17,6 +17,12 @@ class Backend {
   // Prepared negatives have their channels padded to a multiple of this.
   virtual int64_t channel_multiple(at::ScalarType compute_type) const = 0;
 
+  // Whether kernels read prepared negatives of this type.
+  virtual bool multiplies(at::ScalarType negatives) const = 0;
+
+  // Whether the host sees values without waiting, so that they can be checked.
+  virtual bool reads_values() const = 0;
+
   // Throws ValueError that says where features [A, C] are not finite. A device whose values the
   // host cannot see without waiting does nothing: nan and inf then show in the loss.
   virtual void check_finite(const at::Tensor& features, const char* name) const = 0;

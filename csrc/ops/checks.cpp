@@ -1,10 +1,15 @@
 #include "ops/checks.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/isfinite.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+
+#include "ops/backend.h"
 
 namespace cac {
 namespace {
@@ -32,8 +37,10 @@ void check_labels(const at::Tensor& labels, const char* name, int64_t rows,
                   const at::Tensor& like) {
   TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == rows, name, " must have shape [", rows,
                     "], one label for each row of features, but got ", labels.sizes());
-  TORCH_CHECK_TYPE(at::isIntegralType(labels.scalar_type(), /*includeBool=*/false), name,
-                   " must be integers (int64, int32, uint8, ...), but got ", labels.scalar_type());
+  const auto type = labels.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kLong || type == at::kInt || type == at::kShort ||
+                       type == at::kChar || type == at::kByte,
+                   name, " must be integers (int64, int32, int16, int8 or uint8), but got ", type);
   TORCH_CHECK_VALUE(labels.device() == like.device(), name, " must be on ", like.device(),
                     " like the features, but is on ", labels.device());
 }
@@ -47,6 +54,12 @@ void check_confidences(const at::Tensor& confidences, const char* name, int64_t 
                    " must be floating point, but got ", confidences.scalar_type());
   TORCH_CHECK_VALUE(confidences.device() == like.device(), name, " must be on ", like.device(),
                     " like the features, but is on ", confidences.device());
+  if (!backend_for(like.device().type()).reads_values()) return;
+  const at::Tensor wrong = confidences.isfinite().logical_not_();
+  if (!wrong.any().item<bool>()) return;
+  const int64_t where = wrong.to(at::kByte).argmax().item<int64_t>();
+  TORCH_CHECK_VALUE(false, name, " must be finite, but ", name, "[", where, "] is ",
+                    confidences[where].item<double>());
 }
 
 void check_alike(const at::Tensor& tensor, const char* name, const at::Tensor& like,
@@ -58,24 +71,61 @@ void check_alike(const at::Tensor& tensor, const char* name, const at::Tensor& l
 }
 
 void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labels,
-                    const at::Tensor& leading_rows, const at::Tensor& features) {
+                    const at::Tensor& leading_rows, const at::Tensor& num_valid,
+                    const at::Tensor& features) {
+  constexpr const char* kAdvice = "; prepare them by prepare_negatives() where they are used";
   TORCH_CHECK_VALUE(negatives.device() == features.device(), "negatives must be on ",
                     features.device(), " like the features, but are on ", negatives.device());
-  TORCH_CHECK_VALUE(negatives.dim() == 2 && negatives.is_contiguous() &&
-                        negatives.size(1) >= features.size(1) && negative_labels.dim() == 1 &&
-                        negative_labels.is_contiguous() &&
-                        negative_labels.scalar_type() == at::kLong &&
-                        negative_labels.size(0) == negatives.size(0) && leading_rows.dim() == 1 &&
-                        leading_rows.is_contiguous() && leading_rows.scalar_type() == at::kLong,
-                    "negatives must come from prepare_negatives() and have ", features.size(1),
-                    " channels like the features, but got features of shape ", negatives.sizes(),
-                    " and labels of shape ", negative_labels.sizes());
+  TORCH_CHECK_VALUE(negatives.dim() == 2 && negatives.is_contiguous(),
+                    "prepared negatives must be contiguous [N, channels], but have shape ",
+                    negatives.sizes(), kAdvice);
   TORCH_CHECK_TYPE(
       (negatives.scalar_type() == at::kDouble) == (features.scalar_type() == at::kDouble),
       "negatives and features must be float64 together or not at all, but got ",
       negatives.scalar_type(), " negatives and ", features.scalar_type(), " features");
+  const Backend& backend = backend_for(features.device().type());
+  TORCH_CHECK_TYPE(backend.multiplies(negatives.scalar_type()), "negatives of type ",
+                   negatives.scalar_type(), " cannot be multiplied here", kAdvice);
+  const int64_t multiple = backend.channel_multiple(negatives.scalar_type());
+  const int64_t channels = (features.size(1) + multiple - 1) / multiple * multiple;
+  TORCH_CHECK_VALUE(negatives.size(1) == channels, "negatives must have ", features.size(1),
+                    " channels like the features, padded to ", channels, ", but have ",
+                    negatives.size(1), kAdvice);
   TORCH_CHECK_VALUE(negatives.size(0) < std::numeric_limits<int32_t>::max(),
                     "at most 2^31 - 2 negatives are supported, but got ", negatives.size(0));
+  const auto check_index = [&](const at::Tensor& index, const char* name, int64_t dim) {
+    TORCH_CHECK_VALUE(index.dim() == dim && index.is_contiguous() &&
+                          index.scalar_type() == at::kLong && index.device() == features.device(),
+                      name, " of prepared negatives must be a contiguous int64 tensor of ", dim,
+                      " dimensions on ", features.device(), ", but has shape ", index.sizes(),
+                      " and type ", index.scalar_type(), " and is on ", index.device(), kAdvice);
+  };
+  check_index(negative_labels, "labels", 1);
+  check_index(num_valid, "num_valid", 0);
+  const int64_t rows = negatives.size(0);
+  TORCH_CHECK_VALUE(negative_labels.size(0) == rows, "prepared negatives have ", rows,
+                    " rows, but ", negative_labels.size(0), " labels", kAdvice);
+  if (leading_rows.defined()) {
+    check_index(leading_rows, "leading_rows", 1);
+    TORCH_CHECK_VALUE(leading_rows.size(0) <= rows, "leading_rows of prepared negatives hold ",
+                      leading_rows.size(0), " rows of ", rows, kAdvice);
+  }
+  if (!backend.reads_values()) return;
+
+  const int64_t valid = *num_valid.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(0 <= valid && valid <= rows, "num_valid must be within 0 and ", rows,
+                    ", but is ", valid, kAdvice);
+  const int64_t* labels = negative_labels.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(std::is_sorted(labels, labels + rows),
+                    "labels of prepared negatives must be sorted", kAdvice);
+  if (!leading_rows.defined()) return;
+  const int64_t* leading = leading_rows.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < leading_rows.size(0); ++i) {
+    // The rows that count come first.
+    const bool fits = 0 <= leading[i] && leading[i] < (i < valid ? valid : rows);
+    TORCH_CHECK_VALUE(fits, "leading_rows[", i, "] is ", leading[i], ", but must be a row below ",
+                      i < valid ? valid : rows, kAdvice);
+  }
 }
 
 void check_temperature(double temperature) {
@@ -86,6 +136,12 @@ void check_temperature(double temperature) {
 void check_eps(double eps) {
   TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0,
                     "eps must be a finite number, 0 or above, but got ", eps);
+}
+
+void check_confidence_threshold(double threshold) {
+  TORCH_CHECK_VALUE(0 <= threshold && threshold <= 1,
+                    "confidence_threshold must be a probability within 0 and 1, but got ",
+                    threshold);
 }
 
 }  // namespace cac

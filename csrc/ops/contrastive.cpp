@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "ops/backend.h"
 #include "ops/checks.h"
@@ -21,9 +22,36 @@ namespace {
 
 // Chunk of negatives over which the authors' code takes the row maximum.
 constexpr int64_t kLeadingChunk = 8000;
+// Stands for the label of ignored negatives.
+constexpr int64_t kIgnoredKey = std::numeric_limits<int64_t>::max();
 
 at::Tensor with_contiguous_channels(const at::Tensor& features) {
   return features.stride(1) == 1 || features.size(1) == 1 ? features : features.contiguous();
+}
+
+// What prepare_negatives() returned.
+struct Prepared {
+  at::Tensor features;      // [N, Cp]
+  at::Tensor labels;        // [N]
+  at::Tensor leading_rows;  // [min(N, 8000)]; undefined where eps is not known
+  at::Tensor num_valid;     // []
+};
+
+// Where an anchor takes part: everywhere, if no label is ignored.
+at::Tensor not_ignored(const at::Tensor& labels, std::optional<int64_t> ignore_index) {
+  return ignore_index.has_value() ? labels.to(at::kLong).ne(*ignore_index) : at::Tensor();
+}
+
+// The direction of anchors that are all of the first view's features, [A].
+at::Tensor towards_second(const at::Tensor& anchors, const at::Tensor& active,
+                          const at::Tensor& counted) {
+  static_assert(kInactive == 0 && kTowards2 == 1, "a bool is a direction");
+  if (active.defined() && counted.defined()) {
+    return active.logical_and(counted).to(at::kChar);
+  }
+  const at::Tensor& mask = active.defined() ? active : counted;
+  return mask.defined() ? mask.to(at::kChar).contiguous()
+                        : at::full({anchors.size(0)}, kTowards2, anchors.options().dtype(at::kChar));
 }
 
 struct Options {
@@ -39,18 +67,16 @@ struct Options {
 std::tuple<at::Tensor, at::Tensor> run(const Options& options,
                                        const std::array<at::Tensor, 2>& features,
                                        const at::Tensor& direction, const at::Tensor& anchor_labels,
-                                       const at::Tensor& negatives,
-                                       const at::Tensor& negative_labels,
-                                       const at::Tensor& leading_rows) {
+                                       const Prepared& negatives) {
   const at::Tensor& first = features[0];
   const bool is_double = first.scalar_type() == at::kDouble;
   at::Tensor values =
       at::empty({first.size(0)}, first.options().dtype(is_double ? at::kDouble : at::kFloat));
   at::Tensor gradients =
-      at::empty({options.with_gradient ? first.size(0) : 0, first.size(1)}, first.options());
+      at::empty({options.with_gradient ? first.size(0) : 0, first.size(1)}, values.options());
   const at::Tensor labels = anchor_labels.to(at::kLong).contiguous();
-  const at::Tensor begin = at::searchsorted(negative_labels, labels);
-  const at::Tensor end = at::searchsorted(negative_labels, labels, /*out_int32=*/false,
+  const at::Tensor begin = at::searchsorted(negatives.labels, labels);
+  const at::Tensor end = at::searchsorted(negatives.labels, labels, /*out_int32=*/false,
                                           /*right=*/true);
 
   ContrastiveProblem problem{};
@@ -66,17 +92,20 @@ std::tuple<at::Tensor, at::Tensor> run(const Options& options,
   problem.num_anchors = first.size(0);
   problem.channels = first.size(1);
   problem.direction = direction.const_data_ptr<int8_t>();
-  problem.negatives = negatives.const_data_ptr();
-  problem.negative_dtype = kernel_type(negatives.scalar_type());
-  problem.num_negatives = negatives.size(0);
-  problem.padded_channels = negatives.size(1);
+  problem.negatives = negatives.features.const_data_ptr();
+  problem.negative_dtype = kernel_type(negatives.features.scalar_type());
+  problem.num_negatives = negatives.features.size(0);
+  problem.padded_channels = negatives.features.size(1);
+  problem.num_valid = negatives.num_valid.const_data_ptr<int64_t>();
   problem.same_class_begin = begin.const_data_ptr<int64_t>();
   problem.same_class_end = end.const_data_ptr<int64_t>();
   problem.temperature = options.temperature;
   problem.normalize = options.normalize;
   problem.eps = options.eps;
-  problem.leading_rows = leading_rows.defined() ? leading_rows.const_data_ptr<int64_t>() : nullptr;
-  problem.num_leading_rows = leading_rows.defined() ? leading_rows.size(0) : 0;
+  if (negatives.leading_rows.defined()) {
+    problem.leading_rows = negatives.leading_rows.const_data_ptr<int64_t>();
+    problem.num_leading_rows = negatives.leading_rows.size(0);
+  }
   problem.values = values.mutable_data_ptr();
   problem.gradients = options.with_gradient ? gradients.mutable_data_ptr() : nullptr;
   backend_for(first.device().type()).contrastive(problem);
@@ -85,16 +114,28 @@ std::tuple<at::Tensor, at::Tensor> run(const Options& options,
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> prepare_negatives(const at::Tensor& negatives,
-                                                                 const at::Tensor& negative_labels,
-                                                                 bool normalize) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> prepare_negatives(
+    const at::Tensor& negatives, const at::Tensor& negative_labels, bool normalize,
+    std::optional<int64_t> ignore_index) {
   check_features(negatives, "negatives", -1, -1);
   check_labels(negative_labels, "negative_labels", negatives.size(0), negatives);
   const Backend& backend = backend_for(negatives.device().type());
   backend.check_finite(negatives, "negatives");
 
-  const auto [labels, order] = at::sort(negative_labels.to(at::kLong), /*stable=*/true,
-                                        /*dim=*/0, /*descending=*/false);
+  // Ignored negatives come last: no label is larger than theirs.
+  at::Tensor keys = negative_labels.to(at::kLong);
+  const at::Tensor counted = not_ignored(negative_labels, ignore_index);
+  at::Tensor num_valid;
+  if (counted.defined()) {
+    TORCH_CHECK_VALUE(
+        !backend.reads_values() || !keys.eq(kIgnoredKey).logical_and_(counted).any().item<bool>(),
+        "negative_labels must be below 2^63 - 1 where an ignore_index is given");
+    keys = at::where(counted, keys, kIgnoredKey);
+    num_valid = counted.sum();
+  } else {
+    num_valid = at::full({}, negatives.size(0), keys.options());
+  }
+  const auto [labels, order] = at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
   const at::ScalarType type = backend.compute_type(negatives.scalar_type());
   const int64_t multiple = backend.channel_multiple(type);
   const int64_t padded_channels = (negatives.size(1) + multiple - 1) / multiple * multiple;
@@ -117,36 +158,49 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prepare_negatives(const at::Tenso
 
   at::Tensor rank = at::empty_like(order);
   rank.scatter_(0, order, at::arange(order.size(0), order.options()));
+  if (counted.defined()) {
+    // The first negatives that count, in the order given; ignored ones behind them.
+    rank = rank.index_select(0, std::get<1>(at::sort(counted.logical_not(), /*stable=*/true,
+                                                     /*dim=*/0, /*descending=*/false)));
+  }
   const at::Tensor leading_rows = rank.narrow(0, 0, std::min(kLeadingChunk, rank.size(0))).clone();
-  return {features, labels, leading_rows};
+  return {features, labels, leading_rows, num_valid};
 }
 
 std::tuple<at::Tensor, at::Tensor> masked_logsumexp(
     const at::Tensor& anchors, const at::Tensor& negatives, const at::Tensor& anchor_labels,
-    const at::Tensor& negative_labels, double temperature, bool normalize, bool with_gradient) {
+    const at::Tensor& negative_labels, const at::Tensor& num_valid, double temperature,
+    bool normalize, std::optional<int64_t> ignore_index, bool with_gradient) {
   check_features(anchors, "anchors", -1, -1);
   check_labels(anchor_labels, "anchor_labels", anchors.size(0), anchors);
-  const at::Tensor no_leading_rows = at::empty({0}, negative_labels.options());
-  check_prepared(negatives, negative_labels, no_leading_rows, anchors);
+  const Prepared prepared{negatives, negative_labels, {}, num_valid};
+  check_prepared(negatives, negative_labels, {}, num_valid, anchors);
   check_temperature(temperature);
   backend_for(anchors.device().type()).check_finite(anchors, "anchors");
 
-  const at::Tensor direction =
-      at::full({anchors.size(0)}, kTowards2, anchors.options().dtype(at::kChar));
-  return run({Objective::kLogSumExp, temperature, normalize, 0.0, with_gradient}, {anchors, {}},
-             direction, anchor_labels, negatives, negative_labels, {});
+  const at::Tensor counted = not_ignored(anchor_labels, ignore_index);
+  const at::Tensor direction = towards_second(anchors, {}, counted);
+  const auto [values, gradients] =
+      run({Objective::kLogSumExp, temperature, normalize, 0.0, with_gradient}, {anchors, {}},
+          direction, anchor_labels, prepared);
+  // No negative counts for an ignored anchor.
+  constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+  return {counted.defined() ? at::where(counted, values, at::full({}, kMinusInfinity, values.options()))
+                            : values,
+          gradients};
 }
 
 std::tuple<at::Tensor, at::Tensor> masked_contrastive_loss(
     const at::Tensor& anchors, const at::Tensor& positives, const at::Tensor& negatives,
     const at::Tensor& anchor_labels, const at::Tensor& negative_labels,
-    const at::Tensor& leading_rows, const std::optional<at::Tensor>& active, double temperature,
-    bool normalize, double eps, bool with_gradient) {
+    const at::Tensor& leading_rows, const at::Tensor& num_valid,
+    const std::optional<at::Tensor>& active, double temperature, bool normalize, double eps,
+    std::optional<int64_t> ignore_index, bool with_gradient) {
   check_features(anchors, "anchors", -1, -1);
   check_features(positives, "positives", anchors.size(0), anchors.size(1));
   check_alike(positives, "positives", anchors, "anchors");
   check_labels(anchor_labels, "anchor_labels", anchors.size(0), anchors);
-  check_prepared(negatives, negative_labels, leading_rows, anchors);
+  check_prepared(negatives, negative_labels, leading_rows, num_valid, anchors);
   check_temperature(temperature);
   check_eps(eps);
   if (active.has_value()) {
@@ -162,21 +216,20 @@ std::tuple<at::Tensor, at::Tensor> masked_contrastive_loss(
   backend.check_finite(anchors, "anchors");
   backend.check_finite(positives, "positives");
 
-  static_assert(kInactive == 0 && kTowards2 == 1, "a bool is a direction");
-  const at::Tensor direction = active.has_value() ? active->to(at::kChar).contiguous()
-                                                  : at::full({anchors.size(0)}, kTowards2,
-                                                             anchors.options().dtype(at::kChar));
+  const at::Tensor direction = towards_second(anchors, active.value_or(at::Tensor()),
+                                              not_ignored(anchor_labels, ignore_index));
   return run({Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
-             {anchors, positives}, direction, anchor_labels, negatives, negative_labels,
-             leading_rows);
+             {anchors, positives}, direction, anchor_labels,
+             {negatives, negative_labels, leading_rows, num_valid});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> directional_contrastive_loss(
     const at::Tensor& features1, const at::Tensor& features2, const at::Tensor& confidences1,
     const at::Tensor& confidences2, const at::Tensor& pseudo_labels1,
     const at::Tensor& pseudo_labels2, const at::Tensor& negatives,
-    const at::Tensor& negative_labels, const at::Tensor& leading_rows, double temperature,
-    double confidence_threshold, bool normalize, double eps, bool with_gradient) {
+    const at::Tensor& negative_labels, const at::Tensor& leading_rows, const at::Tensor& num_valid,
+    double temperature, double confidence_threshold, bool normalize, double eps,
+    std::optional<int64_t> ignore_index, bool with_gradient) {
   check_features(features1, "features1", -1, -1);
   check_features(features2, "features2", features1.size(0), features1.size(1));
   check_alike(features2, "features2", features1, "features1");
@@ -185,25 +238,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> directional_contrastive_loss(
   check_confidences(confidences2, "confidences2", pixels, features1);
   check_labels(pseudo_labels1, "pseudo_labels1", pixels, features1);
   check_labels(pseudo_labels2, "pseudo_labels2", pixels, features1);
-  check_prepared(negatives, negative_labels, leading_rows, features1);
+  check_prepared(negatives, negative_labels, leading_rows, num_valid, features1);
   check_temperature(temperature);
+  check_confidence_threshold(confidence_threshold);
   check_eps(eps);
   const Backend& backend = backend_for(features1.device().type());
   backend.check_finite(features1, "features1");
   backend.check_finite(features2, "features2");
 
   // Paper Eq. 7: the less confident view is the anchor, if the other is confident enough.
-  const at::Tensor towards2 =
+  at::Tensor towards2 =
       confidences1.lt(confidences2).logical_and_(confidences2.gt(confidence_threshold));
-  const at::Tensor towards1 =
+  at::Tensor towards1 =
       confidences2.lt(confidences1).logical_and_(confidences1.gt(confidence_threshold));
+  if (ignore_index.has_value()) {
+    towards2.logical_and_(not_ignored(pseudo_labels1, ignore_index));
+    towards1.logical_and_(not_ignored(pseudo_labels2, ignore_index));
+  }
   const at::Tensor direction =
       towards2.to(at::kChar).mul_(kTowards2).add_(towards1.to(at::kChar), kTowards1);  // [A]
   const at::Tensor anchor_labels =
       at::where(towards1, pseudo_labels2.to(at::kLong), pseudo_labels1.to(at::kLong));
-  const auto [values, gradients] = run(
-      {Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
-      {features1, features2}, direction, anchor_labels, negatives, negative_labels, leading_rows);
+  const auto [values, gradients] =
+      run({Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
+          {features1, features2}, direction, anchor_labels,
+          {negatives, negative_labels, leading_rows, num_valid});
   const at::Tensor zeros = at::zeros_like(values);
   const at::Tensor loss =
       at::stack({at::where(towards2, values, zeros), at::where(towards1, values, zeros)});

@@ -33,6 +33,10 @@ cpu::Arithmetic arithmetic_of(DType type) {
   }
 }
 
+// Below this length the second and third bfloat16 parts of a float32 are subnormal, which AMX takes
+// for zero.
+constexpr double kShortNegatives = 1e-20;
+
 // Null if no kernel in use multiplies negatives of this type.
 const cpu::TileKernel* find_kernel(DType negatives) {
   const cpu::TileKernel* split = nullptr;
@@ -74,13 +78,37 @@ class CpuBackend final : public Backend {
     cpu::prepare_rows(rows, parallel_for);
   }
 
-  void contrastive(const ContrastiveProblem& problem) const override {
+  bool multiplies(at::ScalarType negatives) const override {
+    return negatives == at::kDouble || negatives == at::kFloat || negatives == at::kBFloat16;
+  }
+
+  bool reads_values() const override { return true; }
+
+  void contrastive(const ContrastiveProblem& given) const override {
+    ContrastiveProblem problem = given;
+    if (given.num_valid != nullptr) {
+      problem.num_negatives = std::min(given.num_negatives, *given.num_valid);
+      problem.num_leading_rows = std::min(given.num_leading_rows, *given.num_valid);
+    }
     const cpu::TileKernel* kernel = find_kernel(problem.negative_dtype);
     TORCH_CHECK_TYPE(kernel != nullptr,
                      "these negatives were prepared for instructions that are not in use "
                      "(capability ",
                      cpu::cpu_capability(), "); prepare them again");
-    cpu::contrastive(problem, *kernel, parallel_for);
+    double largest_logit = 0;
+    if (!problem.normalize) {
+      const cpu::Magnitudes found = cpu::measure_magnitudes(problem, parallel_for);
+      largest_logit = found.logit;
+      TORCH_CHECK_VALUE(largest_logit < cpu::kLogitLimit / 2,
+                        "the features are too long for normalize=False: a product of an anchor "
+                        "and a negative or positive over the temperature can reach ",
+                        largest_logit, ", and must stay below ", cpu::kLogitLimit / 2,
+                        ". Scale the features, or use normalize=True");
+      if (problem.negative_dtype == DType::kFloat32 && found.negative < kShortNegatives) {
+        kernel = cpu::find_tile_kernel(cpu::Arithmetic::kVectorFloat32);
+      }
+    }
+    cpu::contrastive(problem, largest_logit, *kernel, parallel_for);
   }
 };
 

@@ -47,6 +47,10 @@ class CudaBackend final : public Backend {
     return 16 / static_cast<int64_t>(c10::elementSize(compute_type));
   }
 
+  bool multiplies(at::ScalarType) const override { return true; }
+
+  bool reads_values() const override { return false; }
+
   // To look at the values the host would have to wait for the device.
   void check_finite(const at::Tensor&, const char*) const override {}
 

@@ -24,6 +24,14 @@ PYBIND11_MODULE(_C, m) {
       pybind11::arg("device"), pybind11::arg("dtype"),
       "Type (as at::ScalarType) and channel multiple of prepared negatives.");
   m.def(
+      "channel_multiple",
+      [](const std::string& device, int dtype) {
+        const cac::Backend& backend = cac::backend_for(c10::Device(device).type());
+        return backend.channel_multiple(static_cast<at::ScalarType>(dtype));
+      },
+      pybind11::arg("device"), pybind11::arg("dtype"),
+      "Prepared negatives of this type (as at::ScalarType) are padded to a multiple of it.");
+  m.def(
       "replace_cpu_backend_by_aten",
       [](bool replace) {
         static const cac::Backend* kernels = &cac::backend_for(at::kCPU);

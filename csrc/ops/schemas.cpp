@@ -1,31 +1,39 @@
 // Schemas of the dispatcher operators torch.ops.cac_ext.*
 //
 // Sizes: A anchors, N negatives, C channels, Cp channels after padding. Every loss returns the
-// gradient beside the value, because both come out of one pass over the negatives; it is [0, C] if
-// with_gradient is false.
+// gradient beside the value, because both come out of one pass over the negatives: in the value's
+// type, for the caller to scale and to round once; it is [0, C] if with_gradient is false.
+//
+// ignore_index: anchors of this label have no loss and no gradient; negatives of it do not count.
 #include <torch/library.h>
 
 TORCH_LIBRARY(cac_ext, m) {
-  // -> features [N, Cp] sorted by label, labels [N] int64, leading_rows [min(N, 8000)] int64
+  // -> features [N, Cp] sorted by label, ignored ones last; labels [N] int64; leading_rows
+  // [min(N, 8000)] int64; num_valid [] int64, how many are not ignored
   m.def(
-      "prepare_negatives(Tensor negatives, Tensor negative_labels, bool normalize) -> "
-      "(Tensor features, Tensor labels, Tensor leading_rows)");
-  // `negatives`, `negative_labels` and `leading_rows` below are what prepare_negatives returned.
+      "prepare_negatives(Tensor negatives, Tensor negative_labels, bool normalize, "
+      "int? ignore_index=None) -> "
+      "(Tensor features, Tensor labels, Tensor leading_rows, Tensor num_valid)");
+  // `negatives`, `negative_labels`, `leading_rows` and `num_valid` below are what
+  // prepare_negatives returned.
   m.def(
       "masked_logsumexp(Tensor anchors, Tensor negatives, Tensor anchor_labels, "
-      "Tensor negative_labels, float temperature, bool normalize, bool with_gradient) -> "
+      "Tensor negative_labels, Tensor num_valid, float temperature, bool normalize, "
+      "int? ignore_index, bool with_gradient) -> "
       "(Tensor value, Tensor gradient)");
   m.def(
       "masked_contrastive_loss(Tensor anchors, Tensor positives, Tensor negatives, "
-      "Tensor anchor_labels, Tensor negative_labels, Tensor leading_rows, Tensor? active, "
-      "float temperature, bool normalize, float eps, bool with_gradient) -> "
+      "Tensor anchor_labels, Tensor negative_labels, Tensor leading_rows, Tensor num_valid, "
+      "Tensor? active, float temperature, bool normalize, float eps, int? ignore_index, "
+      "bool with_gradient) -> "
       "(Tensor loss, Tensor gradient)");
   // -> loss [2, A], gradient [A, C] of whichever view is the anchor, direction [A] int8: 0
   // inactive, 1 features1 is the anchor, 2 features2 is.
   m.def(
       "directional_contrastive_loss(Tensor features1, Tensor features2, Tensor confidences1, "
       "Tensor confidences2, Tensor pseudo_labels1, Tensor pseudo_labels2, Tensor negatives, "
-      "Tensor negative_labels, Tensor leading_rows, float temperature, "
-      "float confidence_threshold, bool normalize, float eps, bool with_gradient) -> "
+      "Tensor negative_labels, Tensor leading_rows, Tensor num_valid, float temperature, "
+      "float confidence_threshold, bool normalize, float eps, int? ignore_index, "
+      "bool with_gradient) -> "
       "(Tensor loss, Tensor gradient, Tensor direction)");
 }

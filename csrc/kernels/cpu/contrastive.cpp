@@ -19,7 +19,9 @@ constexpr int64_t kGroupTiles = 16;
 // Tasks wanted, so that many cores find work. A constant: results must not depend on the threads.
 constexpr int64_t kWantedTasks = 64;
 // Stands for "no maximum yet": below every logit, and finite so that differences are.
-constexpr double kNoMaximum = -1e30;
+constexpr double kNoMaximum = -kLogitLimit;
+// The bounded shift's range, and a little for rows whose unit length is rounded.
+constexpr double kLargestBoundedLogit = 1.001 / kBoundedShiftTemperature;
 
 class AlignedBuffer {
  public:
@@ -54,7 +56,7 @@ int64_t round_up(int64_t value, int64_t multiple) {
 
 class Solver {
  public:
-  Solver(const ContrastiveProblem& problem, const TileKernel& kernel,
+  Solver(const ContrastiveProblem& problem, bool online, const TileKernel& kernel,
          const ParallelFor& parallel_for)
       : problem_(problem),
         parallel_for_(parallel_for),
@@ -67,7 +69,7 @@ class Solver {
         tile_anchor_bytes_(tile_elements_ * kernel_.anchor_parts * size_of(kernel_.anchor)),
         accumulator_bytes_(size_of(kernel_.accumulator)),
         with_gradient_(problem.gradients != nullptr),
-        online_(problem.temperature < kBoundedShiftTemperature),
+        online_(online),
         num_splits_(choose_splits()),
         anchors_(plan_.num_tiles * tile_anchor_bytes_),
         row_maximum_(problem.eps > 0 ? plan_.num_tiles * lanes_ * accumulator_bytes_ : 0),
@@ -96,11 +98,23 @@ class Solver {
     return std::max<int64_t>(1, std::min({blocks / 4, by_memory, by_tasks}));
   }
 
-  // The anchor's features and its length (1 if it is trusted to have unit length).
-  double read_features(int view, int64_t anchor, double* row) const {
+  struct Lengths {
+    double divisor;  // of what was read, to make it unit length; 1 without normalization
+    double norm;     // of the features
+  };
+
+  // Reads an anchor's features of one view.
+  Lengths read_features(int view, int64_t anchor, double* row) const {
     read_row(problem_.features[view], problem_.feature_dtype, anchor * problem_.row_strides[view],
              problem_.channels, row);
-    return problem_.normalize ? row_norm(row, problem_.channels) : 1.0;
+    if (!problem_.normalize) return {1.0, 1.0};
+    const double norm = row_norm(row, problem_.channels);
+    if (norm < kHugeNorm) return {std::max(norm, kMinNorm), norm};
+    double largest = 0.0;
+    for (int64_t c = 0; c < problem_.channels; ++c) largest = std::max(largest, std::abs(row[c]));
+    for (int64_t c = 0; c < problem_.channels; ++c) row[c] /= largest;
+    const double rest = row_norm(row, problem_.channels);
+    return {rest, largest * rest};
   }
 
   int anchor_view(int64_t anchor) const { return problem_.direction[anchor] == kTowards1; }
@@ -114,8 +128,8 @@ class Solver {
     for (int lane = 0; lane < lanes_; ++lane) {
       const int64_t anchor = plan_.lane_anchor[tile * lanes_ + lane];
       if (anchor < 0) continue;
-      const double norm = read_features(anchor_view(anchor), anchor, row.data());
-      const double scale = kLog2e / problem_.temperature / std::max(norm, kMinNorm);
+      const Lengths lengths = read_features(anchor_view(anchor), anchor, row.data());
+      const double scale = kLog2e / problem_.temperature / lengths.divisor;
       for (double& element : row) element *= scale;
       for (int part = 0;;) {
         write_row(row.data(), channels_, kernel_.anchor, 0, packed.data());
@@ -266,13 +280,13 @@ class Solver {
     const int64_t channels = problem_.channels;
     std::vector<double> unit(channels), positive(channels, 0.0), gradient(channels);
     const int view = anchor_view(anchor);
-    const double norm = read_features(view, anchor, unit.data());
-    for (double& element : unit) element /= std::max(norm, kMinNorm);
+    const Lengths lengths = read_features(view, anchor, unit.data());
+    for (double& element : unit) element /= lengths.divisor;
     double positive_logit = 0.0;
     if (problem_.objective == Objective::kContrastiveLoss) {
-      const double length = read_features(1 - view, anchor, positive.data());
+      const double divisor = read_features(1 - view, anchor, positive.data()).divisor;
       for (int64_t c = 0; c < channels; ++c) {
-        positive[c] /= std::max(length, kMinNorm);
+        positive[c] /= divisor;
         positive_logit += unit[c] * positive[c] / problem_.temperature;
       }
     }
@@ -281,7 +295,8 @@ class Solver {
         row_result(problem_.objective, log_sum, positive_logit, problem_.eps,
                    std::max(row_maximum, positive_logit));
     write_row(&result.value, 1, value_dtype(), anchor, problem_.values);
-    if (!with_gradient_) return;
+    // A vector without direction keeps the gradient 0, with which the output was filled.
+    if (!with_gradient_ || (problem_.normalize && lengths.norm <= kMinNorm)) return;
 
     const double negatives_scale = sum > 0.0 ? result.weight_negatives / sum : 0.0;
     double along_anchor = 0.0;
@@ -292,15 +307,12 @@ class Solver {
       along_anchor += gradient[c] * unit[c];
     }
     if (problem_.normalize) {
-      // Chain through x / |x|: the projection onto the tangent plane, divided by |x|. A vector
-      // too short to have a direction is divided by a constant, and so is its gradient.
+      // Chain through x / |x|: the projection onto the tangent plane, divided by |x|.
       for (int64_t c = 0; c < channels; ++c) {
-        gradient[c] = norm > kMinNorm ? (gradient[c] - along_anchor * unit[c]) / norm
-                                      : gradient[c] / kMinNorm;
+        gradient[c] = (gradient[c] - along_anchor * unit[c]) / lengths.norm;
       }
     }
-    write_row(gradient.data(), channels, problem_.feature_dtype, anchor * channels,
-              problem_.gradients);
+    write_row(gradient.data(), channels, value_dtype(), anchor * channels, problem_.gradients);
   }
 
   DType value_dtype() const {
@@ -329,15 +341,35 @@ class Solver {
 
 }  // namespace
 
-void contrastive(const ContrastiveProblem& problem, const TileKernel& kernel,
-                 const ParallelFor& parallel_for) {
+void contrastive(const ContrastiveProblem& problem, double largest_logit,
+                 const TileKernel& kernel, const ParallelFor& parallel_for) {
   const bool is_double = problem.feature_dtype == DType::kFloat64;
   std::memset(problem.values, 0, problem.num_anchors * (is_double ? 8 : 4));
   if (problem.gradients != nullptr) {
     std::memset(problem.gradients, 0,
-                problem.num_anchors * problem.channels * size_of(problem.feature_dtype));
+                problem.num_anchors * problem.channels * (is_double ? 8 : 4));
   }
-  Solver(problem, kernel, parallel_for).run();
+  const bool online = problem.normalize ? problem.temperature < kBoundedShiftTemperature
+                                        : largest_logit > kLargestBoundedLogit;
+  Solver(problem, online, kernel, parallel_for).run();
+}
+
+Magnitudes measure_magnitudes(const ContrastiveProblem& problem, const ParallelFor& parallel_for) {
+  double features = 0.0;
+  double product = 0.0;
+  for (const int view : {0, 1}) {
+    if (problem.features[view] == nullptr) continue;
+    const double norm =
+        largest_norm(problem.features[view], problem.feature_dtype, problem.num_anchors,
+                     problem.row_strides[view], problem.channels, parallel_for);
+    product = view == 0 ? norm : product * norm;
+    features = std::max(features, norm);
+  }
+  if (problem.features[1] == nullptr) product = 0.0;
+  const double negatives =
+      largest_norm(problem.negatives, problem.negative_dtype, problem.num_negatives,
+                   problem.padded_channels, problem.padded_channels, parallel_for);
+  return {std::max(features * negatives, product) / problem.temperature, negatives};
 }
 
 }  // namespace cac::cpu

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "kernels/row_math.h"
 
@@ -82,6 +83,22 @@ bool is_finite(float value) { return (to_bits(value) & 0x7f800000) != 0x7f800000
 bool is_finite(BFloat16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 bool is_finite(Float16 value) { return (value.bits & 0x7c00) != 0x7c00; }
 
+// The length of a row whose squares leave the range of their type: scaled by its largest element.
+template <typename T>
+double scaled_norm(const T* row, int64_t channels) {
+  double largest = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    largest = std::max(largest, std::abs(static_cast<double>(widen(row[c]))));
+  }
+  if (largest == 0) return 0;
+  double sum = 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double element = widen(row[c]) / largest;
+    sum += element * element;
+  }
+  return largest * std::sqrt(sum);
+}
+
 // Sixteen chains: the order of summation is fixed, and the additions overlap.
 template <typename T>
 double norm(const T* row, int64_t channels) {
@@ -95,7 +112,9 @@ double norm(const T* row, int64_t channels) {
   for (; c < channels; ++c) sums[0] += widen(row[c]) * widen(row[c]);
   double sum = 0;
   for (const Wide partial : sums) sum += partial;
-  return std::sqrt(sum);
+  constexpr bool kFloat = sizeof(Wide) == sizeof(float);
+  const bool in_range = sum > (kFloat ? 1e-25 : 1e-280) && sum < (kFloat ? 1e36 : 1e300);
+  return in_range ? std::sqrt(sum) : scaled_norm(row, channels);
 }
 
 template <class Body>
@@ -149,14 +168,43 @@ void prepare_rows(const PrepareRows& rows, const ParallelFor& parallel_for) {
               static_cast<const Source*>(rows.source) + rows.order[i] * rows.row_stride;
           Destination* to = static_cast<Destination*>(rows.destination) + i * rows.padded_channels;
           const double length = rows.normalize ? norm(from, rows.channels) : 1.0;
-          const Wide scale = static_cast<Wide>(1.0 / std::max(length, kMinNorm));
-          for (int64_t c = 0; c < rows.channels; ++c) narrow(widen(from[c]) * scale, to[c]);
+          if (length < (sizeof(Wide) == sizeof(float) ? 1e30 : kHugeNorm)) {
+            const Wide scale = static_cast<Wide>(1.0 / std::max(length, kMinNorm));
+            for (int64_t c = 0; c < rows.channels; ++c) narrow(widen(from[c]) * scale, to[c]);
+          } else {  // the reciprocal is subnormal, or the length infinite
+            double largest = 0;
+            for (int64_t c = 0; c < rows.channels; ++c) {
+              largest = std::max(largest, std::abs(static_cast<double>(widen(from[c]))));
+            }
+            double sum = 0;
+            for (int64_t c = 0; c < rows.channels; ++c) {
+              sum += widen(from[c]) / largest * (widen(from[c]) / largest);
+            }
+            for (int64_t c = 0; c < rows.channels; ++c) {
+              narrow(widen(from[c]) / largest / std::sqrt(sum), to[c]);
+            }
+          }
           std::memset(to + rows.channels, 0,
                       (rows.padded_channels - rows.channels) * sizeof(Destination));
         }
       });
     });
   });
+}
+
+double largest_norm(const void* data, DType type, int64_t rows, int64_t row_stride,
+                    int64_t channels, const ParallelFor& parallel_for) {
+  std::vector<double> largest((rows + kRowsPerTask - 1) / kRowsPerTask, 0.0);
+  with_type(type, [&](auto element) {
+    for_row_ranges(rows, parallel_for, [&](int64_t begin, int64_t end) {
+      double& of_task = largest[begin / kRowsPerTask];
+      for (int64_t i = begin; i < end; ++i) {
+        const auto* row = static_cast<const decltype(element)*>(data) + i * row_stride;
+        of_task = std::max(of_task, norm(row, channels));
+      }
+    });
+  });
+  return largest.empty() ? 0.0 : *std::max_element(largest.begin(), largest.end());
 }
 
 int64_t find_non_finite(const void* data, DType type, int64_t rows, int64_t row_stride,

@@ -17,8 +17,15 @@ void read_row(const void* data, DType type, int64_t first_element, int64_t chann
 // `channels` doubles, rounded to `type`.
 void write_row(const double* row, int64_t channels, DType type, int64_t first_element, void* data);
 
-// Euclidean length.
+// Euclidean length; inf where it exceeds the range of double.
 double row_norm(const double* row, int64_t channels);
+
+// Lengths beyond this are rare, and their squares or quotients could leave the range of double.
+constexpr double kHugeNorm = 1e150;
+
+// The largest length of `rows` rows.
+double largest_norm(const void* data, DType type, int64_t rows, int64_t row_stride,
+                    int64_t channels, const ParallelFor& parallel_for);
 
 void prepare_rows(const PrepareRows& rows, const ParallelFor& parallel_for);
 

@@ -21,7 +21,8 @@ namespace cac::cpu {
 // How the factors of the two products are multiplied; sums are float32, for kFloat64 float64.
 enum class Arithmetic {
   kFloat64,
-  kFloat32,        // or sums of three bfloat16, which are as accurate
+  kFloat32,        // or sums of three bfloat16, which are as accurate for rows of ordinary length
+  kVectorFloat32,  // float32 itself, for rows so short that parts of their elements are subnormal
   kSplitBFloat16,  // float32 as a sum of two bfloat16, products within 2^-15 (see bf16_isa.h)
   kBFloat16,
 };

@@ -149,7 +149,9 @@ constexpr TileKernel vector_kernel(const char* instruction_set, DType type) {
 const TileKernel* find_vector_kernel(const char* instruction_set, Arithmetic arithmetic) {
   static const TileKernel for_float = vector_kernel<float>(instruction_set, DType::kFloat32);
   static const TileKernel for_double = vector_kernel<double>(instruction_set, DType::kFloat64);
-  if (arithmetic == Arithmetic::kFloat32) return &for_float;
+  if (arithmetic == Arithmetic::kFloat32 || arithmetic == Arithmetic::kVectorFloat32) {
+    return &for_float;
+  }
   if (arithmetic == Arithmetic::kFloat64) return &for_double;
   return nullptr;
 }
