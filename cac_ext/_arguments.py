@@ -79,7 +79,9 @@ def as_ignore_index(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"ignore_index must be an integer label or None, but got {_describe(value)}")
+        raise TypeError(
+            f"ignore_index must be an integer label or None, but got {_describe(value)}"
+        )
     return int(value)
 
 

@@ -64,23 +64,25 @@ def _require_fitting(
 ) -> None:
     """Names what does not fit the others: channels, pixels, devices."""
     require_tensors(**features, **rows)
-    if all(x.dim() == 2 for x in features.values()):
-        channels = {name: x.shape[1] for name, x in features.items()}
-        if isinstance(negatives, PreparedNegatives):
-            channels["negatives"] = negatives.channels
-        elif isinstance(negatives, Tensor) and negatives.dim() == 2:
-            channels["negatives"] = negatives.shape[1]
-        require_agreement("{} channels", channels)
-        first, *_ = features
-        for name, count in channels.items():  # the operators see channels after padding only
-            if count != channels[first]:
-                raise ValueError(
-                    f"{name} must have {channels[first]} channels like {first}, but have {count}"
-                )
-    sized = {name: x.shape[0] for name, x in (features | rows).items() if x.dim() > 0}
-    require_agreement("{} rows", sized)
-    devices = {name: str(x.device) for name, x in (features | rows).items()}
-    require_agreement("device {}", devices)
+    if any(x.dim() != 2 for x in features.values()):
+        return  # the operators say so
+    channels = {name: x.shape[1] for name, x in features.items()}
+    if isinstance(negatives, PreparedNegatives):
+        channels["negatives"] = negatives.channels
+    elif isinstance(negatives, Tensor) and negatives.dim() == 2:
+        channels["negatives"] = negatives.shape[1]
+    require_agreement("{} channels", channels)
+    # The operators see the negatives' channels after padding only.
+    first = next(iter(channels.values()))
+    if channels.get("negatives", first) != first:
+        raise ValueError(
+            f"negatives must have {first} channels like the anchors' features, but have "
+            f"{channels['negatives']}"
+        )
+    all_rows = features | rows
+    require_agreement("{} rows", {k: x.shape[0] for k, x in all_rows.items() if x.dim()})
+    require_agreement("device {}", {k: str(x.device) for k, x in all_rows.items()})
+    require_agreement("type {}", {k: str(x.dtype) for k, x in features.items()})
 
 
 def _wants_gradient(*features: Tensor) -> bool:
@@ -95,7 +97,8 @@ def _wants_gradient(*features: Tensor) -> bool:
 def _apply(operator: str, function: Any, *arguments: Any) -> Any:
     """The operator; where a derivative may be taken, by its autograd Function.
 
-    Both are the same. The Function serves `torch.func` and forward mode, the operator torch.compile.
+    Both are the same. The Function serves `torch.func` and forward mode, the operator
+    torch.compile.
     """
     if arguments[-1] and not torch.compiler.is_compiling():
         return function.apply(*arguments)

@@ -187,7 +187,5 @@ def prepare_parts(
     require_tensors(negatives=negatives, negative_labels=negative_labels)
     reject_gradient(negatives, "negatives")
     (negatives,) = cast_for_autocast(negatives)
-    parts = torch.ops.cac_ext.prepare_negatives(
-        negatives, negative_labels, normalize, ignore_index
-    )
+    parts = torch.ops.cac_ext.prepare_negatives(negatives, negative_labels, normalize, ignore_index)
     return PreparedParts(*parts, channels=negatives.shape[1])

@@ -45,25 +45,19 @@ def _require_gradient(computed: bool, operator: str) -> None:
 
 
 class _ScaledRows(torch.autograd.Function):
-    """`_scale_rows` where somebody may differentiate it: refused, but only then."""
+    """`_scaled_rows` as a function of the anchors, whose second derivative is refused."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         return _scaled_rows(gradient, scale, kept, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], gradient: Tensor, scale: Tensor, kept: Tensor,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, int]:
-        rows = torch.vmap(
-            lambda g, s, k: _scaled_rows(g, s, k, dtype), in_dims[:3], randomness="error"
-        )
-        return rows(gradient, scale, kept), 0
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -79,11 +73,11 @@ def _scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dty
     return torch.where(keep, gradient * scale[:, None], 0.0).to(dtype)
 
 
-def _scale_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """``gradient [A, C] * scale [A]`` of the rows ``kept [A]``, rounded once to ``dtype``."""
-    if torch.is_grad_enabled():
-        return _ScaledRows.apply(gradient, scale, kept, dtype)
-    return _scaled_rows(gradient, scale, kept, dtype)
+def _scale_rows(anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor) -> Tensor:
+    """``gradient [A, C] * scale [A]`` of the rows ``kept [A]``, in the anchors' type."""
+    if torch.is_grad_enabled():  # create_graph=True, torch.func
+        return _ScaledRows.apply(anchors, gradient, scale, kept, anchors.dtype)
+    return _scaled_rows(gradient, scale, kept, anchors.dtype)
 
 
 class _OneDirection(torch.autograd.Function):
@@ -98,18 +92,17 @@ class _OneDirection(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.with_gradient = inputs[-1]
         ctx.num_inputs = len(inputs)
-        ctx.dtype = inputs[0].dtype
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, inputs[0])
         ctx.save_for_forward(gradient)
 
     @classmethod
     def _backward(cls, ctx: Any, grad_value: Tensor | None) -> tuple[Tensor | None, ...]:
         _require_gradient(ctx.with_gradient, cls.operator)
-        (gradient,) = ctx.saved_tensors
+        gradient, anchors = ctx.saved_tensors
         if grad_value is None:
             return (None,) * ctx.num_inputs
         every = torch.ones_like(grad_value, dtype=torch.bool)
-        grad_anchors = _scale_rows(gradient, grad_value, every, ctx.dtype)
+        grad_anchors = _scale_rows(anchors, gradient, grad_value, every)
         return grad_anchors, *[None] * (ctx.num_inputs - 1)
 
     @classmethod
@@ -175,20 +168,19 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.with_gradient = inputs[-1]
         ctx.num_inputs = len(inputs)
-        ctx.dtype = inputs[0].dtype
-        ctx.save_for_backward(gradient, direction)
+        ctx.save_for_backward(gradient, direction, *inputs[:2])
         ctx.save_for_forward(gradient, direction)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         _require_gradient(ctx.with_gradient, "directional_contrastive_loss")
-        gradient, direction = ctx.saved_tensors  # [A, C], [A]
+        gradient, direction, *features = ctx.saved_tensors  # [A, C], [A], 2 of [A, C]
         grads: list[Tensor | None] = [None, None]
         if grad_loss is not None:
             for view in range(2):
                 if ctx.needs_input_grad[view]:
                     kept = direction == view + 1  # [A]
-                    grads[view] = _scale_rows(gradient, grad_loss[view], kept, ctx.dtype)
+                    grads[view] = _scale_rows(features[view], gradient, grad_loss[view], kept)
         return *grads, *[None] * (ctx.num_inputs - 2)
 
     @staticmethod

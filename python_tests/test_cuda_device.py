@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_anchors_times_negatives(seed):
     outputs = torch.cuda.memory_allocated() - before
     extra = torch.cuda.max_memory_allocated() - before - outputs
     assert loss.isfinite()
-    assert extra <= 2 * prepared.features.nbytes
+    assert extra <= 2 * prepared.nbytes
 
 
 @pytest.mark.slow

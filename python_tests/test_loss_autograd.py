@@ -13,21 +13,22 @@ OPERATORS = torch.ops.cac_ext
 
 
 def operator_arguments(name: str, case: LossCase) -> tuple:
-    prepared = cac_ext.prepare_negatives(case.negatives, case.negative_labels)
+    prepared = OPERATORS.prepare_negatives(case.negatives, case.negative_labels, True)
+    negatives, labels, leading_rows, num_valid = prepared
     anchors = case.features1.clone().requires_grad_()
     others = case.features2.clone()
     if name == "prepare_negatives":
         return case.negatives, case.negative_labels, True
     if name == "masked_logsumexp":
-        return anchors, prepared.features, case.pseudo_labels1, prepared.labels, 0.1, True, True
+        return anchors, negatives, case.pseudo_labels1, labels, num_valid, 0.1, True, None, True
     if name == "masked_contrastive_loss":
         return (
-            anchors, others, prepared.features, case.pseudo_labels1, prepared.labels,
-            prepared.leading_rows, case.confidences1 < 0.7, 0.1, True, 0.0, True,
+            anchors, others, negatives, case.pseudo_labels1, labels, leading_rows, num_valid,
+            case.confidences1 < 0.7, 0.1, True, 0.0, None, True,
         )  # fmt: skip
     return (
         anchors, others.requires_grad_(), case.confidences1, case.confidences2,
-        case.pseudo_labels1, case.pseudo_labels2, *prepared[:3], 0.1, 0.3, True, 1e-8, True,
+        case.pseudo_labels1, case.pseudo_labels2, *prepared, 0.1, 0.3, True, 1e-8, None, True,
     )  # fmt: skip
 
 
@@ -161,10 +162,8 @@ def test_medium_matmul_precision_multiplies_float32_as_bfloat16(seed):
     finally:
         torch.set_float32_matmul_precision(before)
     has_bf16 = any("bf16" in name or name == "amx" for name in cac_ext._C.cpu_capabilities())
-    assert prepared.features.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
-    assert cac_ext.prepare_negatives(case.negatives, case.negative_labels).features.dtype == (
-        torch.float32
-    )
+    assert prepared.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+    assert cac_ext.prepare_negatives(case.negatives, case.negative_labels).dtype == torch.float32
 
 
 def test_prepared_negatives_give_the_same_loss(seed, device):
@@ -214,8 +213,9 @@ def test_no_second_derivative_but_a_clear_error(seed, device):
     case = make_case(seed, 9, 21, 5, 3, torch.float64, device)
     features = case.features1.requires_grad_()
     loss = cac_ext.directional_contrastive_loss(*case.arguments(), confidence_threshold=0.0)
+    (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(loss, features, create_graph=True)
+        gradient.square().sum().backward()
 
 
 def test_without_grad_nothing_is_kept(seed, device):

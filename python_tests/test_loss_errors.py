@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from loss_cases import make_case
@@ -108,3 +109,81 @@ def test_prepared_negatives_carry_their_labels():
 def test_an_unknown_capability_lists_those_there_are():
     with pytest.raises(ValueError, match="portable"):
         cac_ext._C.limit_cpu_capability("mmx")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("features1", None, r"features1 must be a torch.Tensor, but got NoneType"),
+        ("features2", [[1.0] * 8] * 20, r"features2 must be a torch.Tensor, but got list"),
+        ("pseudo_labels1", [0] * 20, r"pseudo_labels1 must be a torch.Tensor, but got list"),
+        ("confidences2", 0.5, r"confidences2 must be a torch.Tensor, but got float"),
+        ("negatives", None, r"negatives must be a torch.Tensor, but got NoneType"),
+        ("negatives", np.zeros((30, 8)), r"negatives must be a torch.Tensor, but got ndarray"),
+        ("negative_labels", [0] * 30, r"negative_labels must be a torch.Tensor, but got list"),
+        ("features1", torch.zeros(20, 8).to_sparse(), r"features1 must be a dense tensor"),
+        ("features1", torch.zeros(20, 8, dtype=torch.complex64), r"features1 must be.*"),
+        ("pseudo_labels1", torch.zeros(20, dtype=torch.uint16), r"pseudo_labels1 must be integers"),
+        ("negative_labels", torch.zeros(30, dtype=torch.uint64), r"negative_labels must be int"),
+    ],
+)
+def test_what_is_no_fitting_tensor_is_named(name, value, message):
+    with pytest.raises(TypeError, match=message):
+        call(**{name: lambda _: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"temperature": "0.1"}, TypeError, r"temperature must be a number, but got str '0.1'"),
+        ({"temperature": True}, TypeError, "temperature must be a number, but got bool"),
+        ({"temperature": None}, TypeError, "temperature must be a number, but got NoneType"),
+        ({"temperature": torch.ones(2)}, TypeError, "temperature must be a number or a tensor of"),
+        ({"eps": True}, TypeError, "eps must be a number, but got bool True"),
+        ({"eps": float("inf")}, ValueError, "eps must be a finite number"),
+        ({"confidence_threshold": float("nan")}, ValueError, "confidence_threshold must be a prob"),
+        ({"confidence_threshold": 1.5}, ValueError, "within 0 and 1, but got 1.5"),
+        ({"confidence_threshold": -0.1}, ValueError, "within 0 and 1, but got -0.1"),
+        ({"normalize": 1}, TypeError, "normalize must be True or False, but got int 1"),
+        ({"normalize": "no"}, TypeError, "normalize must be True or False"),
+        ({"ignore_index": 1.0}, TypeError, "ignore_index must be an integer label or None"),
+        ({"ignore_index": True}, TypeError, "ignore_index must be an integer label or None"),
+        ({"weights": [1.0] * 20}, TypeError, "weights must be a torch.Tensor, but got list"),
+        ({"weights": torch.ones(20).long()}, TypeError, "weights must be floating point"),
+        ({"weights": torch.ones(20).to("meta")}, ValueError, "weights must be on cpu"),
+        ({"reduction": None}, ValueError, "reduction must be"),
+    ],
+)
+def test_an_option_of_another_kind_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        call(options=options)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    expected = call(options={"temperature": 0.5, "eps": 1e-8})
+    for one in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5)):
+        assert torch.equal(call(options={"temperature": one, "eps": np.float64(1e-8)}), expected)
+    assert call(options={"ignore_index": np.int64(255)}).isfinite()
+    assert call(options={"confidence_threshold": 1}) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["confidences1", "confidences2"])
+def test_a_confidence_that_is_not_finite_is_found(name, value):
+    def spoil(x):
+        x[7] = value
+        return x
+
+    with pytest.raises(ValueError, match=rf"{name} must be finite, but {name}\[7\] is"):
+        call(**{name: spoil})
+
+
+def test_the_odd_one_out_is_named():
+    with pytest.raises(ValueError, match=r"features1 must have 8 channels like features2, neg"):
+        call(features1=lambda x: x[:, :3])
+    with pytest.raises(ValueError, match=r"features1 must have 20 rows like features2, confid"):
+        call(features1=lambda x: x[:4])
+    with pytest.raises(ValueError, match=r"features1 must have device cpu like features2"):
+        call(features1=lambda x: x.to("meta"))
+    with pytest.raises(ValueError, match=r"negatives must have 8 channels"):
+        call(negatives=lambda x: x[:, :3])

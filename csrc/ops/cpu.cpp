@@ -79,7 +79,10 @@ class CpuBackend final : public Backend {
   }
 
   bool multiplies(at::ScalarType negatives) const override {
-    return negatives == at::kDouble || negatives == at::kFloat || negatives == at::kBFloat16;
+    if (negatives == at::kBFloat16) {  // not with every instruction set
+      return cpu::find_tile_kernel(cpu::Arithmetic::kBFloat16) != nullptr;
+    }
+    return negatives == at::kDouble || negatives == at::kFloat;
   }
 
   bool reads_values() const override { return true; }
@@ -91,10 +94,7 @@ class CpuBackend final : public Backend {
       problem.num_leading_rows = std::min(given.num_leading_rows, *given.num_valid);
     }
     const cpu::TileKernel* kernel = find_kernel(problem.negative_dtype);
-    TORCH_CHECK_TYPE(kernel != nullptr,
-                     "these negatives were prepared for instructions that are not in use "
-                     "(capability ",
-                     cpu::cpu_capability(), "); prepare them again");
+    TORCH_INTERNAL_ASSERT(kernel != nullptr, "check_prepared() lets nothing else pass");
     double largest_logit = 0;
     if (!problem.normalize) {
       const cpu::Magnitudes found = cpu::measure_magnitudes(problem, parallel_for);
