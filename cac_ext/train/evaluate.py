@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from tqdm import tqdm
 
+from cac_ext.train.errors import DataError, ProcessError
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.distributed import ALONE, Processes
@@ -64,7 +65,13 @@ def evaluate(
     """Evaluates a network on all images of a data set with masks. Leaves its mode as it was.
 
     Several processes share the images, each of which counts once; the result is the same in all.
+
+    Raises:
+        DataError: there are no images, or one cannot be read.
+        ProcessError: another process has failed.
     """
+    if len(dataset) == 0:
+        raise DataError("there are no images to evaluate on: the validation list is empty")
     device = next(network.parameters()).device
     confusion = MulticlassConfusionMatrix(
         num_classes, ignore_index=ignore_index, validate_args=False, sync_on_compute=False
@@ -79,8 +86,14 @@ def evaluate(
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),
     )
-    for sample in tqdm(loader, "evaluate", unit="image", leave=False, disable=not progress):
-        truth = sample["mask"].to(device).long()  # [H, W]
-        confusion.update(predict(network, sample["image"], inference), truth)
+    failure: Exception | None = None
+    try:
+        for sample in tqdm(loader, "evaluate", unit="image", leave=False, disable=not progress):
+            truth = sample["mask"].to(device).long()  # [H, W]
+            confusion.update(predict(network, sample["image"], inference), truth)
+    except Exception as error:  # the other processes must not wait for this one's sums
+        failure = error
     network.train(was_training)
+    if processes.any(failure is not None):
+        raise failure or ProcessError("another process has failed; its own message says why")
     return Evaluation(processes.sum(confusion.compute().long()).cpu())

@@ -61,7 +61,8 @@ def class_probabilities(
 ) -> Tensor:
     """Class probabilities ``[K, H, W]`` of a uint8 image ``[3, H, W]``, on the network's device."""
     height, width = image.shape[-2:]
-    total, views = 0.0, 0
+    total: Tensor | None = None
+    views = 0
     for scale in inference.scales:
         size = [max(1, round(scale * height)), max(1, round(scale * width))]
         scaled = image if size == [height, width] else VF.resize(image, size)
@@ -71,33 +72,74 @@ def class_probabilities(
             probabilities = probabilities.flip(-1) if flip else probabilities
             if size != [height, width]:
                 probabilities = F.interpolate(probabilities, (height, width), mode="bilinear")
-            total, views = total + probabilities[0], views + 1
-    return total / views
+            total = probabilities[0] if total is None else total.add_(probabilities[0])
+            views += 1
+    return total if views == 1 else total.div_(views)
 
 
 def predict(
     network: SegmentationNetwork, image: Tensor, inference: Inference = SINGLE_SCALE
 ) -> Tensor:
-    """Class of each pixel, ``[3, H, W] uint8 -> [H, W]`` int64."""
+    """Class of each pixel, ``[3, H, W] uint8 -> [H, W]`` int64.
+
+    With one scale and windows, memory does not grow with the height of the image: what no window
+    looks at any more is turned into classes at once.
+    """
     if inference == SINGLE_SCALE:
         return predict_logits(network, image).argmax(dim=1)[0]
+    if inference.scales == (1.0,) and not inference.flip and inference.window is not None:
+        bands = _bands(network, image, inference.window)
+        return torch.cat([band.argmax(dim=0) for band in bands])
     return class_probabilities(network, image, inference).argmax(dim=0)
 
 
 def _by_windows(network: SegmentationNetwork, image: Tensor, window: int | None) -> Tensor:
     """Class probabilities ``[1, K, H, W]``, each pixel's averaged over the windows that see it."""
-    height, width = image.shape[-2:]
-    if window is None or window >= max(height, width):
+    if window is None:
         return predict_logits(network, image).softmax(dim=1)
-    total, counts = 0.0, torch.zeros(height, width)
-    for top in _starts(height, window):
-        for left in _starts(width, window):
+    whole, row = None, 0
+    for band in _bands(network, image, window):
+        if whole is None:
+            whole = band.new_empty((band.shape[0], *image.shape[-2:]))
+        whole[:, row : row + band.shape[1]] = band
+        row += band.shape[1]
+    return whole[None]
+
+
+def _bands(network: SegmentationNetwork, image: Tensor, window: int) -> Iterator[Tensor]:
+    """Class probabilities from top to bottom, ``[K, rows, W]`` each, averaged over the windows.
+
+    A band is complete where the next windows begin, so sums are held for a window's height alone.
+    """
+    height, width = image.shape[-2:]
+    if window >= max(height, width):
+        yield predict_logits(network, image).softmax(dim=1)[0]
+        return
+    lefts, tops = list(_starts(width, window)), list(_starts(height, window))
+    across, down = _coverage(lefts, window, width), _coverage(tops, window, height)
+    total: Tensor | None = None  # [K, up to `window` rows, W], of the rows from `top` on
+    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
+        rows = min(window, height - top)
+        for left in lefts:
             crop = image[:, top : top + window, left : left + window]
-            probabilities = predict_logits(network, crop).softmax(dim=1)
-            margins = [left, width - left - crop.shape[2], top, height - top - crop.shape[1]]
-            total = total + F.pad(probabilities, margins)
-            counts[top : top + window, left : left + window] += 1
-    return total / counts.to(total.device)
+            probabilities = predict_logits(network, crop).softmax(dim=1)[0]  # [K, rows, columns]
+            if total is None:
+                total = probabilities.new_zeros((len(probabilities), min(window, height), width))
+            total[:, :rows, left : left + crop.shape[2]] += probabilities
+        done = next_top - top
+        counts = down[top:next_top, None] * across[None, :]  # [done, W]
+        yield total[:, :done] / counts.to(total.device)
+        kept = total[:, done:rows].clone()
+        total[:, : rows - done] = kept
+        total[:, rows - done :] = 0
+
+
+def _coverage(starts: list[int], window: int, size: int) -> Tensor:
+    """How many windows see each place along one side, ``[size]``."""
+    counts = torch.zeros(size)
+    for start in starts:
+        counts[start : start + window] += 1
+    return counts
 
 
 def _starts(size: int, window: int) -> Iterator[int]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +15,7 @@ from cac_ext.train.batch_streams import BatchStreams
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.classes import save_classes
+from cac_ext.train.errors import CheckpointError, NonFiniteError, ProcessError
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.methods import build_method, check_method
@@ -38,6 +42,8 @@ from cac_ext.train.runtime.seeding import derive_seed
 from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 from cac_ext.train.runtime.whole_files import naming
 from cac_ext.train.step import take_step
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ def train(
     that are ``auto`` must be in the folder already, see `prepare.py`.
 
     Raises:
-        UserError: something given cannot be used; a step is not finite.
+        UserError: something given cannot be used; a step is not finite. What was done before a file
+            could not be read, or before any other failure between two steps, is saved.
         TrainingStopped: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
         KeyboardInterrupt: a second Ctrl-C came, or one in the last step.
     """
@@ -134,47 +141,78 @@ def train(
     log: RunLog | NoLog = NoLog()
     if processes.is_main:
         log = RunLog(folder, label, state.iteration, config.iterations, progress=progress)
+
+    def evaluate_now() -> None:
+        evaluation = evaluate(
+            method.evaluated,
+            splits.validation,
+            splits.num_classes,
+            splits.ignore_index,
+            num_workers=config.data.num_workers,
+            progress=progress,
+            processes=processes,
+        )
+        class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
+        state.results = {"miou": evaluation.miou, "class_iou": class_iou}
+        state.evaluated_at = state.iteration
+        log.evaluation(state.iteration, **state.results)
+        log.pictures(state.iteration, splits, method.evaluated, method.pictures)
+
+    def together(work: Callable[[], T]) -> T:
+        """Runs ``work`` between two steps. If it fails in any process, what is done is saved."""
+        failure: Exception | None = None
+        result = None
+        try:
+            result = work()
+        except NonFiniteError:  # the weights are not worth saving
+            raise
+        except Exception as error:  # a file, a worker, a disk: anything may fail after days
+            failure = error
+        if processes.any(failure is not None):
+            with suppress(CheckpointError):  # the failure itself is the news
+                save_checkpoint(checkpoint, state, method.evaluated, processes)
+            raise failure or ProcessError("another process has failed; its own message says why")
+        return result
+
     with StopRequest() as stop, log:
+        if _evaluation_is_due(state):  # it has failed before
+            together(evaluate_now)
+            save_checkpoint(checkpoint, state, method.evaluated, processes)
         while state.iteration < config.iterations:
-            batches = streams.next(state.iteration)
+            batches = together(partial(streams.next, state.iteration))
             phases = take_step(method, state, batches, modules, guard, device)
 
-            iteration = state.iteration
             log.step()
-            if iteration % schedule.log_every == 0 and phases:
+            if state.iteration % schedule.log_every == 0 and phases:
                 scalars = processes.mean_scalars(_scalars(phases))
-                images = streams.images(batches)
-                log.train(iteration, {**scalars, "memory_mib": peak_memory(device)}, images)
-            ends_epoch = iteration % schedule.iterations_per_epoch == 0
-            stopping = processes.any(stop.requested) and iteration < config.iterations
+                scalars["memory_mib"] = peak_memory(device)
+                together(partial(log.train, state.iteration, scalars, streams.images(batches)))
+            ends_epoch = state.iteration % schedule.iterations_per_epoch == 0
+            stopping = processes.any(stop.requested) and state.iteration < config.iterations
             if ends_epoch or stopping:
                 guard.settle()
-            if ends_epoch:
-                epoch = iteration // schedule.iterations_per_epoch
-                if epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs:
-                    evaluation = evaluate(
-                        method.evaluated,
-                        splits.validation,
-                        splits.num_classes,
-                        splits.ignore_index,
-                        num_workers=config.data.num_workers,
-                        progress=progress,
-                        processes=processes,
-                    )
-                    class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
-                    state.results = {"miou": evaluation.miou, "class_iou": class_iou}
-                    log.evaluation(iteration, **state.results)
-                    log.pictures(iteration, splits, method.evaluated, method.pictures)
+            if _evaluation_is_due(state):
+                together(evaluate_now)
             if ends_epoch or stopping:
                 save_checkpoint(checkpoint, state, method.evaluated, processes)
             if stopping:
-                raise TrainingStopped(f"stopped after iteration {iteration} of {config.iterations}")
+                raise TrainingStopped(
+                    f"stopped after iteration {state.iteration} of {config.iterations}"
+                )
     if processes.is_main:
         picture = folder / "picture.png"
         with naming(picture):
             save_panel(picture, splits, {"prediction": method.evaluated})
     processes.any(False)  # nobody leaves before the picture is there
     return TrainResult(folder, method.evaluated, splits, **state.results)
+
+
+def _evaluation_is_due(state: TrainingState) -> bool:
+    """Whether the iteration that was reached ends an epoch that is evaluated, and was not yet."""
+    schedule = state.config.schedule
+    epoch, rest = divmod(state.iteration, schedule.iterations_per_epoch)
+    due = epoch > 0 and (epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs)
+    return due and rest == 0 and state.evaluated_at != state.iteration
 
 
 def _scalars(phases: list[Phase]) -> dict[str, float]:

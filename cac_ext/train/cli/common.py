@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cac_ext.train import config as configuration
-from cac_ext.train.errors import ConfigError
+from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runtime.signals import TrainingStopped
 
 #: Failures of a disk or its permissions: to be mended by the user, not by a traceback.
@@ -61,13 +61,11 @@ def parse_seeds(text: str) -> list[int]:
 def telling_how_to_go_on(command: str, folder: Path, *, quiet: bool = False) -> Iterator[None]:
     """Says whether what was begun in ``folder`` can go on, and how.
 
-    After Ctrl-C, SIGTERM and failures of a disk.
+    After Ctrl-C, SIGTERM, and failures that come in the middle: of a file, a disk, a worker.
     """
     try:
         yield
-    except (KeyboardInterrupt, TrainingStopped, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
-            raise
+    except (KeyboardInterrupt, TrainingStopped, OSError, DataError, RuntimeError):
         if not quiet:
             if any(any(folder.rglob(name)) for name in _PROGRESS):
                 print(f"\nwhat was done is in {folder}. To go on: {command}", file=sys.stderr)

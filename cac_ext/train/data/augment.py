@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -11,12 +13,15 @@ from torchvision.transforms.v2 import functional as VF
 from cac_ext.train.config import AugmentConfig
 from cac_ext.train.data.batches import CropPairSample, LabelledSample, ViewSample
 from cac_ext.train.data.crop_pair import CropPairSampler, View
+from cac_ext.train.data.rescale import draw_scale
 
 #: Channel means and deviations of ImageNet, for inputs in [0, 1]; every network is fed so.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 _BLUR_SIGMA = (0.1, 2.0)
+_BLUR_KERNEL = 5  # pixels
+_BLUR_REACH = _BLUR_KERNEL // 2 + 1  # the least size that it blurs
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -45,15 +50,11 @@ class LabelledAugment:
 
     def __call__(self, sample: dict) -> LabelledSample:
         size = self.config.crop_size
-        image, mask = _rescale(
-            self.config.labelled_scale,
-            self.config.base_size,
-            tv_tensors.Image(sample["image"]),
-            tv_tensors.Mask(sample["mask"]),
-        )
-        top = int(torch.randint(max(image.shape[1] - size, 0) + 1, ()))
-        left = int(torch.randint(max(image.shape[2] - size, 0) + 1, ()))
-        image, mask = (part[..., top : top + size, left : left + size] for part in (image, mask))
+        image, mask = tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"])
+        scaled = draw_scale(self.config.labelled_scale, self.config.base_size, image)
+        top = int(torch.randint(max(scaled.height - size, 0) + 1, ()))
+        left = int(torch.randint(max(scaled.width - size, 0) + 1, ()))
+        image, mask = (scaled.part(whole, top, left, size, size) for whole in (image, mask))
         if torch.rand(()) < self.config.flip:
             image, mask = image.flip(-1), mask.flip(-1)
         image = _pad(normalise(image), size, size, 0.0)
@@ -82,32 +83,43 @@ class CropPairAugment:
             [
                 v2.RandomApply([v2.ColorJitter(*strength)], p=config.jitter),
                 v2.RandomGrayscale(p=config.grey),
-                v2.RandomApply([v2.GaussianBlur(5, _BLUR_SIGMA)], p=config.blur),
+                v2.RandomApply([v2.GaussianBlur(_BLUR_KERNEL, _BLUR_SIGMA)], p=config.blur),
             ]
         )
 
     def __call__(self, sample: dict) -> CropPairSample:
         masks = {} if self.ignore_index is None else {"mask": sample["mask"]}
         masks |= {"truth": sample["truth"]} if "truth" in sample else {}
-        image, *scaled = _rescale(
-            self.config.unlabelled_scale,
-            self.config.base_size,
-            tv_tensors.Image(sample["image"]),
-            *map(tv_tensors.Mask, masks.values()),
-        )
-        masks = dict(zip(masks, scaled, strict=True))
-        height, width = image.shape[1:]
+        image = tv_tensors.Image(sample["image"])
+        scaled = draw_scale(self.config.unlabelled_scale, self.config.base_size, image)
+        height, width = scaled.height, scaled.width
         padded_height = max(height, self.sampler.min_size)
         padded_width = max(width, self.sampler.min_size)
         pair = self.sampler(padded_height, padded_width)
 
-        valid1 = self._valid(pair.view1, height, width)
-        valid2 = self._valid(pair.view2, height, width)
+        # Both views from one scaled part: what they share is the same in both, bit for bit.
+        size = self.sampler.crop_size
+        top = min(pair.view1.top, pair.view2.top)
+        left = min(pair.view1.left, pair.view2.left)
+        region = (
+            top,
+            left,
+            max(pair.view1.top, pair.view2.top) + size - top,
+            max(pair.view1.left, pair.view2.left) + size - left,
+        )
+        image = scaled.part(image, *region)
+        masks = {name: scaled.part(tv_tensors.Mask(mask), *region) for name, mask in masks.items()}
+
+        views12 = [
+            replace(view, top=view.top - top, left=view.left - left)
+            for view in (pair.view1, pair.view2)
+        ]
+        valid1, valid2 = (self._valid(view, height - top, width - left) for view in views12)
         seen = valid1.flatten()[pair.overlap1] & valid2.flatten()[pair.overlap2]
         views = []
         for view, valid, overlap in (
-            (pair.view1, valid1, pair.overlap1),
-            (pair.view2, valid2, pair.overlap2),
+            (views12[0], valid1, pair.overlap1),
+            (views12[1], valid2, pair.overlap2),
         ):
             views.append(
                 ViewSample(
@@ -130,9 +142,18 @@ class CropPairAugment:
         size = self.sampler.crop_size
         crop = image[:, view.top : view.top + size, view.left : view.left + size]
         inside = crop.numel() > 0  # False for a view that lies wholly in the padding
-        crop = normalise(self.low_level(crop)) if inside else crop.float()
+        crop = normalise(self._augmented(crop)) if inside else crop.float()
         crop = _pad(crop, size, size, 0.0)
         return crop.flip(-1) if view.flip else crop
+
+    def _augmented(self, crop: Tensor) -> Tensor:
+        """Low-level augmentation of what is visible, ``[3, H, W]`` uint8, H and W at least 1."""
+        height, width = crop.shape[1:]
+        # The blur mirrors at the border and needs three rows and columns: edges are repeated.
+        missing = [0, 0, max(_BLUR_REACH - width, 0), max(_BLUR_REACH - height, 0)]
+        if any(missing):
+            crop = VF.pad(crop, missing, padding_mode="edge")
+        return self.low_level(crop)[:, :height, :width]
 
     def _valid(self, view: View, height: int, width: int) -> Tensor:
         """Which features of a view are centred on the image itself, ``[h, w]`` bool."""
@@ -146,6 +167,8 @@ class CropPairAugment:
         the view, so that views agree at their overlap however they are mirrored.
         """
         height, width = truth.shape
+        if not truth.numel():
+            return torch.full_like(valid, -1, dtype=truth.dtype)
         rows, columns = (centres.floor().long() for centres in self._centres(view))
         at_centres = truth.as_subclass(Tensor)[
             rows.clamp(max=height - 1)[:, None], columns.clamp(max=width - 1)[None, :]
@@ -158,17 +181,6 @@ class CropPairAugment:
         centres = grid.offset + grid.stride * torch.arange(grid.size(size))  # in the crop
         columns = size - 1 - centres if view.flip else centres
         return view.top + centres, view.left + columns
-
-
-def _rescale(scale: tuple[float, float], base_size: int | None, *parts: Tensor) -> list[Tensor]:
-    """Image, and mask if there is one, at a random ratio of ``base_size`` (the long side)."""
-    height, width = parts[0].shape[-2:]
-    ratio = float(torch.empty(()).uniform_(*scale))
-    if base_size is not None:
-        ratio *= base_size / max(height, width)
-    size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
-    # A mask (tv_tensors.Mask) is resized to the nearest pixel, an image with antialiasing.
-    return [part if part.shape[-2:] == tuple(size) else VF.resize(part, size) for part in parts]
 
 
 def _pad(part: Tensor, height: int, width: int, fill: float) -> Tensor:

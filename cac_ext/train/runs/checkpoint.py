@@ -44,6 +44,7 @@ class TrainingState:
         method: what else the method keeps.
         iteration: steps taken.
         results: of the latest evaluation, plain values.
+        evaluated_at: iteration of that evaluation.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class TrainingState:
     method: Stateful
     iteration: int = 0
     results: dict[str, Any] = field(default_factory=dict)
+    evaluated_at: int = 0
 
     def part_of(self, network: nn.Module) -> str:
         """Where ``network`` lies among the modules: the prefix of its weights' names.
@@ -102,6 +104,7 @@ def save_checkpoint(
         "method": state.method.state_dict(),
         "random": random,
         "results": state.results,
+        "evaluated_at": state.evaluated_at,
     }
     kept = "; the earlier checkpoint is kept" if path.exists() else ""
     try:
@@ -188,6 +191,7 @@ def restore(
             stacklevel=2,
         )
     state.iteration, state.results = saved["iteration"], saved["results"]
+    state.evaluated_at = saved["evaluated_at"]
 
 
 def require_same_settings(saved: dict[str, Any], config: Config, path: Path) -> None:

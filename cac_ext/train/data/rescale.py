@@ -1,0 +1,91 @@
+"""Scaling at random, of which only the part that a crop shows is computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as VF
+
+#: Pictures up to so many pixels are scaled whole by torchvision. Larger ones would cost time and
+#: memory far beyond what a crop needs.
+WHOLE_PIXELS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A picture at another size.
+
+    Attributes:
+        source: height and width of the picture as it is.
+        height, width: of the scaled one.
+    """
+
+    source: tuple[int, int]
+    height: int
+    width: int
+
+    def part(self, picture: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+        """``scaled[..., top : top + height, left : left + width]``, clipped to the scaled picture.
+
+        An image (`tv_tensors.Image`, uint8 ``[3, H, W]``) is interpolated with antialiasing; every
+        other tensor ``[H, W]`` takes the nearest pixel. A part of a large image is computed by
+        Pillow, whose result differs from torchvision's by one grey level at most.
+        """
+        bottom, right = min(top + height, self.height), min(left + width, self.width)
+        if self.source == (self.height, self.width):
+            return picture[..., top:bottom, left:right]
+        if math.prod(self.source) <= WHOLE_PIXELS:
+            whole = VF.resize(picture, [self.height, self.width])
+            return whole[..., top:bottom, left:right]
+        if bottom <= top or right <= left:
+            return picture[..., :0, :0]
+        if isinstance(picture, tv_tensors.Image):
+            return self._image_part(picture, top, left, bottom, right)
+        rows = _nearest(self.source[0], self.height)[top:bottom]
+        columns = _nearest(self.source[1], self.width)[left:right]
+        return picture[..., rows[:, None], columns[None, :]]
+
+    def _image_part(
+        self, image: Tensor, top: int, left: int, bottom: int, right: int
+    ) -> tv_tensors.Image:
+        ranges = []
+        for size, scaled, first, last in (
+            (self.source[0], self.height, top, bottom),
+            (self.source[1], self.width, left, right),
+        ):
+            ratio = size / scaled
+            # What the antialiasing filter of the outermost pixels reaches, and a pixel more.
+            reach = math.ceil(max(ratio, 1.0)) + 1
+            begin = max(0, math.floor(first * ratio) - reach)
+            end = min(size, math.ceil(last * ratio) + reach)
+            ranges.append((begin, end, first * ratio - begin, last * ratio - begin))
+        (row, row_end, y0, y1), (column, column_end, x0, x1) = ranges
+        region = image[:, row:row_end, column:column_end].permute(1, 2, 0).contiguous()
+        picture = Image.fromarray(region.numpy())
+        box = (x0, y0, min(x1, picture.width), min(y1, picture.height))
+        part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
+        return tv_tensors.Image(VF.pil_to_tensor(part))
+
+
+def draw_scale(scale: tuple[float, float], base_size: int | None, image: Tensor) -> Scaled:
+    """A size drawn at random: a ratio within ``scale`` of ``base_size``, the long side in pixels.
+
+    Without ``base_size`` it is a ratio of the picture's own size.
+    """
+    height, width = image.shape[-2:]
+    ratio = float(torch.empty(()).uniform_(*scale))
+    if base_size is not None:
+        ratio *= base_size / max(height, width)
+    return Scaled((height, width), max(1, round(height * ratio)), max(1, round(width * ratio)))
+
+
+def _nearest(size: int, scaled: int) -> Tensor:
+    """The source place of each scaled place along one side, as torch's nearest takes it."""
+    places = torch.arange(size, dtype=torch.float32)[None, None, :, None]
+    return F.interpolate(places, (scaled, 1), mode="nearest")[0, 0, :, 0].long()
