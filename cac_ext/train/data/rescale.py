@@ -35,12 +35,13 @@ class Scaled:
 
         An image (`tv_tensors.Image`, uint8 ``[3, H, W]``) is interpolated with antialiasing; every
         other tensor ``[H, W]`` takes the nearest pixel. A part of a large image is computed by
-        Pillow, whose result differs from torchvision's by one grey level at most.
+        Pillow, which rounds otherwise than torchvision: by a grey level at a few pixels.
         """
         bottom, right = min(top + height, self.height), min(left + width, self.width)
         if self.source == (self.height, self.width):
             return picture[..., top:bottom, left:right]
-        if math.prod(self.source) <= WHOLE_PIXELS:
+        # torch 2.14 fails to scale to a single pixel.
+        if math.prod(self.source) <= WHOLE_PIXELS and (self.height, self.width) != (1, 1):
             whole = VF.resize(picture, [self.height, self.width])
             return whole[..., top:bottom, left:right]
         if bottom <= top or right <= left:
