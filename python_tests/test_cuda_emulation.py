@@ -6,23 +6,12 @@ arithmetic, channel bucket and variant, on shapes that end inside tiles, also un
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from cuda_emulation import (
-    ARITHMETICS,
-    COMPILE,
-    CSRC,
-    Call,
-    EmulationError,
-    Emulator,
-    build,
-    compiler,
-    mutate,
-    shared_build,
-)
+from cuda_emulation import ARITHMETICS, Call, EmulationError, Emulator
+from cuda_emulation.builds import CSRC, build, compiler, mutate
 from cuda_emulation.cases import FEATURE_DTYPES, assert_equals_oracle, eager, make_call
+from cuda_emulation.exact import exact
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
@@ -36,7 +25,7 @@ NO_WORSE_THAN_EAGER = {"bf16": 1.0, "fp16": 1.0, "fp32": 4.0}
 
 @pytest.fixture(scope="module")
 def emulator() -> Emulator:
-    return Emulator(shared_build())
+    return Emulator(build())
 
 
 def check(emulator: Emulator, *calls: Call) -> None:
@@ -61,6 +50,15 @@ def test_every_instance_equals_the_oracle(seed, emulator, arithmetic, channels):
     )
 
 
+def test_the_truth_is_what_the_oracle_says(seed):
+    for options in ({}, {"logsumexp": True}, {"eps": 1e-3}, {"normalize": False}):
+        call = make_call(seed, 40, 60, 24, "fp32", **options)
+        truth = exact(call)
+        values, gradients = eager(call, torch.float64)
+        assert torch.allclose(truth.values, values, rtol=1e-10, atol=1e-10)
+        assert torch.allclose(truth.gradients, gradients, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_every_type_of_features(seed, emulator, arithmetic):
     check(
@@ -74,15 +72,15 @@ def test_no_worse_than_eager_at_the_same_type(seed, emulator, arithmetic):
     # Many values at once, for the largest of a few errors is a matter of luck.
     call = make_call(seed, 200, 400, 128, arithmetic)
     (outcome,) = emulator.run([call])
-    exact, exact_gradients = eager(call)
+    truth = exact(call)
     values, gradients = eager(call, call.features1.dtype)
-    finite = exact.isfinite()
-    for name, ours, theirs, truth in (
-        ("values", outcome.values[finite], values[finite], exact[finite]),
-        ("gradients", outcome.gradients, gradients, exact_gradients),
+    finite = truth.values.isfinite()
+    for name, ours, theirs, true in (
+        ("values", outcome.values[finite], values[finite], truth.values[finite]),
+        ("gradients", outcome.gradients, gradients, truth.gradients),
     ):
-        error = (ours.double() - truth).norm()
-        allowed = NO_WORSE_THAN_EAGER[arithmetic] * (theirs.double() - truth).norm()
+        error = (ours.double() - true).norm()
+        allowed = NO_WORSE_THAN_EAGER[arithmetic] * (theirs.double() - true).norm()
         assert error <= allowed, f"{name}: error {error:.2e} > {allowed:.2e}"
 
 
@@ -185,28 +183,6 @@ def test_rows_with_gaps_between_them(seed, emulator):
     assert torch.equal(dense.gradients, spread.gradients)
 
 
-def test_a_feature_row_of_zeros(seed, emulator):
-    call = make_call(seed, 20, 70, 24, "fp32", logsumexp=True)
-    call.features1[3] = 0
-    call.direction.fill_(1)
-    (outcome,) = emulator.run([call])
-    values, gradients = eager(call)
-    assert outcome.values[3].item() == pytest.approx(values[3].item(), abs=1e-5)
-    # torch divides by 1e-12 here; so do the kernels.
-    assert torch.allclose(outcome.gradients[3].double(), gradients[3], rtol=1e-3)
-
-
-def test_nan_in_one_anchor_stays_in_its_row(seed, emulator):
-    call = make_call(seed, 60, 130, 24)
-    call.direction.fill_(1)
-    clean = emulator.run([call])[0]
-    call.features1[17, 3] = torch.nan
-    dirty = emulator.run([call])[0]
-    others = torch.arange(60) != 17
-    assert dirty.values[17].isnan()
-    assert torch.equal(clean.values[others], dirty.values[others])
-
-
 def test_every_multiprocessor_has_work_where_memory_allows(emulator):
     # The pixels of a batch of VOC, two blocks on each of the 132 multiprocessors of an H100.
     plan = emulator.plan(6400, 51_200, 128, "bf16", multiprocessors=264)
@@ -229,16 +205,14 @@ def test_the_workspace_is_bounded_by_the_negatives(emulator, arithmetic, channel
                 assert plan["workspace_bytes"] <= bound + per_anchor
 
 
-def build_for(architecture: int, folder: Path, emulator: Emulator, *stems: str) -> Emulator:
+def build_for(architecture: int, *stems: str) -> Emulator:
     """The program with some of its sources compiled for another GPU (750: Turing)."""
-    flags = [*COMPILE, f"-DCAC_EMULATED_ARCHITECTURE={architecture}"]
-    return Emulator(build(folder, flags=flags, only=stems, other_objects=emulator.program.parent))
+    return Emulator(build(flags=[f"-DCAC_EMULATED_ARCHITECTURE={architecture}"], only=stems))
 
 
 @pytest.fixture(scope="module")
-def turing(tmp_path_factory, emulator) -> Emulator:
-    stems = ("contrastive", "stream_bf16", "stream_fp16", "stream_fp32")
-    return build_for(750, tmp_path_factory.mktemp("turing"), emulator, *stems)
+def turing() -> Emulator:
+    return build_for(750, "contrastive", "stream_bf16", "stream_fp16", "stream_fp32")
 
 
 def test_a_gpu_without_tf32_multiplies_float32_and_float16(seed, turing):
@@ -260,16 +234,16 @@ def test_code_of_too_old_an_architecture_is_refused(seed, turing):
         turing.run([make_call(seed, 20, 40, 16, "bf16")])
 
 
-def test_a_kernel_without_a_body_stops_instead_of_leaving_no_sums(seed, tmp_path, emulator):
+def test_a_kernel_without_a_body_stops_instead_of_leaving_no_sums(seed):
     # The host's part says sm_80 here, so that nothing but the kernel itself can notice.
-    mixed = build_for(750, tmp_path, emulator, "stream_bf16")
+    mixed = build_for(750, "stream_bf16")
     with pytest.raises(EmulationError, match="trap"):
         mixed.run([make_call(seed, 20, 40, 16, "bf16")])
 
 
 @pytest.fixture(scope="module")
 def sanitized() -> Emulator:
-    return Emulator(shared_build(sanitize=True))
+    return Emulator(build(sanitize=True))
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
@@ -285,19 +259,14 @@ def test_no_access_out_of_bounds_nor_undefined(seed, sanitized, arithmetic):
     check(sanitized, *calls)
 
 
-def test_the_sanitizer_sees_one_row_too_many(seed, tmp_path, sanitized: Emulator):
+def test_the_sanitizer_sees_one_row_too_many(seed, tmp_path):
     old, new = "i * kRowsAtOnce < rows_left", "i * kRowsAtOnce <= rows_left"
 
     def change(name: str, text: str) -> str:
         assert name != "tile.cuh" or old in text
         return text.replace(old, new)
 
-    program = build(
-        tmp_path / "built",
-        sanitize=True,
-        csrc=mutate(CSRC, tmp_path, change),
-        only=["stream_bf16"],
-        other_objects=sanitized.program.parent,
-    )
+    csrc = mutate(CSRC, tmp_path, change)
+    program = build(sanitize=True, csrc=csrc, only=["stream_bf16"])
     with pytest.raises(EmulationError, match="AddressSanitizer"):
         check(Emulator(program), make_call(seed, 30, 64 + 32, 64))

@@ -1,33 +1,22 @@
-"""Builds the CUDA sources against the device emulation and runs calls on it.
+"""Runs calls of the CUDA sources on the device emulation.
 
-`build` compiles and links the `emulate` program, optionally with sanitizers or with a source
-changed; `Emulator.run` writes calls to a file, lets the program run them and reads the outcome.
+`builds.build` gives the `emulate` program, optionally with sanitizers or with a source changed;
+`Emulator.run` writes calls to a file, lets the program run them and reads the outcome.
 """
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import functools
 import os
-import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
-KERNELS = CSRC / "kernels" / "cuda"
-
-COMPILE = ["-std=c++20", "-O1", "-g1", "-fno-strict-aliasing", "-DCAC_DEVICE_EMULATION"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 FEATURE_DTYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # enum class DType
 
@@ -39,64 +28,12 @@ ARITHMETICS = {
     "fp32": (3, torch.float32),
 }
 
+#: Label that sorts behind all others.
+IGNORED = torch.iinfo(torch.int64).max
+
 
 class EmulationError(AssertionError):
     """The program ended with an error: misuse of the device, or a sanitizer's finding."""
-
-
-def compiler() -> str | None:
-    """The C++ compiler to use, ``None`` if this machine has none."""
-    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-
-
-def build(
-    folder: Path,
-    *,
-    sanitize: bool = False,
-    flags: Sequence[str] = COMPILE,
-    csrc: Path = CSRC,
-    only: Sequence[str] | None = None,
-    other_objects: Path | None = None,
-) -> Path:
-    """Compile ``emulate`` into ``folder`` and return its path.
-
-    ``only`` names the sources (stems, for example ``stream_bf16``) to compile from ``csrc``; the
-    objects of all others are taken from the folder ``other_objects`` of an earlier build.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = {path.stem: path for path in sorted((csrc / "kernels" / "cuda").glob("*.cu"))}
-    sources |= {path.stem: path for path in sorted(HERE.glob("*.cpp"))}
-    flags = [*flags, *(SANITIZE if sanitize else [])]
-
-    def compile_one(stem: str) -> Path:
-        if only is not None and stem not in only:
-            return other_objects / f"{stem}.o"
-        target = folder / f"{stem}.o"
-        command = [compiler(), *flags, f"-I{csrc}", f"-I{HERE}", "-w", "-x", "c++"]
-        run_command([*command, "-c", str(sources[stem]), "-o", str(target)])
-        return target
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        # The longest first.
-        stems = sorted(sources, key=lambda stem: not stem.startswith("stream"))
-        objects = list(pool.map(compile_one, stems))
-    program = folder / "emulate"
-    run_command([compiler(), *flags, *map(str, objects), "-o", str(program)])
-    return program
-
-
-@functools.cache
-def shared_build(sanitize: bool = False) -> Path:
-    """The program as it stands in the tree, built once a process."""
-    folder = tempfile.TemporaryDirectory(prefix="cac_cuda_emulation_")
-    atexit.register(folder.cleanup)
-    return build(Path(folder.name), sanitize=sanitize)
-
-
-def run_command(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
 @dataclasses.dataclass
@@ -114,6 +51,7 @@ class Call:
     eps: float = 0.0
     normalize: bool = True
     with_gradient: bool = True
+    valid: Tensor | None = None  # [N] bool, the negatives that count; None: all
     # How the device runs it.
     multiprocessors: int = 2
     schedule: int = 0
@@ -124,7 +62,7 @@ class Call:
 @dataclasses.dataclass
 class Outcome:
     values: Tensor  # [A] float32
-    gradients: Tensor | None  # [A, C]
+    gradients: Tensor | None  # [A, C] float32
     matrix_products: int  # mma.sync instructions
 
 
@@ -146,16 +84,20 @@ def serialize(call: Call) -> bytes:
     number, negative_dtype = ARITHMETICS[call.arithmetic]
     num_anchors, channels = call.features1.shape
     num_negatives = call.negatives.shape[0]
-    labels, order = torch.sort(call.negative_labels.long(), stable=True)
+    # Those that do not count come last, in the order in which they were given.
+    labels = call.negative_labels.long()
+    valid = torch.ones_like(labels, dtype=torch.bool) if call.valid is None else call.valid
+    labels, order = torch.sort(torch.where(valid, labels, IGNORED), stable=True)
     anchor_labels = call.anchor_labels.long()
     begin = torch.searchsorted(labels, anchor_labels)
     end = torch.searchsorted(labels, anchor_labels, right=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(num_negatives)
-    leading_rows = rank[:8000] if call.eps > 0 else rank[:0]
+    given_order = torch.cat([rank[valid], rank[~valid]])
+    leading_rows = given_order[:8000] if call.eps > 0 else given_order[:0]
     multiple = 16 // negative_dtype.itemsize
     header = struct.pack(
-        "20q2d",
+        "21q2d",
         0 if call.features2 is None else 1,
         FEATURE_DTYPES[call.features1.dtype],
         num_anchors,
@@ -176,6 +118,7 @@ def serialize(call: Call) -> bytes:
         call.schedule,
         call.max_workers,
         call.wave_tiles,
+        -1 if call.valid is None else int(valid.sum()),
         call.temperature,
         call.eps,
     )
@@ -189,7 +132,7 @@ def serialize(call: Call) -> bytes:
 
 @dataclasses.dataclass
 class Emulator:
-    """Runs calls on the emulated device by the program ``build`` made."""
+    """Runs calls on the emulated device by the program that ``builds.build`` made."""
 
     program: Path
 
@@ -246,19 +189,6 @@ class Emulator:
         for call in calls:
             num_anchors, channels = call.features1.shape
             values = take(torch.float32, num_anchors)
-            gradients = (
-                take(call.features1.dtype, num_anchors, channels) if call.with_gradient else None
-            )
+            gradients = take(torch.float32, num_anchors, channels) if call.with_gradient else None
             outcomes.append(Outcome(values, gradients, int(take(torch.int64, 1))))
         return outcomes
-
-
-def mutate(csrc: Path, folder: Path, change: Callable[[str, str], str]) -> Path:
-    """A copy of ``csrc/kernels`` in which every file's text went through ``change(name, text)``."""
-    target = folder / "csrc"
-    for path in (csrc / "kernels").rglob("*"):
-        if path.suffix in {".h", ".cuh", ".cu"}:
-            copy = target / path.relative_to(csrc)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(change(path.name, path.read_text()))
-    return target

@@ -1,4 +1,4 @@
-"""Calls of the CUDA kernels for the tests, and what the float64 oracle says of them."""
+"""Calls of the CUDA kernels for the tests, and how near to the truth their outcomes must be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 from cac_ext import reference
 
-from . import ARITHMETICS, Call, Outcome
+from . import Call, Outcome
+from .exact import exact
 
 #: Features of the types that each arithmetic serves; the first is the usual one.
 FEATURE_DTYPES = {
@@ -71,7 +72,7 @@ def make_call(
     )
 
 
-def eager(call: Call, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def eager(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Values [A] and their gradients [A, C] by `cac_ext.reference`, computed in ``dtype``."""
     options = {"temperature": call.temperature, "normalize": call.normalize}
     negatives = call.negatives.to(dtype)
@@ -101,7 +102,8 @@ def eager(call: Call, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
 
 def assert_equals_oracle(call: Call, outcome: Outcome) -> tuple[float, float]:
     """Values and gradients within the stated errors; returns the two errors found."""
-    values, gradients = eager(call)
+    truth = exact(call)
+    values, gradients = truth.values, truth.gradients
     assert torch.equal(outcome.values.isneginf(), values.isneginf())
     finite = values.isfinite()
     value_error = relative_error = 0.0
@@ -123,21 +125,10 @@ def assert_equals_oracle(call: Call, outcome: Outcome) -> tuple[float, float]:
             # The largest error of a single pair's exp; twice, for it changes its share of the
             # whole as well as the others'.
             stated = max(stated, 2 * COSINE_ERROR[call.arithmetic] / call.temperature)
-        # What the type of the gradient itself cannot hold ...
-        stated += torch.finfo(call.features1.dtype).eps
-        floor = torch.finfo(call.features1.dtype).smallest_normal * gradients.numel() ** 0.5
-        # ... and rounding before the projection, which may leave nothing but rounding (C = 1).
-        lengths = call.features1.double().norm(dim=1)
-        if call.features2 is not None:
-            towards1 = call.direction == 2
-            lengths = torch.where(towards1, call.features2.double().norm(dim=1), lengths)
-        floor += 2e-7 / call.temperature * (1 / lengths.clamp(min=1e-12)).norm().item()
+        # Rounding before the projection, which may leave nothing but rounding (C = 1).
+        floor = 2e-7 / call.temperature * (1 / truth.lengths.clamp(min=1e-12)).norm().item()
         assert error <= stated * norm + floor, (
             f"gradients: relative error {error / max(norm, 1e-300):.2e} > {stated:.2e}"
         )
         relative_error = error / norm if norm > 0 else 0.0
     return value_error, relative_error
-
-
-def all_arithmetics() -> list[str]:
-    return list(ARITHMETICS)

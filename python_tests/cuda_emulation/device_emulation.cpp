@@ -1,10 +1,12 @@
+#define CAC_EMULATION_HOST
 #include "device_emulation.h"
 
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -15,10 +17,37 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+// Saves where one fiber is and goes on where another one was. swapcontext does it too, but asks the
+// kernel for the signal mask every time, which is most of what a run costs.
+#if defined(__x86_64__)
+extern "C" void cac_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.globl cac_switch_stack
+.type cac_switch_stack, @function
+cac_switch_stack:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size cac_switch_stack, . - cac_switch_stack
+)");
+#endif
+
 namespace cac::emulation {
 
 Settings settings;
-int64_t matrix_products = 0;
 
 namespace {
 
@@ -34,13 +63,18 @@ enum class State { kReady, kAtWarpCollective, kAtBarrier, kDone };
 
 // One thread of the block, or the host thread that launched it.
 struct Fiber {
+#if defined(__x86_64__)
+  void* context = nullptr;
+#else
   ucontext_t context;
+#endif
   void* stack = nullptr;
   size_t stack_bytes = 0;
   void* sanitizer_stack = nullptr;
   State state = State::kReady;
-  std::vector<Copy> uncommitted;
-  std::deque<std::vector<Copy>> groups;
+  std::vector<Copy> copies;    // under way
+  std::vector<size_t> groups;  // how many of them each committed group has, the oldest first
+  size_t uncommitted = 0;
 };
 
 struct Warp {
@@ -57,6 +91,8 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<int> warp_order;
   int at_barrier = 0;
+  bool vote = false;      // of those who have come to the barrier
+  bool vote_was = false;  // of the last barrier
   char* shared = nullptr;
   const std::function<void()>* body = nullptr;
 };
@@ -65,6 +101,24 @@ Block block;
 Fiber host;
 int current = -1;  // thread that runs; -1: the host
 std::vector<std::unique_ptr<char[]>> stacks;
+
+void prepare_context(Fiber& fiber, void (*entry)()) {
+#if defined(__x86_64__)
+  // As cac_switch_stack leaves a stack: six registers, and where to go on.
+  auto* top = reinterpret_cast<void**>(
+      (reinterpret_cast<uintptr_t>(fiber.stack) + fiber.stack_bytes) / 16 * 16);
+  clear_gaps(top - 512, 512 * sizeof(void*));  // what the frames of a finished thread left
+  std::fill(top - 8, top, nullptr);
+  top[-2] = reinterpret_cast<void*>(entry);
+  fiber.context = top - 8;
+#else
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack;
+  fiber.context.uc_stack.ss_size = fiber.stack_bytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, entry, 0);
+#endif
+}
 
 void finish_switch(Fiber& arrived, bool first_time) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -88,7 +142,11 @@ void switch_fiber(Fiber& from, Fiber& to) {
   __sanitizer_start_switch_fiber(from.state == State::kDone ? nullptr : &from.sanitizer_stack,
                                  to.stack, to.stack_bytes);
 #endif
+#if defined(__x86_64__)
+  cac_switch_stack(&from.context, to.context);
+#else
   swapcontext(&from.context, &to.context);
+#endif
   finish_switch(from, false);
 }
 
@@ -149,42 +207,25 @@ void run_block(unsigned index, int shared_bytes) {
   block.shared = static_cast<char*>(shared);
   block.index = index;
   block.at_barrier = 0;
-  block.fibers = std::vector<Fiber>(block.threads);
-  block.warps = std::vector<Warp>(block.threads / 32);
+  block.vote = false;
+  block.fibers.resize(block.threads);
+  block.warps.assign(block.threads / 32, Warp{});
   for (int thread = 0; thread < block.threads; ++thread) {
     if (static_cast<int>(stacks.size()) <= thread) stacks.emplace_back(new char[kStackBytes]);
     Fiber& fiber = block.fibers[thread];
     fiber.stack = stacks[thread].get();
     fiber.stack_bytes = kStackBytes;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, thread_main, 0);
+    fiber.sanitizer_stack = nullptr;
+    fiber.state = State::kReady;
+    fiber.copies.clear();
+    fiber.groups.clear();
+    fiber.uncommitted = 0;
+    prepare_context(fiber, thread_main);
   }
   current = block.warp_order[0] * 32;
   switch_fiber(host, block.fibers[current]);
   std::free(shared);
   block.shared = nullptr;
-}
-
-double element(Format format, const uint32_t* fragment, int index) {
-  switch (format) {
-    case Format::kBFloat16:
-      return device::bits_float((fragment[index / 2] >> (16 * (index % 2))) << 16);
-    case Format::kFloat16:
-      return device::f16_to_float(static_cast<uint16_t>(fragment[index / 2] >> (16 * (index % 2))));
-    case Format::kTensorFloat32:
-      return device::bits_float(fragment[index] & 0xffffe000u);
-  }
-  return 0;
-}
-
-// Tensor cores cut the sum off towards zero where IEEE addition rounds to nearest.
-float round_towards_zero(double x) {
-  float y = static_cast<float>(x);
-  if (std::fabs(static_cast<double>(y)) > std::fabs(x)) y = std::nextafter(y, 0.0f);
-  return y;
 }
 
 }  // namespace
@@ -229,7 +270,7 @@ void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function
 void warp_collective(const char* name, const void* operand, void* result,
                      void (*combine)(Lanes& lanes)) {
   Warp& warp = block.warps[current / 32];
-  if (warp.arrived > 0 && std::strcmp(warp.name, name) != 0) {
+  if (warp.arrived > 0 && warp.name != name && std::strcmp(warp.name, name) != 0) {
     fail(std::string("lanes of one warp are at ") + warp.name + " and at " + name);
   }
   warp.name = name;
@@ -259,108 +300,46 @@ void block_barrier() {
     return;
   }
   block.at_barrier = 0;
+  block.vote_was = std::exchange(block.vote, false);
   for (Fiber& fiber : block.fibers) fiber.state = State::kReady;
   run_another(false);
+}
+
+bool block_vote(bool predicate) {
+  block.vote = block.vote || predicate;
+  block_barrier();
+  // No thread can end the next barrier before this one has come to it.
+  return block.vote_was;
 }
 
 void issue_copy(char* destination, const void* source, bool valid) {
   if (reinterpret_cast<uintptr_t>(destination) % 16 != 0) fail("cp.async: misaligned destination");
   if (valid && reinterpret_cast<uintptr_t>(source) % 16 != 0) fail("cp.async: misaligned source");
   std::memset(destination, 0xff, 16);
-  block.fibers[current].uncommitted.push_back({destination, source, valid});
+  block.fibers[current].copies.push_back({destination, source, valid});
+  ++block.fibers[current].uncommitted;
 }
 
 void commit_copies() {
   Fiber& fiber = block.fibers[current];
-  fiber.groups.push_back(std::move(fiber.uncommitted));
-  fiber.uncommitted.clear();
+  fiber.groups.push_back(std::exchange(fiber.uncommitted, 0));
 }
 
 void wait_for_copies(int in_flight) {
   Fiber& fiber = block.fibers[current];
   while (static_cast<int>(fiber.groups.size()) > in_flight) {
-    for (const Copy& copy : fiber.groups.front()) {
-      if (copy.valid) {
-        std::memcpy(copy.destination, copy.source, 16);
+    const auto begin = fiber.copies.begin();
+    const auto end = begin + static_cast<ptrdiff_t>(fiber.groups.front());
+    for (auto copy = begin; copy != end; ++copy) {
+      if (copy->valid) {
+        std::memcpy(copy->destination, copy->source, 16);
       } else {
-        std::memset(copy.destination, 0, 16);
+        std::memset(copy->destination, 0, 16);
       }
     }
-    fiber.groups.pop_front();
+    fiber.copies.erase(begin, end);
+    fiber.groups.erase(fiber.groups.begin());
   }
-}
-
-void load_matrices(uint32_t (&matrices)[4], const char* row, bool transposed) {
-  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix: misaligned row");
-  struct Operand {
-    const char* row;
-    bool transposed;
-  };
-  struct Result {
-    uint32_t matrices[4];
-  };
-  const Result result = collective<Operand, Result>(
-      transposed ? "ldmatrix.trans" : "ldmatrix", Operand{row, transposed},
-      [](const Operand** in, Result** out) {
-        for (int matrix = 0; matrix < 4; ++matrix) {
-          uint16_t elements[8][8];
-          for (int r = 0; r < 8; ++r) std::memcpy(elements[r], in[matrix * 8 + r]->row, 16);
-          for (int lane = 0; lane < 32; ++lane) {
-            const int r = lane / 4;
-            const int c = lane % 4 * 2;
-            const bool transposed = in[lane]->transposed;
-            const uint32_t low = transposed ? elements[c][r] : elements[r][c];
-            const uint32_t high = transposed ? elements[c + 1][r] : elements[r][c + 1];
-            out[lane]->matrices[matrix] = low | high << 16;
-          }
-        }
-      });
-  std::copy(result.matrices, result.matrices + 4, matrices);
-}
-
-void matrix_product(Format format, float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                    uint32_t b1) {
-  struct Operand {
-    Format format;
-    const float* d;
-    const uint32_t* a;
-    uint32_t b[2];
-  };
-  struct Result {
-    float d[4];
-  };
-  const Result result = collective<Operand, Result>(
-      "mma.sync", Operand{format, d, a, {b0, b1}}, [](const Operand** in, Result** out) {
-        const Format format = in[0]->format;
-        const bool wide = format == Format::kTensorFloat32;
-        const int depth = wide ? 8 : 16;
-        double a[16][16];
-        double b[16][8];
-        for (int lane = 0; lane < 32; ++lane) {
-          const int group = lane / 4;
-          const int pair = lane % 4;
-          for (int i = 0; i < (wide ? 4 : 8); ++i) {
-            const int row = wide ? group + i % 2 * 8 : group + i / 2 % 2 * 8;
-            const int column = wide ? pair + i / 2 * 4 : pair * 2 + i % 2 + i / 4 * 8;
-            a[row][column] = element(format, in[lane]->a, i);
-          }
-          for (int i = 0; i < (wide ? 2 : 4); ++i) {
-            const int row = wide ? pair + i * 4 : pair * 2 + i % 2 + i / 2 * 8;
-            b[row][group] = element(format, in[lane]->b, i);
-          }
-        }
-        for (int lane = 0; lane < 32; ++lane) {
-          for (int i = 0; i < 4; ++i) {
-            const int row = lane / 4 + i / 2 * 8;
-            const int column = lane % 4 * 2 + i % 2;
-            double sum = in[lane]->d[i];
-            for (int k = 0; k < depth; ++k) sum += a[row][k] * b[k][column];
-            out[lane]->d[i] = round_towards_zero(sum);
-          }
-        }
-        ++matrix_products;
-      });
-  std::copy(result.d, result.d + 4, d);
 }
 
 }  // namespace cac::emulation

@@ -7,17 +7,22 @@
 // exactly the launched size, filled with NaN bits before every block. cp.async reads its source and
 // writes its destination only when the copy is waited for, and poisons the destination until then.
 // Misuse (threads of a warp at different collectives, a barrier some threads never reach, a
-// misaligned address) ends the process with a message.
+// misaligned address) ends the process with a message. In the .cu sources the word `float` stands
+// for Float, whose arithmetic returns nan with a GPU's bits.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 // The CUDA words of the sources.
 #define __global__
@@ -37,12 +42,41 @@ struct int2 {
   int x, y;
 };
 inline int2 make_int2(int x, int y) { return {x, y}; }
-struct float2 {
-  float x, y;
-};
-inline float2 make_float2(float x, float y) { return {x, y}; }
 
 namespace cac::emulation {
+
+// A float32 of the device. Every operation that gives nan gives this one, as on a GPU; x86 hands on
+// the bits of an operand instead, or returns 0xffc00000. Only copies keep the bits of a nan.
+class Float {
+ public:
+  static constexpr uint32_t kNan = 0x7fffffffu;
+
+  Float() = default;
+  template <class T>
+    requires std::is_arithmetic_v<T>
+  constexpr Float(T x) : value_(static_cast<float>(x)) {}
+  template <class T>
+    requires std::is_arithmetic_v<T>
+  explicit constexpr operator T() const {
+    return static_cast<T>(value_);
+  }
+
+  static constexpr Float result(float x) { return x != x ? std::bit_cast<float>(kNan) : x; }
+
+  constexpr Float operator-() const { return -value_; }
+  friend constexpr Float operator+(Float x, Float y) { return result(x.value_ + y.value_); }
+  friend constexpr Float operator-(Float x, Float y) { return result(x.value_ - y.value_); }
+  friend constexpr Float operator*(Float x, Float y) { return result(x.value_ * y.value_); }
+  friend constexpr Float operator/(Float x, Float y) { return result(x.value_ / y.value_); }
+  Float& operator+=(Float x) { return *this = *this + x; }
+  Float& operator*=(Float x) { return *this = *this * x; }
+  friend constexpr bool operator==(Float x, Float y) { return x.value_ == y.value_; }
+  friend constexpr auto operator<=>(Float x, Float y) { return x.value_ <=> y.value_; }
+
+ private:
+  float value_;
+};
+static_assert(sizeof(Float) == 4 && std::is_trivially_copyable_v<Float>);
 
 struct Index {
   unsigned x;
@@ -91,6 +125,8 @@ Result collective(const char* name, const Operand& operand, Combine) {
 }
 
 void block_barrier();
+// A barrier that tells every thread whether one of them came with `predicate`.
+bool block_vote(bool predicate);
 char* shared_memory();
 // Takes back what device::mark_gap did to this memory, so that it can be freed and used anew.
 void clear_gaps(void* begin, size_t bytes);
@@ -101,12 +137,51 @@ void commit_copies();
 void wait_for_copies(int in_flight);
 
 enum class Format { kBFloat16, kFloat16, kTensorFloat32 };
-void matrix_product(Format format, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void matrix_product(Format format, Float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t (&matrices)[4], const char* row, bool transposed);
 
 }  // namespace cac::emulation
 
+// float2, exp, fmaf and so on for floats of the device.
+struct float2 {
+  cac::emulation::Float x, y;
+};
+inline float2 make_float2(cac::emulation::Float x, cac::emulation::Float y) { return {x, y}; }
+
+#define CAC_FLOAT_FUNCTION_1(name, function)                               \
+  inline cac::emulation::Float name(cac::emulation::Float x) {             \
+    return cac::emulation::Float::result(function(static_cast<float>(x))); \
+  }
+#define CAC_FLOAT_FUNCTION_2(name, function)                                                      \
+  inline cac::emulation::Float name(cac::emulation::Float x, cac::emulation::Float y) {           \
+    return cac::emulation::Float::result(function(static_cast<float>(x), static_cast<float>(y))); \
+  }
+CAC_FLOAT_FUNCTION_1(sqrtf, std::sqrt)
+CAC_FLOAT_FUNCTION_1(logf, std::log)
+CAC_FLOAT_FUNCTION_2(fmaxf, std::fmax)
+CAC_FLOAT_FUNCTION_2(fminf, std::fmin)
+inline cac::emulation::Float fabsf(cac::emulation::Float x) {
+  return std::fabs(static_cast<float>(x));
+}
+inline cac::emulation::Float fmaf(cac::emulation::Float x, cac::emulation::Float y,
+                                  cac::emulation::Float z) {
+  return cac::emulation::Float::result(
+      std::fma(static_cast<float>(x), static_cast<float>(y), static_cast<float>(z)));
+}
+// Never fused with what follows.
+inline cac::emulation::Float __fmul_rn(cac::emulation::Float x, cac::emulation::Float y) {
+  return x * y;
+}
+namespace std {  // as row_math.h calls them
+CAC_FLOAT_FUNCTION_1(exp, std::exp)
+CAC_FLOAT_FUNCTION_1(log, std::log)
+CAC_FLOAT_FUNCTION_1(log1p, std::log1p)
+}  // namespace std
+#undef CAC_FLOAT_FUNCTION_1
+#undef CAC_FLOAT_FUNCTION_2
+
 inline void __syncthreads() { cac::emulation::block_barrier(); }
+inline int __syncthreads_or(int predicate) { return cac::emulation::block_vote(predicate != 0); }
 
 inline void require_full_warp(unsigned mask) {
   if (mask != 0xffffffffu) cac::emulation::fail("only whole warps are emulated");
@@ -190,6 +265,8 @@ inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); 
 
 namespace cac::device {
 
+using emulation::Float;
+
 constexpr unsigned kFullWarp = 0xffffffffu;
 #if !defined(CAC_EMULATED_ARCHITECTURE)
 #define CAC_EMULATED_ARCHITECTURE 800
@@ -232,52 +309,41 @@ void wait_for_copies() {
   emulation::wait_for_copies(kInFlight);
 }
 
-inline void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+inline void multiply_bf16(Float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulation::matrix_product(emulation::Format::kBFloat16, d, a, b0, b1);
 }
-inline void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+inline void multiply_f16(Float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulation::matrix_product(emulation::Format::kFloat16, d, a, b0, b1);
 }
-inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+inline void multiply_tf32(Float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulation::matrix_product(emulation::Format::kTensorFloat32, d, a, b0, b1);
 }
 
 // ex2.approx.ftz flushes subnormal results; its 2 ulp are not imitated.
-inline float exp2_approx(float x) {
-  const float result = std::exp2(x);
-  return result < 1.17549435e-38f ? 0.0f : result;
+inline Float exp2_approx(Float x) {
+  const float result = std::exp2(static_cast<float>(x));
+  return result < 1.17549435e-38f ? Float(0) : Float::result(result);
 }
 
-inline uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits;
+inline uint32_t float_bits(Float x) { return std::bit_cast<uint32_t>(x); }
+inline Float bits_float(uint32_t bits) { return std::bit_cast<Float>(bits); }
+
+inline uint16_t float_to_f16(Float x) {
+  if (x != x) return 0x7fff;
+  return std::bit_cast<uint16_t>(static_cast<_Float16>(static_cast<float>(x)));
 }
-inline float bits_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof(x));
-  return x;
+inline Float f16_to_float(uint16_t bits) {
+  return Float::result(static_cast<float>(std::bit_cast<_Float16>(bits)));
 }
-inline uint16_t float_to_f16(float x) {
-  const _Float16 half = static_cast<_Float16>(x);
-  uint16_t bits;
-  std::memcpy(&bits, &half, sizeof(bits));
-  return bits;
-}
-inline float f16_to_float(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, sizeof(half));
-  return static_cast<float>(half);
-}
-inline uint16_t float_to_bf16_nearest(float x) {
+inline uint16_t float_to_bf16_nearest(Float x) {
   const uint32_t bits = float_bits(x);
   if (x != x) return 0x7fff;
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-inline uint32_t pack_f16(float low, float high) {
+inline uint32_t pack_f16(Float low, Float high) {
   return float_to_f16(low) | static_cast<uint32_t>(float_to_f16(high)) << 16;
 }
-inline uint32_t pack_bf16(float low, float high) {
+inline uint32_t pack_bf16(Float low, Float high) {
   return float_to_bf16_nearest(low) | static_cast<uint32_t>(float_to_bf16_nearest(high)) << 16;
 }
 
@@ -308,3 +374,7 @@ void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_byte
 void mark_gap(void* begin, size_t bytes);
 
 }  // namespace cac::device
+
+#if !defined(CAC_EMULATION_HOST)
+#define float ::cac::emulation::Float
+#endif

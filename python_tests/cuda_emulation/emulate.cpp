@@ -4,6 +4,7 @@
 //
 // A request file holds one call after the other as written by python_tests/cuda_emulation: a fixed
 // header, then the arrays. Every array becomes an allocation of its exact size.
+#define CAC_EMULATION_HOST
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -21,6 +22,7 @@ struct Header {
   int64_t arithmetic, num_negatives, negative_stride, negative_dtype, padded_channels;
   int64_t num_leading_rows, normalize, with_gradient, element_bytes, negative_element_bytes;
   int64_t multiprocessors, schedule, max_workers, wave_tiles;
+  int64_t num_valid;  // -1: all
   double temperature, eps;
 };
 
@@ -96,8 +98,9 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   cuda::run_prepare_rows(prepare, nullptr);
 
   const Buffer values(header.num_anchors * 4);
-  const Buffer gradients(
-      header.with_gradient ? header.num_anchors * header.channels * header.element_bytes : 0);
+  const Buffer gradients(header.with_gradient ? header.num_anchors * header.channels * 4 : 0);
+  const Buffer num_valid(sizeof(int64_t));
+  std::memcpy(num_valid.data(), &header.num_valid, sizeof(int64_t));
   ContrastiveProblem problem{};
   problem.objective = static_cast<Objective>(header.objective);
   problem.features[0] = features1.data();
@@ -111,6 +114,7 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   problem.negative_dtype = static_cast<DType>(header.negative_dtype);
   problem.num_negatives = header.num_negatives;
   problem.padded_channels = header.padded_channels;
+  problem.num_valid = header.num_valid < 0 ? nullptr : num_valid.as<int64_t>();
   problem.same_class_begin = begin.as<int64_t>();
   problem.same_class_end = end.as<int64_t>();
   problem.temperature = header.temperature;
@@ -145,6 +149,7 @@ void print_plan(char** numbers) {
   problem.channels = problem.padded_channels = std::atoll(numbers[3]);
   problem.feature_dtype = problem.negative_dtype = static_cast<DType>(std::atoi(numbers[4]));
   problem.temperature = 0.1;
+  problem.normalize = true;
   problem.gradients = &unused;
   emulation::settings.multiprocessors = std::atoi(numbers[5]);
   const auto arithmetic = static_cast<cuda::Arithmetic>(std::atoi(numbers[0]));

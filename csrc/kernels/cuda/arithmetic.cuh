@@ -14,11 +14,16 @@ namespace cac::cuda {
 struct BFloat16Arithmetic {
   using Element = uint16_t;
   static constexpr int kMinimumArchitecture = 800;
-  // Probabilities are kept as 2^kExponentOffset p. bfloat16 has float32's range: nothing to do.
+  // Probabilities are multiplied as 2^kExponentOffset p. bfloat16 has float32's range: nothing to
+  // do.
   static constexpr int kExponentOffset = 0;
   static constexpr bool kSplit = false;
 
   static __device__ __forceinline__ Element round(float x) { return float_to_bf16(x); }
+  // Of the two elements in one word.
+  static __device__ __forceinline__ bool all_finite(uint32_t bits) {
+    return (bits & 0x7f80u) != 0x7f80u && (bits & 0x7f800000u) != 0x7f800000u;
+  }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     return device::pack_bf16(low, high);
   }
@@ -37,6 +42,9 @@ struct Float16Arithmetic {
   static constexpr bool kSplit = false;
 
   static __device__ __forceinline__ Element round(float x) { return device::float_to_f16(x); }
+  static __device__ __forceinline__ bool all_finite(uint32_t bits) {
+    return (bits & 0x7c00u) != 0x7c00u && (bits & 0x7c000000u) != 0x7c000000u;
+  }
   static __device__ __forceinline__ uint32_t pack(float low, float high) {
     return device::pack_f16(low, high);
   }
@@ -47,7 +55,8 @@ struct Float16Arithmetic {
 };
 
 // The multiplier drops the 13 lowest bits of a float32; adding half of what is dropped makes that
-// a rounding to nearest instead of a bias towards zero.
+// a rounding to nearest instead of a bias towards zero. Elements are stored so that nan stays nan
+// (one_kind_of_nan); probabilities need not, for a row's sum holds their nan.
 __device__ __forceinline__ uint32_t round_tf32(uint32_t bits) { return bits + 0x1000u; }
 
 // Elements of 32 bits: m16n8k8.
@@ -57,7 +66,10 @@ struct TensorFloat32Arithmetic {
   static constexpr int kExponentOffset = 0;
   static constexpr bool kSplit = false;
 
-  static __device__ __forceinline__ Element round(float x) { return x; }
+  static __device__ __forceinline__ Element round(float x) { return one_kind_of_nan(x); }
+  static __device__ __forceinline__ bool all_finite(uint32_t bits) {
+    return (bits & 0x7f800000u) != 0x7f800000u;
+  }
   static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
                                                   uint32_t b0, uint32_t b1) {
     const uint32_t rounded[4] = {round_tf32(a[0]), round_tf32(a[1]), round_tf32(a[2]),
@@ -97,7 +109,7 @@ static __device__ __attribute__((noinline)) Fragments multiply_by_shuffles(Fragm
 }
 
 // float32-accurate: x = high + low, both TF32, and the three products that matter, the small ones
-// first. What is left out is 2^-22 of the product.
+// first. What is left out is 2^-22 of the product. Of an infinite element, low is nan.
 struct Float32Arithmetic {
   using Element = float;
   static constexpr int kMinimumArchitecture = 750;
@@ -105,7 +117,10 @@ struct Float32Arithmetic {
   // Tensor cores cut sums off towards zero, so long sums are kept outside of them.
   static constexpr bool kSplit = true;
 
-  static __device__ __forceinline__ Element round(float x) { return x; }
+  static __device__ __forceinline__ Element round(float x) { return one_kind_of_nan(x); }
+  static __device__ __forceinline__ bool all_finite(uint32_t bits) {
+    return (bits & 0x7f800000u) != 0x7f800000u;
+  }
   static __device__ __forceinline__ void split(uint32_t bits, uint32_t& high, uint32_t& low) {
     high = round_tf32(bits) & 0xffffe000u;
     low = device::float_bits(device::bits_float(bits) - device::bits_float(high));

@@ -32,6 +32,9 @@ __device__ __forceinline__ SlotPieces pieces_of_slot(const CombineParams& params
           last - first + 1};
 }
 
+// The larger one, nan if one of them is: fmaxf passes nan over.
+__device__ __forceinline__ float larger_or_nan(float x, float y) { return x > y || x != x ? x : y; }
+
 // Largest shift among the pieces in which anything was summed, -inf if there is none.
 __device__ __forceinline__ float largest_shift(const CombineParams& params,
                                                const SlotPieces& pieces, int lane) {
@@ -46,8 +49,10 @@ __device__ __forceinline__ float largest_shift(const CombineParams& params,
 // What a piece's sums count for in units of 2^largest.
 __device__ __forceinline__ float piece_weight(const CombineParams& params, int64_t row,
                                               float largest) {
-  const float sum = params.partials.sums[row];
-  return sum == 0.0f ? 0.0f : device::exp2_approx(params.partials.shifts[row] - largest);
+  if (params.partials.sums[row] == 0.0f) return 0.0f;
+  const float shift = params.partials.shifts[row];
+  // Also where both are infinite.
+  return shift == largest ? 1.0f : device::exp2_approx(shift - largest);
 }
 
 // Slot of this warp; slots go on from the wave's first.
@@ -66,21 +71,28 @@ __global__ __launch_bounds__(kThreads) void row_max_kernel(CombineParams params)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t slot = slot_of_warp(params);
   if (!in_wave(params, slot) || slot >= *params.schedule.num_active) return;
-  const float shift = largest_shift(params, pieces_of_slot(params, slot), lane);
-  if (lane == 0) {
-    params.row_max[slot] = (shift + static_cast<float>(params.exponent_offset)) * kLn2;
+  const SlotPieces pieces = pieces_of_slot(params, slot);
+  const float shift = largest_shift(params, pieces, lane);
+  // A nan or infinite score is not among the shifts, but every sum tells of it.
+  float sum = 0.0f;
+  for (int i = lane; i < pieces.count; i += 32) {
+    sum += params.partials.sums[pieces.first_row + i * pieces.row_stride];
   }
+  sum = warp_sum(sum);
+  if (lane == 0) params.row_max[slot] = fabsf(sum) < INFINITY ? shift * kLn2 : sum;
 }
 
 // The gradient with respect to unit-length features, carried on to the features as given.
 __device__ __forceinline__ void through_normalization(LaneRow& gradient, const LaneRow& unit,
-                                                      float norm) {
-  const float minimum = static_cast<float>(kMinNorm);
-  const float radial = norm > minimum ? dot(gradient, unit) : 0.0f;
-  const float inverse = 1.0f / fmaxf(norm, minimum);
+                                                      const RowNorm& norm) {
+  if (!norm.has_direction) {
+    gradient = {};
+    return;
+  }
+  const float radial = dot(gradient, unit);
 #pragma unroll
   for (int i = 0; i < kLaneChannels; ++i) {
-    gradient.values[i] = (gradient.values[i] - radial * unit.values[i]) * inverse;
+    gradient.values[i] = (gradient.values[i] - radial * unit.values[i]) * norm.inverse;
   }
 }
 
@@ -92,13 +104,12 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
   if (!in_wave(params, slot)) return;
   const int64_t anchor = params.schedule.order[slot];
   float* values = static_cast<float*>(problem.values);
-  const bool wants_gradient = problem.gradients != nullptr;
+  float* gradients = static_cast<float*>(problem.gradients);
+  const bool wants_gradient = gradients != nullptr;
 
   if (slot >= *params.schedule.num_active) {
     if (lane == 0) values[anchor] = 0.0f;
-    if (wants_gradient) {
-      store_row(problem.feature_dtype, problem.gradients, anchor * channels, channels, lane, {});
-    }
+    if (wants_gradient) store_floats(gradients + anchor * channels, channels, lane, {});
     return;
   }
 
@@ -119,7 +130,8 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
   const float inverse_temperature = static_cast<float>(1.0 / problem.temperature);
   LaneRow unit = load_row(problem.feature_dtype, problem.features[view],
                           anchor * problem.row_strides[view], channels, lane);
-  const float norm = problem.normalize ? normalize_row(unit) : 1.0f;
+  RowNorm norm = {};
+  if (problem.normalize) norm = normalize_row(unit);
   LaneRow positive = {};
   float positive_logit = 0.0f;
   if (has_positive) {
@@ -129,7 +141,7 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
     positive_logit = dot(unit, positive) * inverse_temperature;
   }
   const float eps = static_cast<float>(problem.eps);
-  const float row_max = eps > 0.0f ? fmaxf(params.row_max[slot], positive_logit) : 0.0f;
+  const float row_max = eps > 0.0f ? larger_or_nan(params.row_max[slot], positive_logit) : 0.0f;
   const RowResult<float> result =
       row_result<float>(problem.objective, log_sum, positive_logit, eps, row_max);
   if (lane == 0) values[anchor] = result.value;
@@ -157,7 +169,7 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
         negatives_weight * gradient.values[j] - positive_weight * positive.values[j];
   }
   if (problem.normalize) through_normalization(gradient, unit, norm);
-  store_row(problem.feature_dtype, problem.gradients, anchor * channels, channels, lane, gradient);
+  store_floats(gradients + anchor * channels, channels, lane, gradient);
 }
 
 int64_t blocks_of(const CombineParams& params) {

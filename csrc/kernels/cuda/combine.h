@@ -12,7 +12,6 @@ struct CombineParams {
   Schedule schedule;
   Partials partials;
   int32_t partial_channels;  // row length of partials.outputs
-  int32_t exponent_offset;   // see StreamVariant
   float* row_max;            // [A] by slot, in units of logits; with eps > 0 only
 };
 

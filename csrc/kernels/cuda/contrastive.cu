@@ -84,6 +84,7 @@ Workspace carve(const ContrastiveProblem& problem, const LaunchPlan& plan, void*
   Workspace workspace = {};
   Schedule& schedule = workspace.schedule;
   schedule.num_active = carver.take<int32_t>(1);
+  schedule.num_valid = carver.take<int32_t>(1);
   schedule.order = carver.take<int32_t>(problem.num_anchors);
   schedule.intervals = carver.take<int2>(problem.num_anchors);
   schedule.spans = carver.take<TileSpan>(plan.max_tiles);
@@ -119,9 +120,10 @@ LaunchPlan plan_contrastive(const ContrastiveProblem& problem, Arithmetic arithm
 
   LaunchPlan plan = {};
   plan.arithmetic = arithmetic;
-  plan.online =
-      problem.temperature < (arithmetic == Arithmetic::kFloat16 ? kFloat16BoundedShiftTemperature
-                                                                : kBoundedShiftTemperature);
+  // Scores are bounded where vectors have unit length.
+  plan.online = !problem.normalize || problem.temperature < (arithmetic == Arithmetic::kFloat16
+                                                                 ? kFloat16BoundedShiftTemperature
+                                                                 : kBoundedShiftTemperature);
   const bool gradient = problem.gradients != nullptr;
   const StreamVariant variant = variant_for(problem, plan);
   const int compiled_for = device::code_architecture(variant.kernel);
@@ -171,7 +173,7 @@ void run_contrastive(const ContrastiveProblem& problem, const LaunchPlan& plan, 
   launch_plan({problem.direction, problem.same_class_begin, problem.same_class_end,
                static_cast<int32_t>(problem.num_anchors), static_cast<int32_t>(plan.max_tiles),
                static_cast<int32_t>(plan.tile_rows), variant.unit_negatives, problem.num_negatives,
-               workspace.schedule},
+               problem.num_valid, workspace.schedule},
               stream);
 
   WaveParams wave = {};
@@ -187,7 +189,6 @@ void run_contrastive(const ContrastiveProblem& problem, const LaunchPlan& plan, 
   sums.schedule = workspace.schedule;
   sums.partials = workspace.partials;
   sums.partial_channels = static_cast<int32_t>(plan.channels);
-  sums.exponent_offset = variant.exponent_offset;
   sums.row_max = workspace.row_max;
 
   for (int64_t first = 0; first < plan.max_tiles; first += plan.wave_tiles) {

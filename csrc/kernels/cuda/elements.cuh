@@ -22,11 +22,18 @@ __device__ __forceinline__ uint16_t float_to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// A GPU's arithmetic returns nan as 0x7fffffff, and nans given may have any bits: a carry into
+// them, as by round_tf32, makes numbers of those. What matrix units read is therefore stored as
+// this one.
+__device__ __forceinline__ float one_kind_of_nan(float x) {
+  return x != x ? device::bits_float(0x7fc00000u) : x;
+}
+
 // How an element lies in memory. Bits that are all 0 are the number 0 in every type.
 struct StoredFloat32 {
   using Bits = float;
   static __device__ __forceinline__ float decode(Bits bits) { return bits; }
-  static __device__ __forceinline__ Bits encode(float x) { return x; }
+  static __device__ __forceinline__ Bits encode(float x) { return one_kind_of_nan(x); }
 };
 
 struct StoredBFloat16 {
@@ -74,6 +81,7 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+// Nan is passed over, as by fmaxf.
 __device__ __forceinline__ float warp_max(float x) {
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
     x = fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, lane_mask));
@@ -116,6 +124,15 @@ __device__ __forceinline__ void store_row(DType dtype, void* base, int64_t first
   });
 }
 
+__device__ __forceinline__ void store_floats(float* target, int channels, int lane,
+                                             const LaneRow& row) {
+#pragma unroll
+  for (int i = 0; i < kLaneChannels; ++i) {
+    const int channel = lane + 32 * i;
+    if (channel < channels) target[channel] = row.values[i];
+  }
+}
+
 __device__ __forceinline__ float dot(const LaneRow& x, const LaneRow& y) {
   float sum = 0.0f;
 #pragma unroll
@@ -123,13 +140,57 @@ __device__ __forceinline__ float dot(const LaneRow& x, const LaneRow& y) {
   return warp_sum(sum);
 }
 
-// Makes the row unit length as torch.nn.functional.normalize does; returns its length before.
-__device__ __forceinline__ float normalize_row(LaneRow& row) {
-  const float norm = sqrtf(dot(row, row));
-  const float inverse = 1.0f / fmaxf(norm, static_cast<float>(kMinNorm));
+// A row's length before it was made unit length. Up to kMinNorm it has no direction.
+struct RowNorm {
+  float inverse;
+  bool has_direction;
+};
+
+// Makes rows unit length as torch.nn.functional.normalize does, whatever float32 holds of squares.
+// One nan makes a row nan, and so does an infinite element where it stands.
+template <int kRows, int kCount>
+__device__ __forceinline__ void normalize_rows(float (&rows)[kRows][kCount],
+                                               RowNorm (&norms)[kRows]) {
+  float squares[kRows];
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; ++i) row.values[i] *= inverse;
-  return norm;
+  for (int r = 0; r < kRows; ++r) {
+    squares[r] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) squares[r] = fmaf(rows[r][i], rows[r][i], squares[r]);
+    squares[r] = warp_sum(squares[r]);
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float scale = 1.0f;
+    if (!(squares[r] > 1e-20f && squares[r] < 1e36f)) {
+      // The power of two that brings the largest magnitude near 1: nothing is rounded by it.
+      float largest = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, fabsf(rows[r][i]));
+      const int exponent = static_cast<int>(device::float_bits(warp_max(largest)) >> 23);
+      scale = device::bits_float(static_cast<uint32_t>(exponent < 253 ? 254 - exponent : 1) << 23);
+      squares[r] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        rows[r][i] *= scale;
+        squares[r] = fmaf(rows[r][i], rows[r][i], squares[r]);
+      }
+      squares[r] = warp_sum(squares[r]);
+    }
+    const float minimum = static_cast<float>(kMinNorm) * scale;
+    const float norm = sqrtf(squares[r]);
+    norms[r].has_direction = !(norm <= minimum);  // nan has one
+    const float inverse = 1.0f / (norms[r].has_direction ? norm : minimum);
+    norms[r].inverse = inverse * scale;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) rows[r][i] *= inverse;
+  }
+}
+
+__device__ __forceinline__ RowNorm normalize_row(LaneRow& row) {
+  RowNorm norms[1];
+  normalize_rows(reinterpret_cast<float (&)[1][kLaneChannels]>(row.values), norms);
+  return norms[0];
 }
 
 // Which of the two views holds an anchor.

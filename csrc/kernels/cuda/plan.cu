@@ -19,17 +19,33 @@ constexpr int kSharedBytes = (kWarps + 1) * kBuckets * static_cast<int>(sizeof(i
 // Loads that a warp has in flight before it waits for the first.
 constexpr int kUnroll = 4;
 
-__device__ __forceinline__ int bucket_of(const PlanParams& params, int anchor) {
+// Negatives that count. The schedule is laid out as if there were no others.
+__device__ __forceinline__ int count_valid(const PlanParams& params) {
+  int64_t count = params.num_negatives;
+  if (params.num_valid != nullptr && *params.num_valid < count) count = *params.num_valid;
+  return count < 0 ? 0 : static_cast<int>(count);
+}
+
+// The valid negatives of the anchor's class.
+__device__ __forceinline__ int2 interval_of(const PlanParams& params, int valid, int anchor) {
+  const int64_t begin = params.same_class_begin[anchor];
+  const int64_t end = params.same_class_end[anchor];
+  return make_int2(static_cast<int>(begin < valid ? begin : valid),
+                   static_cast<int>(end < valid ? end : valid));
+}
+
+__device__ __forceinline__ int bucket_of(const PlanParams& params, int valid, int anchor) {
   if (params.direction[anchor] == kInactive) return kInactiveBucket;
-  const int64_t twice_middle = params.same_class_begin[anchor] + params.same_class_end[anchor];
-  return static_cast<int>(twice_middle * kClassBuckets / (2 * params.num_negatives + 1));
+  const int2 interval = interval_of(params, valid, anchor);
+  const int64_t twice_middle = static_cast<int64_t>(interval.x) + interval.y;
+  return static_cast<int>(twice_middle * kClassBuckets / (2 * static_cast<int64_t>(valid) + 1));
 }
 
 // Calls visit(anchor, bucket, peers) for the warp's segment of anchors, 32 at a time and in order;
 // `peers` are the lanes that hold an anchor of the same bucket, bucket is -1 behind the end.
 template <class Visit>
-__device__ __forceinline__ void for_each_anchor(const PlanParams& params, int warp, int lane,
-                                                Visit visit) {
+__device__ __forceinline__ void for_each_anchor(const PlanParams& params, int valid, int warp,
+                                                int lane, Visit visit) {
   const int segment = (params.num_anchors + kWarps * 32 - 1) / (kWarps * 32) * 32;
   const int64_t begin = static_cast<int64_t>(warp) * segment;
   const int64_t limit = begin + segment;
@@ -39,7 +55,7 @@ __device__ __forceinline__ void for_each_anchor(const PlanParams& params, int wa
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int64_t anchor = first + 32 * i + lane;
-      buckets[i] = anchor < end ? bucket_of(params, static_cast<int>(anchor)) : -1;
+      buckets[i] = anchor < end ? bucket_of(params, valid, static_cast<int>(anchor)) : -1;
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
@@ -60,14 +76,14 @@ __device__ __forceinline__ T warp_inclusive_sum(T x, int lane) {
 }
 
 // A stable counting sort with one row of counters a warp, so that nothing depends on timing.
-__device__ __forceinline__ int sort_anchors(const PlanParams& params, int warp, int lane,
+__device__ __forceinline__ int sort_anchors(const PlanParams& params, int valid, int warp, int lane,
                                             int32_t* counts, int32_t* starts) {
   for (int i = threadIdx.x; i < kWarps * kBuckets; i += kThreads) counts[i] = 0;
   __syncthreads();
 
   int32_t* mine = counts + warp * kBuckets;
   const unsigned lanes_below = (1u << lane) - 1u;
-  for_each_anchor(params, warp, lane, [&](int, int bucket, unsigned peers) {
+  for_each_anchor(params, valid, warp, lane, [&](int, int bucket, unsigned peers) {
     if (bucket >= 0 && (peers & lanes_below) == 0) mine[bucket] += __popc(peers);
     __syncwarp();
   });
@@ -96,15 +112,14 @@ __device__ __forceinline__ int sort_anchors(const PlanParams& params, int warp, 
   }
   __syncthreads();
 
-  for_each_anchor(params, warp, lane, [&](int anchor, int bucket, unsigned peers) {
+  for_each_anchor(params, valid, warp, lane, [&](int anchor, int bucket, unsigned peers) {
     const int32_t offset = bucket >= 0 ? mine[bucket] : 0;
     __syncwarp();
     if (bucket >= 0 && (peers & lanes_below) == 0) mine[bucket] = offset + __popc(peers);
     if (bucket >= 0) {
       const int32_t slot = starts[bucket] + offset + __popc(peers & lanes_below);
       params.schedule.order[slot] = anchor;
-      params.schedule.intervals[slot] = make_int2(static_cast<int>(params.same_class_begin[anchor]),
-                                                  static_cast<int>(params.same_class_end[anchor]));
+      params.schedule.intervals[slot] = interval_of(params, valid, anchor);
     }
     __syncwarp();
   });
@@ -112,9 +127,8 @@ __device__ __forceinline__ int sort_anchors(const PlanParams& params, int warp, 
 }
 
 // Which units the tile of the slots [begin, end) meets. Returns their number.
-__device__ __forceinline__ int span_of_tile(const PlanParams& params, int begin, int end, int lane,
-                                            TileSpan& span) {
-  const int all = static_cast<int>(params.num_negatives);
+__device__ __forceinline__ int span_of_tile(const PlanParams& params, int all, int begin, int end,
+                                            int lane, TileSpan& span) {
   const int units = (all + params.unit_negatives - 1) / params.unit_negatives;
   // [common_begin, common_end) belongs to the class of every anchor of the tile.
   int common_begin = 0;
@@ -161,9 +175,11 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(PlanParams params) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const Schedule& schedule = params.schedule;
 
-  const int num_active = sort_anchors(params, warp, lane, counts, starts);
+  const int valid = count_valid(params);
+  const int num_active = sort_anchors(params, valid, warp, lane, counts, starts);
   if (threadIdx.x == 0) {
     *schedule.num_active = num_active;
+    *schedule.num_valid = valid;
     schedule.tile_starts[0] = 0;
   }
   __syncthreads();
@@ -174,7 +190,7 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(PlanParams params) {
     const int64_t end = limit < num_active ? limit : num_active;
     TileSpan span;
     const int units =
-        span_of_tile(params, static_cast<int>(begin), static_cast<int>(end), lane, span);
+        span_of_tile(params, valid, static_cast<int>(begin), static_cast<int>(end), lane, span);
     if (lane == 0) {
       schedule.spans[tile] = span;
       schedule.tile_starts[tile + 1] = units;

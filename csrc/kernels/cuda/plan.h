@@ -14,6 +14,7 @@ struct PlanParams {
   int32_t tile_rows;
   int32_t unit_negatives;
   int64_t num_negatives;
+  const int64_t* num_valid;  // [1]; null: all negatives
   Schedule schedule;
 };
 

@@ -22,6 +22,7 @@ struct TileSpan {
 
 struct Schedule {
   int32_t* num_active;   // [1]
+  int32_t* num_valid;    // [1] rows of the negatives that count
   int32_t* order;        // [A] anchor at each slot: active ones first, class by class
   int2* intervals;       // [A] negatives [x, y) that share the class of the slot's anchor
   TileSpan* spans;       // [max_tiles]
@@ -45,7 +46,7 @@ struct WaveParams {
   int32_t tile_rows;
   int32_t max_workers;
   int32_t unit_negatives;
-  int32_t num_negatives;
+  int32_t num_negatives;  // at most; those that are not valid are left out on the device
   // False: every tile meets every negative, whatever its class.
   bool mask_labels;
 };
@@ -56,7 +57,9 @@ class Wave {
   __device__ __forceinline__ Wave(const WaveParams& params, const Schedule& schedule)
       : params_(params),
         starts_(schedule.tile_starts),
-        uniform_units_(params.mask_labels ? -1 : units_of(params)),
+        negatives_(*schedule.num_valid < params.num_negatives ? *schedule.num_valid
+                                                              : params.num_negatives),
+        uniform_units_(params.mask_labels ? -1 : units()),
         active_tiles_((*schedule.num_active + params.tile_rows - 1) / params.tile_rows) {
     base_ = line_position(params.first_tile);
     units_ = tile_begin(params.first_tile + params.num_tiles);
@@ -64,8 +67,10 @@ class Wave {
     workers_ = useful < params.max_workers ? useful : params.max_workers;
   }
 
-  static __host__ __device__ __forceinline__ int units_of(const WaveParams& params) {
-    return (params.num_negatives + params.unit_negatives - 1) / params.unit_negatives;
+  // Negatives of the wave that count, and the units they make.
+  __device__ __forceinline__ int num_negatives() const { return negatives_; }
+  __device__ __forceinline__ int units() const {
+    return (negatives_ + params_.unit_negatives - 1) / params_.unit_negatives;
   }
 
   __device__ __forceinline__ int tile_begin(int tile) const {
@@ -92,6 +97,7 @@ class Wave {
 
   const WaveParams& params_;
   const int64_t* starts_;
+  int negatives_;
   int uniform_units_;
   int active_tiles_;
   int64_t base_;

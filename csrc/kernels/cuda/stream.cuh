@@ -10,11 +10,9 @@
 
 namespace cac::cuda {
 
-// What is subtracted from scores in the exponent. A row that has met nothing yet has no maximum.
-template <class Arithmetic>
-__device__ __forceinline__ float row_shift(float maximum) {
-  return (maximum == -INFINITY ? 0.0f : maximum) - Arithmetic::kExponentOffset;
-}
+// Up to here the rounding of a score, as a power of 2, is no error of the power.
+constexpr float kLargestPlainScore = 0x1p20f;
+constexpr float kLargestFloat = 0x1.fffffep127f;
 
 // A block's tile: the first slot, which units it meets, and what it must be masked for.
 struct TileWork {
@@ -23,6 +21,7 @@ struct TileWork {
   TileSpan span;
   int begin;  // its units from ...
   int end;    // ... to this one, counted within the tile
+  int num_negatives;
 
   template <class Shape>
   __device__ __forceinline__ int first_negative(int unit) const {
@@ -48,7 +47,8 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
   for (int ahead = 0; ahead < Shape::kStages - 1; ++ahead) {
     if (ahead < count) {
       load_unit<Shape, !kGradient>(params, stages + ahead * Shape::kStageBytes,
-                                   work.first_negative<Shape>(work.begin + ahead));
+                                   work.first_negative<Shape>(work.begin + ahead),
+                                   work.num_negatives);
     }
     device::commit_copies();
   }
@@ -77,7 +77,8 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
     const int ahead = i + Shape::kStages - 1;
     if (ahead < count) {
       load_unit<Shape, !kGradient>(params, stages + ahead % Shape::kStages * Shape::kStageBytes,
-                                   work.first_negative<Shape>(work.begin + ahead));
+                                   work.first_negative<Shape>(work.begin + ahead),
+                                   work.num_negatives);
     }
     device::commit_copies();
 
@@ -89,26 +90,54 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
     const bool in_hull = first_negative < work.span.hull_end &&
                          first_negative + Shape::kNegatives > work.span.hull_begin;
     if ((params.wave.mask_labels && in_hull) ||
-        first_negative + Shape::kNegatives > params.wave.num_negatives) {
-      mask_scores<Shape>(scores, params, work.first_slot, num_active, first_negative, warp, lane);
+        first_negative + Shape::kNegatives > work.num_negatives) {
+      const bool lost = mask_scores<Shape>(scores, params, work.first_slot, num_active,
+                                           first_negative, work.num_negatives, warp, lane);
+      if constexpr (kGradient) {
+        if (__syncthreads_or(lost)) {
+          clear_unbounded_rows<Shape, Arithmetic>(tile_memory + (stage - tile));
+          __syncthreads();
+        }
+      }
     }
 
 #pragma unroll
     for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
+        float factor = scale;
+        float shift = maxima[m][half] - Arithmetic::kExponentOffset;
         if constexpr (kOnline) {
-          float maximum = maxima[m][half];
+          // Nan is passed over here and stays in the sum.
+          float maximum = -INFINITY;
 #pragma unroll
           for (int n = 0; n < Shape::kColumnBlocks; ++n) {
-            maximum =
-                fmaxf(maximum, scale * fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+            maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
           }
+          maximum = fmaxf(maxima[m][half], scale * maximum);
           maximum = fmaxf(maximum, __shfl_xor_sync(device::kFullWarp, maximum, 1));
           maximum = fmaxf(maximum, __shfl_xor_sync(device::kFullWarp, maximum, 2));
-          // Nothing unmasked so far: all sums are 0 and stay so.
-          const float rescale =
-              maxima[m][half] == -INFINITY ? 0.0f : device::exp2_approx(maxima[m][half] - maximum);
+          float reference = maximum;
+          shift = maximum - Arithmetic::kExponentOffset;
+          if (!(fabsf(maximum) <= kLargestPlainScore)) {
+            // Large scores: the rounded product less the largest of these, so that the largest has
+            // the power 1; what the fused product below keeps would be many powers of 2. Infinite
+            // ones leave an infinite sum. -inf: nothing unmasked so far, all sums are 0 and stay
+            // so.
+            maximum = fminf(maximum, kLargestFloat);
+            reference = maximum == -INFINITY ? 0.0f : maximum;
+#pragma unroll
+            for (int n = 0; n < Shape::kColumnBlocks; ++n) {
+#pragma unroll
+              for (int j = 0; j < 2; ++j) {
+                float& score = scores[m][n][2 * half + j];
+                score = __fmul_rn(score, scale) - reference;
+              }
+            }
+            factor = 1.0f;
+            shift = -Arithmetic::kExponentOffset;
+          }
+          const float rescale = device::exp2_approx(maxima[m][half] - reference);
           maxima[m][half] = maximum;
           sums[m][half] *= rescale;
           if constexpr (kGradient) {
@@ -119,14 +148,13 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
             }
           }
         }
-        const float shift = row_shift<Arithmetic>(maxima[m][half]);
         float sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < Shape::kColumnBlocks; ++n) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             float& score = scores[m][n][2 * half + j];
-            score = device::exp2_approx(fmaf(score, scale, -shift));
+            score = device::exp2_approx(fmaf(score, factor, -shift));
             sum += score;
           }
         }
@@ -140,6 +168,7 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
   device::wait_for_copies<0>();
 
   // The four lanes of a row hold different columns of it.
+  constexpr float kUnscaled = 1.0f / (1 << Arithmetic::kExponentOffset);
 #pragma unroll
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
@@ -150,15 +179,15 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
       const int row = warp * Shape::kWarpRows + 16 * m + 8 * half + lane / 4;
       const int64_t index = static_cast<int64_t>(piece) * Shape::kTileRows + row;
       if (lane % 4 == 0) {
-        params.partials.shifts[index] = row_shift<Arithmetic>(maxima[m][half]);
-        params.partials.sums[index] = sum;
+        params.partials.shifts[index] = maxima[m][half];
+        params.partials.sums[index] = sum * kUnscaled;
       }
       if constexpr (kGradient) {
         float* output = params.partials.outputs + index * Shape::kChannels + lane % 4 * 2;
 #pragma unroll
         for (int c = 0; c < Shape::kOutputBlocks; ++c) {
-          *reinterpret_cast<float2*>(output + 8 * c) =
-              make_float2(outputs[m][c][2 * half], outputs[m][c][2 * half + 1]);
+          *reinterpret_cast<float2*>(output + 8 * c) = make_float2(
+              outputs[m][c][2 * half] * kUnscaled, outputs[m][c][2 * half + 1] * kUnscaled);
         }
       }
     }
@@ -188,6 +217,7 @@ __global__ __launch_bounds__(128) void stream_kernel(StreamParams params) {
     const int end = wave.worker_begin(worker + 1);
     int position = wave.worker_begin(worker);
     TileWork work;
+    work.num_negatives = wave.num_negatives();
     work.tile = tile_at(wave, params.wave, position, static_cast<int>(threadIdx.x) % 32);
     while (position < end) {
       const int tile_begin = wave.tile_begin(work.tile);
@@ -199,8 +229,7 @@ __global__ __launch_bounds__(128) void stream_kernel(StreamParams params) {
         if (params.wave.mask_labels) {
           work.span = params.schedule.spans[work.tile];
         } else {
-          const int units = Wave::units_of(params.wave);
-          work.span = {units, units, 0, 0};
+          work.span = {wave.units(), wave.units(), 0, 0};
         }
         stream_piece<Arithmetic, Shape, kOnline, kGradient>(params, work,
                                                             wave.piece(worker, work.tile));
@@ -227,8 +256,7 @@ StreamVariant select_variant(bool online, bool gradient) {
           Shape::kTileRows,
           Shape::kNegatives,
           kChannels,
-          Arithmetic::kMinimumArchitecture / 10,
-          Arithmetic::kExponentOffset};
+          Arithmetic::kMinimumArchitecture / 10};
 }
 
 // Every instance of one arithmetic; each is compiled in a file of its own, to be built in parallel.

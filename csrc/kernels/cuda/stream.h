@@ -23,7 +23,6 @@ struct StreamVariant {
   int unit_negatives;
   int channels;              // channels the kernel computes with, >= padded_channels
   int minimum_architecture;  // 80 for sm_80
-  int exponent_offset;       // sums are left as 2^exponent_offset times the sum
 };
 
 // For `channels` <= 256. Without gradient there is only the kernel with the running maximum: the

@@ -51,7 +51,7 @@ __device__ __forceinline__ device::SharedAddress further(device::SharedAddress a
 // Starts the copy of one unit; rows and channels that are not there become zero.
 template <class Shape, bool kGather>
 __device__ __forceinline__ void load_unit(const StreamParams& params, device::SharedAddress stage,
-                                          int first_negative) {
+                                          int first_negative, int num_negatives) {
   constexpr int kRowsAtOnce = Shape::kThreads / Shape::kChunks;
   const ContrastiveProblem& problem = params.problem;
   const int row_bytes =
@@ -60,8 +60,7 @@ __device__ __forceinline__ void load_unit(const StreamParams& params, device::Sh
   const int first_row = static_cast<int>(threadIdx.x) / Shape::kChunks;
   const char* source = static_cast<const char*>(problem.negatives) + chunk * 16;
   const int64_t begin = static_cast<int64_t>(first_negative + first_row) * row_bytes;
-  const int rows_left =
-      chunk * 16 < row_bytes ? params.wave.num_negatives - first_negative - first_row : 0;
+  const int rows_left = chunk * 16 < row_bytes ? num_negatives - first_negative - first_row : 0;
   const device::SharedAddress destination = stage + swizzled<Shape>(first_row, chunk);
 #pragma unroll
   for (int i = 0; i < Shape::kNegatives / kRowsAtOnce; ++i) {
@@ -118,24 +117,18 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
         for (int i = 0; i < kLane; ++i) values[r][i] = Stored::decode(bits[r][i]);
       }
     });
-    float squares[kRowsAtOnce];
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      squares[r] = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kLane; ++i) squares[r] = fmaf(values[r][i], values[r][i], squares[r]);
-      squares[r] = warp_sum(squares[r]);
+    if (problem.normalize) {
+      RowNorm norms[kRowsAtOnce];
+      normalize_rows(values, norms);
     }
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      const float inverse =
-          problem.normalize ? 1.0f / fmaxf(sqrtf(squares[r]), static_cast<float>(kMinNorm)) : 1.0f;
       const int row = warp * Shape::kWarpRows + first + r;
 #pragma unroll
       for (int i = 0; i < kLane; ++i) {
         const int byte = (lane + 32 * i) * static_cast<int>(sizeof(Element));
         *reinterpret_cast<Element*>(tile_memory + swizzled<Shape>(row, byte / 16) + byte % 16) =
-            Arithmetic::round(values[r][i] * inverse);
+            Arithmetic::round(values[r][i]);
       }
     }
   }
@@ -250,11 +243,13 @@ __device__ __forceinline__ void multiply_outputs(
   }
 }
 
-// Negatives of an anchor's own class, and those behind the last one, get the score -inf.
+// Negatives of an anchor's own class, and those behind the last one, get the score -inf. Returns
+// whether one of the scores taken away so was not finite.
 template <class Shape>
-__device__ __forceinline__ void mask_scores(
+__device__ __forceinline__ bool mask_scores(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
-    int first_slot, int num_active, int first_negative, int warp, int lane) {
+    int first_slot, int num_active, int first_negative, int num_negatives, int warp, int lane) {
+  bool lost = false;
 #pragma unroll
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
@@ -269,13 +264,28 @@ __device__ __forceinline__ void mask_scores(
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int negative = first_negative + 8 * n + lane % 4 * 2 + i;
-          if ((negative >= same_class.x && negative < same_class.y) ||
-              negative >= params.wave.num_negatives) {
-            scores[m][n][2 * half + i] = -INFINITY;
+          if ((negative >= same_class.x && negative < same_class.y) || negative >= num_negatives) {
+            float& score = scores[m][n][2 * half + i];
+            lost = lost || !(fabsf(score) < INFINITY);
+            score = -INFINITY;
           }
         }
       }
     }
+  }
+  return lost;
+}
+
+// Makes zeros of the unit's rows that hold nan or infinity: a probability of 0 times them would be
+// nan. Whoever meets such a row unmasked has it in the sum already.
+template <class Shape, class Arithmetic>
+__device__ __forceinline__ void clear_unbounded_rows(char* stage_memory) {
+  constexpr int kWords = Shape::kRowBytes / 4;
+  for (int row = static_cast<int>(threadIdx.x); row < Shape::kNegatives; row += Shape::kThreads) {
+    auto* words = reinterpret_cast<uint32_t*>(stage_memory + row * Shape::kRowBytes);
+    bool finite = true;
+    for (int i = 0; i < kWords; ++i) finite = finite && Arithmetic::all_finite(words[i]);
+    for (int i = 0; i < kWords && !finite; ++i) words[i] = 0;
   }
 }
 

@@ -1,0 +1,148 @@
+"""Compiles the CUDA sources against the device emulation, and keeps what was compiled.
+
+Objects and programs lie in ``build/cuda_emulation`` of the repository, named by a hash of all that
+goes into them, so that a source is compiled once and not once a run of the tests. Any number of
+processes may build at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+KEPT = ROOT / "build" / "cuda_emulation"
+
+COMPILE = ["-std=c++20", "-O1", "-g1", "-fno-strict-aliasing", "-ffp-contract=off"]
+COMPILE += ["-DCAC_DEVICE_EMULATION"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+#: So many of the files used last stay; others go when no one has used them for an hour.
+FILES_KEPT = 200
+SECONDS_KEPT = 3600
+
+
+def compiler() -> str | None:
+    """The C++ compiler to use, ``None`` if this machine has none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+
+
+def build(
+    *,
+    sanitize: bool = False,
+    flags: Sequence[str] = (),
+    csrc: Path = CSRC,
+    only: Sequence[str] | None = None,
+) -> Path:
+    """The program ``emulate``, compiled if need be.
+
+    ``only`` names the sources (stems, for example ``stream_bf16``) that ``csrc`` and ``flags`` are
+    for; all others are those of the tree.
+    """
+    remove_unused()
+    stems = sorted([path.stem for path in (CSRC / "kernels" / "cuda").glob("*.cu")])
+    stems += sorted(path.stem for path in HERE.glob("*.cpp"))
+    common = [*COMPILE, *(SANITIZE if sanitize else [])]
+
+    def compile_one(stem: str) -> Path:
+        changed = only is None or stem in only
+        return compiled(
+            stem, csrc if changed else CSRC, (*common, *flags) if changed else tuple(common)
+        )
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        # The longest first.
+        longest_first = sorted(stems, key=lambda stem: not stem.startswith("stream"))
+        objects = sorted(pool.map(compile_one, longest_first))
+
+    def link(target: Path) -> None:
+        run_command([compiler(), *common, *map(str, objects), "-o", str(target)])
+
+    return kept("emulate", hash_of("link", *common, *(path.name for path in objects)), link)
+
+
+def compiled(stem: str, csrc: Path, flags: Sequence[str]) -> Path:
+    """The object of one source."""
+    if (HERE / f"{stem}.cpp").exists():
+        source = HERE / f"{stem}.cpp"
+    else:
+        source = csrc / "kernels" / "cuda" / f"{stem}.cu"
+
+    def compile_it(target: Path) -> None:
+        command = [compiler(), *flags, f"-I{csrc}", f"-I{HERE}", "-w", "-x", "c++"]
+        run_command([*command, "-c", str(source), "-o", str(target)])
+
+    headers = [csrc / "kernels", csrc / "kernels" / "cuda", HERE]
+    key = hash_of(*flags, source.read_text(), *map(headers_of, headers))
+    return kept(f"{stem}.o", key, compile_it)
+
+
+@functools.cache
+def headers_of(folder: Path) -> str:
+    """Hash of the names and contents of the headers in ``folder``."""
+    headers = sorted(path for path in folder.iterdir() if path.suffix in {".h", ".cuh"})
+    return hash_of(*(part for path in headers for part in (path.name, path.read_text())))
+
+
+@functools.cache
+def compiler_version() -> str:
+    return subprocess.run([compiler(), "-v"], capture_output=True, text=True, check=True).stderr
+
+
+def hash_of(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in (compiler_version(), *parts):
+        digest.update(f"{len(part)} {part}".encode())
+    return digest.hexdigest()[:20]
+
+
+def kept(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The file ``name`` that belongs to ``key``; ``make`` writes it where it is not there yet."""
+    path = KEPT / f"{key}-{name}"
+    try:
+        os.utime(path)  # used now
+    except FileNotFoundError:
+        KEPT.mkdir(parents=True, exist_ok=True)
+        unfinished = KEPT / f"{key}-{name}.{os.getpid()}"
+        make(unfinished)
+        unfinished.replace(path)  # whole or not at all, whoever else is building it
+    return path
+
+
+@functools.cache
+def remove_unused() -> None:
+    """Once a process. What was used within the hour stays: another may be about to link it."""
+    files = []
+    for path in KEPT.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # removed by another process
+            files.append((path.stat().st_mtime, path))
+    for used, path in sorted(files, reverse=True)[FILES_KEPT:]:
+        if time.time() - used > SECONDS_KEPT:
+            path.unlink(missing_ok=True)
+
+
+def run_command(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def mutate(csrc: Path, folder: Path, change: Callable[[str, str], str]) -> Path:
+    """A copy of ``csrc/kernels`` in which every file's text went through ``change(name, text)``."""
+    target = folder / "csrc"
+    for path in (csrc / "kernels").rglob("*"):
+        if path.suffix in {".h", ".cuh", ".cu"}:
+            copy = target / path.relative_to(csrc)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(change(path.name, path.read_text()))
+    return target
