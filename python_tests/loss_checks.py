@@ -25,38 +25,28 @@ each of `loss_cases.SHAPES` at the temperatures 1, 0.1 and 0.02 on every instruc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from loss_arithmetics import (
+    BFLOAT16,
+    FLOAT32,
+    FLOAT64,
+    TF32,
+    THREE_TF32,
+    TWO_BFLOAT16,
+    multiplication_of,
+)
 from loss_cases import LossCase
 from torch import Tensor
 
 import cac_ext
-from cac_ext import _C, reference
+from cac_ext import reference
 
 Loss = Callable[..., Tensor]
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 REDUCTIONS = ["active_mean", "active_mean_each", "mean", "sum"]
-
-
-@dataclass(frozen=True)
-class Multiplication:
-    """What features are multiplied as."""
-
-    name: str
-    unit: float  # half a unit in the last place
-    rounds_factors: bool  # so that errors average out over the channels
-
-
-FLOAT64 = Multiplication("float64", 2.0**-53, False)
-FLOAT32 = Multiplication("float32", 2.0**-24, False)
-THREE_TF32 = Multiplication("three TF32", 2.0**-22, False)
-TWO_BFLOAT16 = Multiplication("two bfloat16", 2.0**-17, True)
-TF32 = Multiplication("TF32 or float16", 2.0**-11, True)
-BFLOAT16 = Multiplication("bfloat16", 2.0**-8, True)
 
 
 @dataclass(frozen=True)
@@ -75,59 +65,6 @@ FACTORS = {
     TF32: Factors((10.5, 7), (6, 4)),
     BFLOAT16: Factors((10.5, 7), (6, 4)),
 }
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """One way to compute the loss of features of a type on this processor."""
-
-    dtype: torch.dtype
-    capability: str
-    precision: str = "highest"
-
-    def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}-{self.precision}-{self.capability}"
-
-
-#: All there are; precisions other than "highest" only where they change what float32 does.
-ARITHMETICS = [
-    *(Arithmetic(dtype, capability) for capability in _C.cpu_capabilities() for dtype in DTYPES),
-    *(
-        Arithmetic(torch.float32, capability, precision)
-        for capability in _C.cpu_capabilities()
-        if capability in ("avx512_bf16", "amx")
-        for precision in ("high", "medium")
-    ),
-]
-
-
-@contextmanager
-def use_arithmetic(arithmetic: Arithmetic) -> Iterator[None]:
-    capability, precision = _C.cpu_capability(), torch.get_float32_matmul_precision()
-    _C.limit_cpu_capability(arithmetic.capability)
-    torch.set_float32_matmul_precision(arithmetic.precision)
-    try:
-        yield
-    finally:
-        _C.limit_cpu_capability(capability)
-        torch.set_float32_matmul_precision(precision)
-
-
-def multiplication_of(features: Tensor) -> Multiplication:
-    """What the loss multiplies such features as, here and now."""
-    dtype, precision = features.dtype, torch.get_float32_matmul_precision()
-    if dtype == torch.float64:
-        return FLOAT64
-    if features.device.type == "cuda":
-        if dtype == torch.float32:
-            return {"highest": THREE_TF32, "high": TF32, "medium": BFLOAT16}[precision]
-        return BFLOAT16 if dtype == torch.bfloat16 else TF32
-    has_bfloat16 = _C.cpu_capability() in ("avx512_bf16", "amx")
-    may_be_bfloat16 = dtype == torch.bfloat16 or (dtype, precision) == (torch.float32, "medium")
-    if has_bfloat16 and may_be_bfloat16:
-        return BFLOAT16
-    is_split = _C.cpu_capability() == "amx" and precision != "highest"
-    return TWO_BFLOAT16 if is_split else FLOAT32
 
 
 @dataclass(frozen=True)
@@ -335,6 +272,29 @@ def assert_close_to_oracle(case: LossCase, loss: Loss | None = None, **options) 
     _assert_gradients(found, factors)
 
 
+def compare_reduced(
+    loss: Loss, case: LossCase, *, reduction: str, weights: Tensor | None = None, **options
+) -> tuple[Comparison, Tensor, Callable[[Tensor], Tensor]]:
+    """The comparison, the error of the reduced loss, and what reduces bounds of rows to its own."""
+    pixels = case.features1.shape[0]
+    active = active_of(case, **options)
+    exact_weights = None if weights is None else weights.double()
+
+    def reduced(losses: Tensor) -> Tensor:
+        return reference.reduce_directions(losses, active, exact_weights, reduction)
+
+    terms = torch.ones(2, pixels, dtype=torch.float64, device=active.device, requires_grad=True)
+    out = reduced(terms)
+    sum_weights = upstream(case, *out.shape, 1)[..., 0].double()
+    (coefficients,) = torch.autograd.grad(out, terms, sum_weights)  # [2, A]
+    ours = outcome(loss, case, sum_weights, reduction=reduction, weights=weights, **options)
+    found = compare(loss, case, coefficients, ours, **options)
+    exact = reduced(found.exact.losses)
+    assert ours.losses.shape == exact.shape
+    rounding = 8 * found.sum_unit * reduced(found.exact.losses.abs())
+    return found, (ours.losses - exact).abs(), lambda bound: reduced(bound) + rounding
+
+
 def assert_reductions_equal_oracle(
     case: LossCase,
     loss: Loss | None = None,
@@ -344,31 +304,15 @@ def assert_reductions_equal_oracle(
     **options,
 ) -> None:
     """The reduced loss and its gradients are the oracle's; arguments as above."""
-    pixels = case.features1.shape[0]
-    weights = upstream(case, pixels).float() / 512 if weighted else None
-    active = active_of(case, **options)
-    terms = torch.ones(2, pixels, dtype=torch.float64, device=active.device, requires_grad=True)
-
-    def reduced(losses: Tensor) -> Tensor:
-        exact_weights = None if weights is None else weights.double()
-        return reference.reduce_directions(losses, active, exact_weights, reduction)
-
-    out = reduced(terms)
-    sum_weights = upstream(case, *out.shape, 1)[..., 0].double()
-    (coefficients,) = torch.autograd.grad(out, terms, sum_weights)  # [2, A]
-    ours = outcome(
+    found, error, reduced = compare_reduced(
         loss or cac_ext.directional_contrastive_loss,
         case,
-        sum_weights,
         reduction=reduction,
-        weights=weights,
+        weights=upstream(case, len(case.features1)).float() / 512 if weighted else None,
         **options,
     )
-    found = compare(None, case, coefficients, ours, **options)
     factors = FACTORS[multiplication_of(case.features1)]
-    assert ours.losses.shape == out.shape
-    error = (ours.losses - reduced(found.exact.losses)).abs()
-    allowed = reduced(found.loss_bound(factors.losses[1]) + 8 * found.sum_unit * found.exact.losses)
+    allowed = reduced(found.loss_bound(factors.losses[1]))
     _assert_within(f"loss reduced by {reduction}", error, allowed, allowed)
     _assert_gradients(found, factors)
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from loss_arithmetics import ARITHMETICS, DTYPES, use_arithmetic
 from loss_cases import SHAPES, LossCase, make_case
 from loss_checks import (
-    ARITHMETICS,
-    DTYPES,
     REDUCTIONS,
     assert_close_to_oracle,
     assert_logsumexp_close_to_oracle,
@@ -17,7 +16,6 @@ from loss_checks import (
     compare,
     outcome,
     upstream,
-    use_arithmetic,
 )
 
 import cac_ext

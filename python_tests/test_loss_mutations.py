@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import loss_mutants
 import pytest
 import torch
+from loss_arithmetics import ARITHMETICS, use_arithmetic
 from loss_cases import SHAPES, make_case
 from loss_checks import (
-    ARITHMETICS,
     REDUCTIONS,
     Loss,
     assert_close_to_oracle,
     assert_reductions_equal_oracle,
-    use_arithmetic,
 )
 
 import cac_ext
