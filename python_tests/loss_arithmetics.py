@@ -21,14 +21,15 @@ class Multiplication:
     name: str
     unit: float  # half a unit in the last place
     rounds_factors: bool  # so that errors average out over the channels
+    exponential: float = 0.0  # error of an exponential beside that of the sums
 
 
 FLOAT64 = Multiplication("float64", 2.0**-53, False)
 FLOAT32 = Multiplication("float32", 2.0**-24, False)
 THREE_TF32 = Multiplication("three TF32", 2.0**-22, False)
-TWO_BFLOAT16 = Multiplication("two bfloat16", 2.0**-17, True)
+TWO_BFLOAT16 = Multiplication("two bfloat16", 2.0**-17, True, 2.0**-20)
 TF32 = Multiplication("TF32 or float16", 2.0**-11, True)
-BFLOAT16 = Multiplication("bfloat16", 2.0**-8, True)
+BFLOAT16 = Multiplication("bfloat16", 2.0**-8, True, 2.0**-13)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ The same checks judge the loss and wrong losses made on purpose, which they must
 
 The bound of a row starts from the error of a logit, ``E = K (u t + v)``. t is the logit's largest
 size, 1 / tau for unit vectors; u is half a unit in the last place of what is multiplied, v of the
-sums; K is a factor. Where factors are rounded first, as to bfloat16, their errors average out over
-the C channels, so u is divided by sqrt(C).
+sums, with the error of an exponential; K is a factor. Where factors are rounded first, as to
+bfloat16, their errors average out over the C channels, so u is divided by sqrt(C).
 
 * A loss moves at most as much as its margin, log S - a p / tau, and a small one in proportion to
   itself: by min(E, loss (e^E - 1)) at most, beside the rounding of the result.
@@ -200,6 +200,11 @@ def _without_overflow(ours: Tensor, exact: Tensor, largest: float) -> Tensor:
     return torch.where(overflown, exact, ours)
 
 
+def _largest_value(case: LossCase) -> float:
+    is_double = case.features1.dtype == torch.float64
+    return torch.finfo(torch.float64 if is_double else torch.float32).max
+
+
 def compare(
     loss: Loss,
     case: LossCase,
@@ -217,16 +222,24 @@ def compare(
     channels = case.features1.shape[1] if multiplication.rounds_factors else 1
     scales = scales_of(case, exact.losses, weights * active, **options)
     ours = outcome(loss, case, weights, **options) if ours is None else ours
-    largest = torch.finfo(case.features1.dtype).max
-    gradients = tuple(map(_without_overflow, ours.gradients, exact.gradients, [largest] * 2))
+    result = torch.finfo(case.features1.dtype)
+    gradients = tuple(
+        _without_overflow(x, y, result.max)
+        for x, y in zip(ours.gradients, exact.gradients, strict=True)
+    )
+    losses = ours.losses
+    if losses.shape == exact.losses.shape:  # not reduced
+        losses = _without_overflow(losses, exact.losses, _largest_value(case))
     return Comparison(
-        ours=Outcome(ours.losses, gradients),
+        ours=Outcome(losses, gradients),
         exact=exact,
         active=active,
         scales=scales,
-        logit_error=multiplication.unit / channels**0.5 * scales.logit + sum_unit,
+        logit_error=multiplication.unit / channels**0.5 * scales.logit
+        + multiplication.exponential
+        + sum_unit,
         sum_unit=sum_unit,
-        result=torch.finfo(case.features1.dtype),
+        result=result,
         eps=options.get("eps", 0.0),
     )
 
@@ -292,7 +305,8 @@ def compare_reduced(
     exact = reduced(found.exact.losses)
     assert ours.losses.shape == exact.shape
     rounding = 8 * found.sum_unit * reduced(found.exact.losses.abs())
-    return found, (ours.losses - exact).abs(), lambda bound: reduced(bound) + rounding
+    error = (_without_overflow(ours.losses, exact, _largest_value(case)) - exact).abs()
+    return found, error, lambda bound: reduced(bound) + rounding
 
 
 def assert_reductions_equal_oracle(
@@ -337,7 +351,8 @@ def assert_logsumexp_close_to_oracle(case: LossCase, logsumexp: Loss | None = No
     factors = FACTORS[multiplication]
     sum_unit = FLOAT64.unit if multiplication is FLOAT64 else FLOAT32.unit
     channels = case.features1.shape[1] if multiplication.rounds_factors else 1
-    error = multiplication.unit / channels**0.5 / temperature + sum_unit
+    error = multiplication.unit / channels**0.5 / temperature
+    error += multiplication.exponential + sum_unit
     rounding = 2 * sum_unit * exact_finite.abs()
     _assert_within(
         "log-sum-exp",
