@@ -21,6 +21,7 @@ from cac_ext.train.cli import main
 from cac_ext.train.config import load
 from cac_ext.train.distributed import process_group
 from cac_ext.train.loop import train
+from cac_ext.train.picture import save_panel
 
 #: What arithmetic of another precision or another order of sums may change: losses, and the
 #: change of all parameters, in norm. "fp32" may be TF32 on a GPU.
@@ -39,7 +40,7 @@ TINY = [
     "optimizer.learning_rate=0.001",
 ]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def _train(device: str, folder: Path, *overrides: str, resume: bool = False) -> list[float]:
@@ -97,7 +98,7 @@ def test_a_run_is_resumed_evaluated_and_predicts(
 
     assert main(["evaluate", str(folder), "--scales", "1,0.5", "--flip"]) == 0
     image = tmp_path / "image.png"
-    loop.save_panel(image, *_picture(folder), count=1)
+    save_panel(image, *_picture(folder), count=1)
     assert main(["predict", str(folder), str(image), "--output", str(tmp_path / "out")]) == 0
     assert list((tmp_path / "out" / "ids").glob("*.png"))
 

@@ -41,6 +41,9 @@ TINY = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+
 def _train(overrides: list[str], folder: Path, resume: bool = False) -> float:
     with process_group("cpu"):
         config = load("synthetic", overrides)
@@ -229,7 +232,6 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
     assert (folder / "picture.png").stat().st_size > 0
 
 
-@pytest.mark.usefixtures("one_thread")  # the number of threads may change the last bit
 def test_torchrun_evaluates_a_run_as_one_process_does(tmp_path: Path, seed: int) -> None:
     """Five images, each of another size: one process has three of them, the other two."""
     rng = np.random.default_rng(seed)

@@ -36,6 +36,9 @@ CLASSES, SIDE, IMAGES = 5, 33, 2
 KEYS = ("negative_precision", "negative_precision_random")
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+
 def counted_pairs(anchors: Tensor, negatives: Tensor) -> tuple[float, float]:
     """Both precisions from each pair: rows are (pseudo label, true class), ``[A, 2]``, ``[N, 2]``.
 

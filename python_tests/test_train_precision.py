@@ -28,6 +28,9 @@ TINY = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+
 @pytest.mark.parametrize(
     ("option", "losses", "update"),
     [
@@ -37,7 +40,6 @@ TINY = [
         pytest.param("run.compile=true", 1e-4, 1e-3, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.usefixtures("one_thread")
 def test_an_option_is_applied_and_changes_the_training_by_rounding_only(
     option: str, losses: float, update: float, tmp_path: Path, seed: int
 ) -> None:

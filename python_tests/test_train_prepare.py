@@ -42,7 +42,7 @@ BOTH = ["self_training.pseudo_labels=auto", "weak.pseudo_labels=auto"]
 LABELS = ("teacher_labels", "activation_labels")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def _command(seed: int, folder: Path) -> list[str]:
