@@ -214,6 +214,7 @@ def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
         pair = augment(sample)
         seen = [pair[f"truth{view}"].flatten()[pair[f"overlap{view}"]] for view in (1, 2)]
         assert torch.equal(*seen)
+        assert len(seen[0]) > 0
         assert (seen[0] >= 0).all()
         for view in (1, 2):
             shown = pair[f"truth{view}"]  # [h, w]

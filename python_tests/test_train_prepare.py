@@ -161,6 +161,7 @@ def test_several_processes_make_them_together(tmp_path: Path, seed: int, monkeyp
     ):
         alone = tmp_path / name
         assert main([*command, "--output", str(alone)]) == 0
+        assert len(list(alone.glob("*.png"))) == 6
         assert {f"{name}/{x.name}": x.read_bytes() for x in alone.glob("*.png")}.items() <= (
             masks.items()
         )
