@@ -28,6 +28,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that train and look at no picture."""
+    from tiny_run import draw_no_pictures
+
+    draw_no_pictures(monkeypatch)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         gpu = pytest.param(

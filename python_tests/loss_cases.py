@@ -48,6 +48,10 @@ def make_case(
         drawn = torch.randint(0, max(2 * (classes - 1), 1), (count,), generator=generator)
         return drawn.clamp(min=classes - 2 if classes > 1 else 0) - max(classes - 2, 0)
 
+    def confidences() -> Tensor:
+        # In steps that every type holds, so that some are equal, or equal to a threshold.
+        return torch.randint(0, 65, (anchors,), generator=generator).double() / 64
+
     centres = normal(classes, channels)
     classes1, negative_labels = labels(anchors), labels(negatives)
     relabelled = torch.rand(anchors, generator=generator) < 0.1
@@ -56,8 +60,8 @@ def make_case(
     tensors = (
         common + 0.5 * normal(anchors, channels),
         common + 0.5 * normal(anchors, channels),
-        torch.rand(anchors, generator=generator),
-        torch.rand(anchors, generator=generator),
+        confidences(),
+        confidences(),
         classes1,
         classes2,
         centres[negative_labels] + normal(negatives, channels),

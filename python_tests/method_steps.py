@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cac_ext.train.config import Config
 from cac_ext.train.data.batches import CropPairBatch, LabelledBatch, ViewBatch
@@ -55,3 +55,15 @@ def step_of(method: Cac, labelled: Any, pairs: Any = None, iteration: int = 0) -
     phases = list(method.step(step))
     assert len(phases) <= 1
     return phases[0] if phases else None
+
+
+def balance_classes(model: nn.Module, pairs: CropPairBatch) -> None:
+    """Makes the mean logit of each class zero over both views, by the classifier's bias.
+
+    So no class is the most probable one everywhere: there are negatives of another pseudo label.
+    """
+    network = model.network
+    with torch.no_grad():
+        views = torch.cat([pairs.view1.images, pairs.view2.images])
+        logits = network.classifier(network.pool(network.features(views)))  # [2B, K, h, w]
+        network.classifier.bias -= logits.mean(dim=(0, 2, 3))

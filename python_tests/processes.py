@@ -1,6 +1,7 @@
 """Children of a test: several that train together, and ones that can be killed.
 
 They come from a server process that has the trainer imported, so that starting one takes no time.
+They draw no pictures.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import pytest
 import torch
+from tiny_run import draw_no_pictures
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["cac_ext.train.loop", "cac_ext.train.cli.main"])
+CONTEXT.set_forkserver_preload(["cac_ext.train.loop", "cac_ext.train.cli.main", "pytest"])
 
 
 def start(function: Callable, *arguments: Any) -> BaseProcess:
@@ -59,11 +62,13 @@ def run_together(
 
 def _alone(function: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
+    draw_no_pictures(pytest.MonkeyPatch())
     function(*arguments)
 
 
 def _member(rank: int, count: int, port: int, queue, function: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
+    draw_no_pictures(pytest.MonkeyPatch())
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -48,7 +48,7 @@ def test_narrow_types(seed, dtype):
     exact = outcome(reference.directional_contrastive_loss, case.to_float64())
     for x, y in zip(ours, exact, strict=True):
         error = (x.double() - y).norm() / y.norm()
-        assert error <= 16 * torch.finfo(dtype).eps
+        assert error <= (24 if dtype == torch.float32 else 0.7) * torch.finfo(dtype).eps
 
 
 def test_logsumexp_without_negatives_of_another_class(seed):

@@ -33,7 +33,7 @@ TINY_RUN = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 @pytest.fixture
@@ -78,7 +78,11 @@ def test_both_losses_train_the_example_s_encoder(in_folder, seed: int) -> None:
     for loss in (logits, projections):
         network.zero_grad()
         loss.square().mean().backward(retain_graph=True)
-        assert all(p.grad is not None for p in network.encoder.parameters())
+        gradients = {name: p.grad for name, p in network.encoder.named_parameters()}
+        # Units that no pixel of a random image turns on may have none; all layers do.
+        layers = {name.rpartition(".")[0] for name in gradients}
+        reached = {name.rpartition(".")[0] for name, x in gradients.items() if x.abs().sum() > 0}
+        assert reached == layers
 
 
 def test_the_encoder_is_the_model_it_was_taken_from(in_folder, seed: int) -> None:

@@ -34,9 +34,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", params=CONTRACTS, ids="-".join)
 def outline(request: pytest.FixtureRequest):
-    """A network without values (shapes alone), and what it promises."""
+    """A network without values (shapes alone), what it promises, and its backbone's name."""
     with torch.device("meta"):
-        return build(*request.param), *CONTRACTS[request.param]
+        return build(*request.param), *CONTRACTS[request.param], request.param[1]
 
 
 @pytest.fixture(scope="module", params=[("deeplabv3plus", "resnet50"), ("pspnet", "vgg16")])
@@ -47,7 +47,7 @@ def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
 
 @pytest.mark.parametrize("size", [(65, 65), (64, 96), (50, 71), (320, 320)])
 def test_features_and_logits_have_the_promised_sizes(outline, size: tuple[int, int]) -> None:
-    network, channels, stride, pooling = outline
+    network, channels, stride, pooling, _ = outline
     images = torch.randn(2, 3, *size, device="meta")
     features = network.features(images)
     pooled = network.pool(features)
@@ -80,7 +80,7 @@ def test_the_backbones_have_the_known_sizes(outline) -> None:
         "vgg16_bn": 138_365_992 - 123_642_856,
     }
     backbone = outline[0].encoder.backbone
-    assert sum(p.numel() for p in backbone.parameters()) in known.values()
+    assert sum(p.numel() for p in backbone.parameters()) == known[outline[-1]]
 
 
 def test_no_noise_reaches_the_pseudo_labels(outline) -> None:
@@ -121,9 +121,9 @@ def test_every_parameter_is_trained_in_either_precision(network, bfloat16: bool)
         logits = network(images)
         loss = F.cross_entropy(logits, torch.randint(0, CLASSES, (2, 33, 33)))
     loss.backward()
-    assert loss.isfinite()
     assert logits.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    for name, parameter in network.named_parameters():
+        assert 0 < parameter.grad.norm() < float("inf"), name
 
 
 def test_the_network_compiles_as_one_graph(network) -> None:

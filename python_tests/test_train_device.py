@@ -16,7 +16,7 @@ from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.fused_loss import require_fused_loss
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from image_trees import draw_image, draw_mask, folder_overrides
 from tiny_run import TINY_RUN
 from torch import nn
+from watched_training import watched_training
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
@@ -41,6 +43,9 @@ TINY = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+
 def _train(overrides: list[str], folder: Path, resume: bool = False) -> float:
     with process_group("cpu"):
         config = load("synthetic", overrides)
@@ -57,23 +62,21 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
     normalizer: str, tmp_path: Path, seed: int
 ) -> None:
     overrides = [*TINY, f"seed={seed}", f"method.normalizer={normalizer}"]
-    miou = _train(overrides, tmp_path / "one")
+    one = watched_training(tmp_path / "one", overrides)
+    (miou,) = _metrics(tmp_path / "one", "miou")[-1:]
     mious = processes.run_together(2, _train, overrides, tmp_path / "two")
     assert mious[0] == mious[1]
     assert mious[0] == pytest.approx(miou, abs=0.02)  # single pixels may change their class
 
     for key in ("loss_supervised", "loss_unsupervised", "negatives"):
-        one, two = (_metrics(tmp_path / name, key) for name in ("one", "two"))
-        assert len(one) == (6 if key == "loss_supervised" else 4)
-        assert two == pytest.approx(one, rel=TOLERANCE), key
-    models = [
-        read_checkpoint(tmp_path / name / "checkpoint.pt")["modules"]["model"]
-        for name in ("one", "two")
-    ]
-    for name, weights in models[0].items():
-        torch.testing.assert_close(
-            models[1][name], weights, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: n + m
-        )
+        whole, shared = (_metrics(tmp_path / name, key) for name in ("one", "two"))
+        assert len(whole) == (6 if key == "loss_supervised" else 4)
+        assert shared == pytest.approx(whole, rel=TOLERANCE), key
+    # Beside what the training changed: the weights hardly move in so few steps.
+    state = read_checkpoint(tmp_path / "two" / "checkpoint.pt")["modules"]["model"]
+    expected = one.update()
+    update = replace(one, after={name: state[name] for name in one.after}).update()
+    assert (update - expected).norm() <= 10 * TOLERANCE * expected.norm()
 
 
 def test_without_normalising_over_ranks_the_loss_is_another(tmp_path: Path, seed: int) -> None:
@@ -83,6 +86,8 @@ def test_without_normalising_over_ranks_the_loss_is_another(tmp_path: Path, seed
         folder = tmp_path / value
         processes.run_together(2, _train, [*overrides, f"run.normalize_over_ranks={value}"], folder)
         losses.append(_metrics(folder, "loss_unsupervised"))
+    assert len(losses[0]) == len(losses[1]) == 2
+    assert all(0 < loss < 100 for loss in losses[0] + losses[1])
     assert losses[0] != pytest.approx(losses[1], rel=TOLERANCE)
 
 
@@ -230,7 +235,6 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
     assert (folder / "picture.png").stat().st_size > 0
 
 
-@pytest.mark.usefixtures("one_thread")  # the number of threads may change the last bit
 def test_torchrun_evaluates_a_run_as_one_process_does(tmp_path: Path, seed: int) -> None:
     """Five images, each of another size: one process has three of them, the other two."""
     rng = np.random.default_rng(seed)

@@ -36,7 +36,7 @@ TINY = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def _train(overrides: list[str], folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
+from cac_ext.train.figures.panels import colour_mask, save_confusion
 from cac_ext.train.inference import Inference, class_probabilities, predict, predict_logits
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork
@@ -90,7 +91,9 @@ def test_scales_average_the_probabilities_at_the_images_size(seed: int) -> None:
     torch.testing.assert_close(multi.sum(0), torch.ones(21, 34))
 
 
-def test_evaluate_repeats_the_mIoU_of_the_training(run_folder: Path, capsys) -> None:  # noqa: N802
+def test_evaluate_repeats_the_mIoU_of_the_training(  # noqa: N802
+    run_folder: Path, tmp_path: Path, capsys
+) -> None:
     assert main(["evaluate", str(run_folder)]) == 0
     table = capsys.readouterr().out
     record = json.loads((run_folder / "evaluation" / "scale-1" / "evaluation.json").read_text())
@@ -100,8 +103,11 @@ def test_evaluate_repeats_the_mIoU_of_the_training(run_folder: Path, capsys) -> 
     assert sum(map(sum, record["confusion"])) == 4 * 48 * 48  # every pixel once
     for word in (*record["classes"], "IoU", "accuracy", "precision", f"{100 * logged['miou']:.2f}"):
         assert word in table
-    with Image.open(run_folder / "evaluation" / "scale-1" / "confusion_matrix.png") as picture:
-        assert min(picture.size) > 200
+    save_confusion(
+        tmp_path / "again.png", torch.tensor(record["confusion"]), list(record["classes"])
+    )
+    shown = run_folder / "evaluation" / "scale-1" / "confusion_matrix.png"
+    assert shown.read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
 def test_evaluate_takes_scales_windows_and_other_data(run_folder: Path, capsys) -> None:
@@ -139,9 +145,12 @@ def test_predict_writes_ids_colours_and_overlays_and_leaves_the_images(
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         assert ids.mode == "L"
         assert np.array_equal(np.array(ids), predict(run.network, pixels).numpy())
-        for kind in ("colours", "overlays"):
+        colours = colour_mask(torch.from_numpy(np.array(ids)), run.classes)  # [H, W, 3]
+        half = (pixels.permute(1, 2, 0).float() + torch.from_numpy(colours)) / 2
+        for kind, expected in (("colours", colours), ("overlays", half.numpy())):
             with Image.open(output / kind / f"{name}.png") as picture:
                 assert (picture.mode, picture.size) == ("RGB", ids.size)
+                np.testing.assert_allclose(np.array(picture), expected, atol=1)
 
     # Again: nothing is overwritten unless told so.
     assert main(arguments) == 2

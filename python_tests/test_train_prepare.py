@@ -43,7 +43,7 @@ BOTH = ["self_training.pseudo_labels=auto", "weak.pseudo_labels=auto"]
 LABELS = ("teacher_labels", "activation_labels")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def _command(seed: int, folder: Path) -> list[str]:
@@ -162,6 +162,7 @@ def test_several_processes_make_them_together(tmp_path: Path, seed: int, monkeyp
     ):
         alone = tmp_path / name
         assert main([*command, "--output", str(alone)]) == 0
+        assert len(list(alone.glob("*.png"))) == 6
         assert {f"{name}/{x.name}": x.read_bytes() for x in alone.glob("*.png")}.items() <= (
             masks.items()
         )

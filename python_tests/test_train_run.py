@@ -10,21 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 from run_folders import assert_identical
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TINY_RUN
 
 from cac_ext.train import loop
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
+from cac_ext.train.data import build_datasets
 from cac_ext.train.errors import CheckpointError
 from cac_ext.train.experiments import compare
+from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.loop import train
 from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runs.folder import load_run
 
 TINY = [
     *TINY_RUN,
     "schedule.epochs=5",
     "method.confidence_threshold=0.1",
 ]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_train_writes_all_that_a_run_folder_holds(
@@ -38,14 +44,21 @@ def test_train_writes_all_that_a_run_folder_holds(
     assert str(folder) in output
 
     assert load(str(folder / "config.yaml")) == load("synthetic", [*TINY, f"seed={seed}"])
-    assert (folder / "picture.png").stat().st_size > 0
-    assert list((folder / "tensorboard").iterdir())
+    run = load_run(folder)
+    save_panel(tmp_path / "again.png", build_datasets(run.config.data), {"prediction": run.network})
+    assert (folder / "picture.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["split"] == "train"]
     assert [line["iteration"] for line in steps] == list(range(1, 11))
     assert all(line["loss"] > 0 for line in steps)
     assert ["loss_unsupervised" in line for line in steps] == [False] * 2 + [True] * 8
     assert any(line.get("active_share", 0) > 0 for line in steps)
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    for key in ("loss", "loss_unsupervised"):
+        shown = {event.step: event.value for event in board.Scalars(f"train/{key}")}
+        logged = {line["iteration"]: line[key] for line in steps if key in line}
+        assert shown == pytest.approx(logged)
     evaluated = [line["iteration"] for line in lines if line["split"] == "validation"]
     assert evaluated == [4, 8, 10]
     state = read_checkpoint(folder / "checkpoint.pt")
@@ -91,6 +104,7 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_number_of_workers_does_not_change_the_result(tmp_path: Path, seed: int) -> None:
     overrides = [*TINY, f"seed={seed}", "schedule.epochs=2"]
     results = []
@@ -102,6 +116,7 @@ def test_the_number_of_workers_does_not_change_the_result(tmp_path: Path, seed: 
     assert_identical(*results, "model")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     overrides = [*TINY, "schedule.epochs=1"]
     train(load("synthetic", overrides), tmp_path, progress=False)
@@ -110,6 +125,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         train(other, tmp_path, resume=True, progress=False)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_resume_takes_what_does_not_change_the_result_and_refuses_the_rest(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -132,6 +148,7 @@ def test_resume_takes_what_does_not_change_the_result_and_refuses_the_rest(
     assert "data.num_workers" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
 def test_a_damaged_checkpoint_is_named(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -154,7 +171,13 @@ def test_compare_ends_with_a_table_and_a_picture(
     table = capsys.readouterr().out
     for word in ("SupOnly", "CAC (ours)", "seed 4", "seed 5", "gain"):
         assert word in table
-    assert (folder / "picture.png").stat().st_size > 0
+    networks = {
+        title: load_run(folder / f"{name}-seed4").network
+        for title, name in (("SupOnly", "sup_only"), ("CAC (ours)", "cac"))
+    }
+    splits = build_datasets(load_run(folder / "cac-seed4").config.data)
+    save_panel(tmp_path / "again.png", splits, networks)
+    assert (folder / "picture.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     records = json.loads((folder / "results.json").read_text())
     assert [(r["method"], r["seed"]) for r in records] == [
         ("sup_only", 4),
@@ -175,6 +198,7 @@ def test_compare_ends_with_a_table_and_a_picture(
     assert table.partition("\nmethod")[2] == capsys.readouterr().out.partition("\nmethod")[2]
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(("epochs", "method", "warned"), [(1, "", 1), (1, "0", 0), (2, "", 0)])
 def test_a_run_that_is_all_warm_up_is_warned_of(
     epochs: int, method: str, warned: int, tmp_path: Path
@@ -189,6 +213,7 @@ def test_a_run_that_is_all_warm_up_is_warned_of(
     assert all("schedule.warmup_epochs" in message for message in messages)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_compare_keeps_the_networks_of_its_picture_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ TINY = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def test_every_row_of_every_table_is_there() -> None:

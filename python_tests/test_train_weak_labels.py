@@ -45,7 +45,7 @@ TINY = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def test_image_labels_are_the_classes_of_the_masks_without_background(

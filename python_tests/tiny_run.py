@@ -1,5 +1,9 @@
 """A training on the built-in data that takes a second: overrides of `synthetic`."""
 
+from __future__ import annotations
+
+import pytest
+
 TINY_RUN = [
     "device=cpu",
     "network.width=16",
@@ -16,3 +20,12 @@ TINY_RUN = [
     "schedule.unlabelled_batch=2",
     "schedule.log_every=1",
 ]
+
+
+def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Trainings draw nothing until the patch is undone: drawing takes most of a tiny one's time."""
+    from cac_ext.train import loop
+    from cac_ext.train.runs.log import RunLog
+
+    patch.setattr(RunLog, "pictures", lambda *_: None)
+    patch.setattr(loop, "save_panel", lambda *_, **__: None)
