@@ -24,7 +24,7 @@ Runs that last, and several processes:
     loss_check.py         the fused loss runs on this device, asked before training
     signals.py            SIGTERM and Ctrl-C finish the step, save and stop
     nonfinite.py          what is not finite stops the run or is skipped; precision.py: autocast
-    run_log.py            progress bar, metrics.jsonl, TensorBoard
+    run_log.py            metrics.jsonl, TensorBoard; progress.py: a bar, or lines in a file
     picture.py            image, truth, predictions side by side
     feature_figures.py    features of one pixel in two contexts; grad_cam.py (paper Fig. 1, 3)
 

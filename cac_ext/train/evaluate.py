@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
-from tqdm import tqdm
 
 from cac_ext.train.distributed import ALONE, Processes
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.progress import Progress
 from cac_ext.train.signals import leave_signals_to_the_main_process
 
 
@@ -79,7 +79,7 @@ def evaluate(
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),
     )
-    for sample in tqdm(loader, "evaluate", unit="image", leave=False, disable=not progress):
+    for sample in Progress(loader, "evaluate", unit="image", leave=False, disable=not progress):
         truth = sample["mask"].to(device).long()  # [H, W]
         confusion.update(predict(network, sample["image"], inference), truth)
     network.train(was_training)

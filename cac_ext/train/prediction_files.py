@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as VF
-from tqdm import tqdm
 
 from cac_ext.train.errors import DataError
 from cac_ext.train.inference import Inference, predict
 from cac_ext.train.picture import colour_mask
+from cac_ext.train.progress import Progress
 from cac_ext.train.run_folder import Run
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
@@ -85,7 +85,7 @@ def predict_files(
     Id masks are single-channel PNGs, of 16 bits where there are more than 256 classes.
     """
     failures = []
-    for job in tqdm(jobs, "predict", unit="image", disable=not progress):
+    for job in Progress(jobs, "predict", unit="image", disable=not progress):
         try:
             with Image.open(job.image) as picture:
                 image = picture.convert("RGB")

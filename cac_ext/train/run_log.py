@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.files import naming, write_text_whole
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.picture import crop_pair_figure, predictions_figure
+from cac_ext.train.progress import Progress
 from cac_ext.train.step import StepLosses
 
 # TensorBoard's pictures are small: they cost less than half a second at each evaluation.
@@ -48,7 +48,7 @@ class RunLog:
         progress: bool = True,
     ) -> None:
         self.path = folder / "metrics.jsonl"
-        self.bar = tqdm(
+        self.bar = Progress(
             total=iterations,
             initial=start,
             desc=description,
