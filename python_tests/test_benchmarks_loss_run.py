@@ -120,7 +120,8 @@ def test_memory_of_a_child_process_sees_the_matrix_and_obeys_the_limit() -> None
     matrix = 4 * case.A * case.N  # 32 MiB
     naive = memory.measure_in_child("naive", torch.float32, case, seed=0)
     assert naive.status == "ok"
-    assert naive.extra_bytes > 2 * matrix
+    print(naive.extra_bytes / matrix)
+    assert 2 * matrix < naive.extra_bytes < 8 * matrix
     refused = memory.measure_in_child("naive", torch.float32, case, seed=0, limit_bytes=matrix)
     assert refused.status == "out_of_memory"
 
@@ -140,7 +141,7 @@ def test_a_hopeless_rival_does_not_hold_up_the_others(
     naive = IMPLEMENTATIONS["naive"]
     monkeypatch.setattr(naive, "executed_operations", lambda self, workload, phase: 10**18)
     monkeypatch.setattr(
-        "benchmarks.loss_run.time_training", lambda loss, inputs: {"both": 1e12, "backward": 1.0}
+        "benchmarks.loss_check.time_training", lambda loss, inputs: {"both": 1e12, "backward": 1.0}
     )
     (row,) = run_loss("--implementations", "naive", "--no-memory").rows
     assert row.status == "skipped"
@@ -183,16 +184,21 @@ def test_every_case_has_its_own_matrix_product_rate(
     remaining = list(rates.values())
 
     class Rate:
-        def __init__(self, device, dtype, channels):
-            self.rate = remaining.pop(0)
+        def __init__(self, device, dtype, channels, seconds):
+            self.rate, self.expected = remaining.pop(0), 0.0
 
         def sample(self):
             pass
 
         def result(self):
-            return {"operations_per_second": self.rate, "shape": [8, 8, 8], "shapes": {}}
+            return {
+                "operations_per_second": self.rate,
+                "shape": [8, 8, 8],
+                "shapes": {},
+                "smaller": {},
+            }
 
-    monkeypatch.setattr("benchmarks.loss_case.MatrixRate", Rate)
+    monkeypatch.setattr("benchmarks.machine_limits.MatrixRate", Rate)
     results = run_loss("--implementations", "ours:float32", "--no-memory")
     assert {name: case["matrix_rate"]["float32"] for name, case in results.cases.items()} == rates
     best = results.limits["matrix_rate"]["float32"]

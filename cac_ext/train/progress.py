@@ -55,7 +55,7 @@ class Progress(tqdm):
             options |= {"gui": True, "mininterval": self.LINE_SECONDS, "miniters": 1}
             options["bar_format"] = _LINE_FORMAT
         elif _size_is_unknown(options.get("file")):  # of no size, tqdm would draw nothing
-            options = {"ncols": 80, "nrows": 24, **options}
+            options = {"ncols": 80, "nrows": 24, **options, "dynamic_ncols": False}
         super().__init__(iterable, desc, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
