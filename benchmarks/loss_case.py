@@ -194,7 +194,7 @@ class LossCase:
         predicted = contender.predicted(self._workload)
         compiling = 2 * contender.first_seconds  # with and without gradient
         tolerated = 1 if contender.is_predictable(self._workload) else ROUGH
-        if left > 0 and calls * predicted + compiling <= left * tolerated:
+        if left > 0 and calls * predicted / tolerated + compiling <= left:
             return None
         reason = f"would take about {table.seconds(predicted)} a run"
         if compiling:

@@ -21,6 +21,10 @@ from benchmarks.timing import time_training
 FIRST_IDEA = {"A": 32, "N": 1_024}
 
 
+#: Share of the time left that one compiler may take before it is ended.
+COMPILER_SHARE = 0.25
+
+
 class LossCheck:
     """Whether contenders compute the right thing, at the channels and classes of each case.
 
@@ -59,7 +63,7 @@ class LossCheck:
         if left <= 0:
             return "the time budget was used up before its result was checked"
         if contender.implementation.compiles and self.device.type == "cpu":
-            return self._check_in_child(contender, case, left)
+            return self._check_in_child(contender, case, COMPILER_SHARE * left)
         try:
             return self._check_here(contender, case, left)
         except Exception as error:  # a rival that dies is a row of the table
@@ -92,7 +96,7 @@ class LossCheck:
         seconds = min(time_training(loss, inputs)["both"] for _ in range(calls))
         contender.seconds_per_operation = seconds / max(operations, 1)
 
-    def _check_in_child(self, contender: Contender, case: Case, left: float) -> str:
+    def _check_in_child(self, contender: Contender, case: Case, seconds: float) -> str:
         """Where a compiler is at work: only the end of its process stops it."""
         request = {
             "implementation": contender.name,
@@ -102,9 +106,9 @@ class LossCheck:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "threads": torch.get_num_threads(),
         }
-        child = run_child("benchmarks.check_probe", request, left)
+        child = run_child("benchmarks.check_probe", request, seconds)
         if child.code is None:
-            return f"not compiled and checked after {left:.0f} s, the rest of the time budget"
+            return f"not compiled and checked after {seconds:.0f} s, its share of the time budget"
         if child.code:
             last = child.errors.strip().splitlines()[-1:] or [f"exit code {child.code}"]
             return f"its check ended: {last[0]}"

@@ -93,7 +93,8 @@ class LossRun:
 
     def _check_all(self, case: Case) -> None:
         """Equal loss and gradient first, and a first idea of everyone's speed."""
-        for contender in self.contenders:
+        # Compilers last: they take what is left.
+        for contender in sorted(self.contenders, key=lambda one: one.implementation.compiles):
             known = self._check.knows(contender, case)
             if not known:
                 self.steps.begin(f"checking {contender.label()} at C = {case.C}, K = {case.K}")
