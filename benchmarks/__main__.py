@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import signal
 import sys
+import time
 
 from benchmarks.arguments import command_line, device, positive_int
 from benchmarks.errors import UsageError
@@ -52,8 +53,9 @@ def _add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(arguments.threads or usable)
+    from benchmarks.machine import usable_cores
+
+    torch.set_num_threads(arguments.threads or usable_cores())
     wanted = torch.device(arguments.device)
     if wanted.index is not None:
         torch.cuda.set_device(wanted)
@@ -73,10 +75,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], own_process: bool) -> int:
+    started = time.monotonic()
     from cac_ext.train.errors import UserError
 
     arguments = _parse(argv)
+    arguments.started, arguments.own_process = started, own_process
     arguments.command_line = command_line(argv)
     try:
         if arguments.command in MEASURING:
@@ -96,8 +100,12 @@ def _refuse(reason: object) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The exit code; ``argv`` is None in a process of its own, which a stuck benchmark may end."""
+    own_process = argv is None
+    if own_process:  # results so far are kept, and children ended, as after Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(sys.argv[1:] if argv is None else argv, own_process)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

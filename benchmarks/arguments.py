@@ -20,14 +20,20 @@ def positive_int(text: str) -> int:
     return value
 
 
+#: More seconds or GiB than there are; what is larger is a slip of the finger.
+_MOST = 1e9
+
+
 def positive_float(text: str) -> float:
-    """A finite number above 0."""
+    """A number above 0 and up to a billion."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"needs a number above 0, but got {text!r}")
+    if value > _MOST:
+        raise argparse.ArgumentTypeError(f"needs a number up to {_MOST:.0f}, but got {text!r}")
     return value
 
 

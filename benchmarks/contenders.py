@@ -27,6 +27,10 @@ TYPES = {
 }
 
 
+#: A measurement of at least this share of the operations predicts a call well.
+PREDICTABLE = 1 / 20
+
+
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
     """``torch.set_float32_matmul_precision(precision)`` for a while."""
@@ -45,18 +49,31 @@ class Contender:
     implementation: Implementation
     dtype_name: str
     seconds_per_operation: float | None = None  # of the last measurement, to predict the next
-    measured: bool = False  # whether that was of real size
+    measured_operations: int = 0  # of that measurement; 0 if it was a first idea alone
+    first_seconds: float = 0.0  # of the first call at a size, which compiles
     broken: str = ""  # why it is not measured at all
 
     def predict_from(self, seconds: float, operations: int) -> None:
-        """Remember a measurement of real size."""
-        self.seconds_per_operation = seconds / operations
-        self.measured = True
+        """Remember a measurement; a first idea of the speed is set without it."""
+        self.seconds_per_operation = seconds / max(operations, 1)
+        self.measured_operations = operations
+
+    def is_predictable(self, workload: Workload) -> bool:
+        """Whether something not much smaller was measured, so that `predicted` is no mere guess."""
+        operations = self.implementation.executed_operations(workload, "both")
+        return self.measured_operations >= PREDICTABLE * operations
 
     def predicted(self, workload: Workload) -> float:
         """Seconds that loss and gradient will take, by the last measurement; 0 without one."""
         operations = self.implementation.executed_operations(workload, "both")
         return (self.seconds_per_operation or 0.0) * operations
+
+    def failure(self) -> tuple[str, str] | None:
+        """Status and reason of one that is broken."""
+        if not self.broken:
+            return None
+        wrong = self.broken.startswith("wrong result")
+        return ("failed" if wrong else "skipped"), self.broken
 
     @property
     def name(self) -> str:

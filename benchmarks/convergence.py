@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from torch import Tensor
 
 import cac_ext
 from benchmarks import table
-from benchmarks.arguments import positive_int, without_folders
+from benchmarks.arguments import positive_float, positive_int, without_folders
 from benchmarks.errors import UsageError
 from benchmarks.golden import TOLERANCE, deviation, read_golden, train_curve, write_golden
 from benchmarks.results import Results, keeping
@@ -89,10 +90,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--iterations", type=positive_int, default=60, help="default 60")
     parser.add_argument(
+        "--time-budget",
+        type=positive_float,
+        default=1_800.0,
+        metavar="SECONDS",
+        help="for the whole run; a training that does not fit is left out (default 1800)",
+    )
+    parser.add_argument(
         "--update-golden",
         action="store_true",
         help="rewrite the curve that the tests hold the loss to, from the float64 reference",
     )
+
+
+class OutOfTimeError(Exception):
+    """A training would not end within the time budget; the message says how long it would take."""
+
+
+@dataclass
+class Pace:
+    """Stops a training of so many steps as soon as it is clear that it would end too late."""
+
+    steps: int
+    deadline: float  # on the clock of `time.monotonic`
+    begun: list[float] = field(default_factory=list)  # when each step began
+
+    def step(self) -> None:
+        """Call it at every step.
+
+        Raises:
+            OutOfTimeError: what is left of the training does not fit.
+        """
+        now = time.monotonic()
+        self.begun.append(now)
+        # The trainer tries the loss once before the first step; the first step warms up.
+        done = len(self.begun) - 3
+        each = (now - self.begun[2]) / done if done > 0 else 0.0
+        if now + each * (self.steps - done - 1) > self.deadline:
+            taken = f"would take about {each * self.steps:.0f} s" if done > 0 else "did not begin"
+            left = max(self.deadline - now, 0)
+            raise OutOfTimeError(f"{taken}, and {left:.0f} s of the time budget are left")
 
 
 @dataclass
@@ -100,6 +137,7 @@ class Selection:
     """What a loss was made of, step by step; an instance stands in for ``loss``."""
 
     loss: Callable[..., Tensor]
+    pace: Pace | None = None
     active: list[Tensor] = field(default_factory=list)  # [2, A] bool, anchors of each direction
     labels: list[Tensor] = field(default_factory=list)  # [2 A + N] of both views and the negatives
 
@@ -110,6 +148,8 @@ class Selection:
         towards1 = (confidences2 < confidences1) & (confidences1 > threshold)
         self.active.append(torch.stack([towards2, towards1]).cpu())
         self.labels.append(torch.cat([labels1, labels2, arguments[7]]).cpu())
+        if self.pace is not None:
+            self.pace.step()
         return self.loss(*arguments, **options)
 
     def differences(self, other: Selection) -> dict[str, list[int]]:
@@ -147,7 +187,8 @@ def _train(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict, S
             "the losses compared are directional and contrastive: set method.loss=contrastive "
             f"method.directional=true (are {config.method.loss} and {config.method.directional})"
         )
-    selection = Selection(LOSSES[name])
+    pace = Pace(arguments.iterations, arguments.started + arguments.time_budget)
+    selection = Selection(LOSSES[name], pace)
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run", build=partial(Cac, loss=selection))
         lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
@@ -156,14 +197,23 @@ def _train(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict, S
     return curve, selection
 
 
-def _train_all(arguments: argparse.Namespace, seed: int, curves: dict[str, dict]) -> None:
-    """Put one curve of each loss into ``curves[seed]``, each as soon as it is there."""
+def _train_all(arguments: argparse.Namespace, seed: int, results: Results) -> None:
+    """Put one curve of each loss into the results, each as soon as it is there."""
     yardstick = None
     for name in LOSSES:
-        print(f"training with {name}, seed {seed}", flush=True)
-        curve, selection = _train(arguments, name, seed)
+        what = f"training with {name}, seed {seed}"
+        print(what, flush=True)
+        try:
+            curve, selection = _train(arguments, name, seed)
+        except OutOfTimeError as error:
+            print(f"skipped: {error}", flush=True)
+            results.skip(what, str(error))
+            if yardstick is None:
+                results.skip(f"other trainings with seed {seed}", "nothing to hold them against")
+                return
+            continue
         yardstick = yardstick or selection
-        of_seed = curves.setdefault(str(seed), {})
+        of_seed = results.extra["curves"].setdefault(str(seed), {})
         of_seed[name] = {**curve, **selection.differences(yardstick)}
 
 
@@ -178,17 +228,19 @@ def run(arguments: argparse.Namespace) -> int:
         "iterations": arguments.iterations,
         "seed": arguments.seed,
         "seeds": arguments.seeds,
+        "time_budget": arguments.time_budget,
     }
     device = torch.device(arguments.device)
     results = Results.start("convergence", settings, device, arguments.command_line)
-    curves = results.extra["curves"] = {}
-    with keeping(results, arguments.output, _table_and_warning):
+    results.extra["curves"] = {}
+    with keeping(results, arguments.output, _table_and_warning) as kept:
         golden = deviation(
             train_curve(cac_ext.directional_contrastive_loss, torch.float32), read_golden()
         )
         results.extra["golden"] = {"deviation": golden, "tolerance": TOLERANCE}
         for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-            _train_all(arguments, seed, curves)
+            _train_all(arguments, seed, results)
+            kept.save_so_far()
     return 0 if golden <= TOLERANCE else 1
 
 

@@ -57,6 +57,10 @@ class Check:
     def to_json(self) -> dict:
         return {**asdict(self), "passed": self.passed}
 
+    @classmethod
+    def from_json(cls, data: dict) -> Check:
+        return cls(**{key: value for key, value in data.items() if key != "passed"})
+
 
 def check(
     implementation: Implementation,

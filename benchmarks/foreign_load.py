@@ -11,9 +11,9 @@ def _busy_seconds() -> float | None:
     """Seconds all processors have spent on work since the system started."""
     try:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    except (OSError, IndexError):
+        user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields[:8])
+    except (OSError, IndexError, ValueError):
         return None
-    user, nice, system, _, _, irq, softirq, steal = (int(field) for field in fields[:8])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 

@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_float,
         default=280.0,
         metavar="SECONDS",
-        help="for the whole run; slow rivals get fewer calls, hopeless ones none (default 280)",
+        help="for the whole run, checks and yardsticks included; slow rivals get fewer calls, "
+        "hopeless ones none (default 280)",
     )
     parser.add_argument(
         "--no-memory", dest="memory", action="store_false", help="skip the memory measurement"
@@ -90,10 +91,12 @@ def run(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         memory_limit=int(arguments.memory_limit * 2**30) if arguments.memory_limit else None,
     )
-    with keeping(results, arguments.output, loss_table):
-        measurement = LossRun(results, contenders, options, arguments.time_budget)
+    with keeping(results, arguments.output, loss_table) as kept:
+        measurement = LossRun(
+            results, contenders, options, arguments.time_budget, arguments.started
+        )
         # Every size compiles anew. By default torch stops compiling after a few, without a word,
         # and compiled rivals would be timed uncompiled.
         with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
-            measurement.run(cases)
+            measurement.run(cases, kept, kept.end_process if arguments.own_process else None)
     return 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from tqdm import tqdm
 
+from benchmarks import table
 from benchmarks.cases import Case, Inputs, make_inputs
-from benchmarks.contenders import TYPES, Contender, float32_products
-from benchmarks.machine_limits import MatrixRate
+from benchmarks.contenders import Contender, float32_products
+from benchmarks.machine_limits import MatrixRates
 from benchmarks.memory import (
     MemoryUse,
     first_line,
@@ -23,6 +23,7 @@ from benchmarks.memory import (
 )
 from benchmarks.operations import PHASES, Workload
 from benchmarks.results import Results, Row
+from benchmarks.steps import Steps
 from benchmarks.timing import percentile, time_forward, time_training
 
 #: A call shorter than this is run once untimed before it counts.
@@ -32,6 +33,17 @@ SLOW_REPEATS = 3
 #: Cost of measuring a contender, in calls of loss and gradient: one that finds its memory in a
 #: process of its own, and one timed round (with and without gradient).
 MEMORY_CALLS, ROUND_CALLS = 1.0, 1.5
+#: A further call is begun if it would fit even at so many times the median.
+MARGIN = 1.25
+#: A prediction from a call of small size is rough, mostly too high: by this factor at most.
+ROUGH = 5
+#: The part of the negatives with which a call is tried before one of real size is begun.
+PART = 1 / 16
+#: Seconds that a process for memory takes beyond the call, until the first one has shown it.
+START_UP = 4.0
+#: Shares of a case's time for the matrix-product rates of all its types, and for the memory of all
+#: contenders. What is over goes to the timed calls.
+RATES_SHARE, MEMORY_SHARE = 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,11 @@ class _Job:
         self.spent += time.perf_counter() - start
 
 
+def row_without_figure(case: Case, contender: Contender, status: str, detail: str) -> Row:
+    """Of a contender that was not measured."""
+    return Row(case.name, contender.name, contender.dtype_name, "both", status, detail)
+
+
 class LossCase:
     """One case; `run` leaves its rows in the results, also if it is interrupted."""
 
@@ -80,22 +97,31 @@ class LossCase:
         contenders: list[Contender],
         case: Case,
         options: LossOptions,
-        bar: tqdm,
+        steps: Steps,
         deadline: float,
     ) -> None:
         self.results = results
         self.contenders = contenders
         self.case = case
         self.options = options
-        self.bar = bar
+        self.steps = steps
         self.deadline = deadline
         self._inputs = make_inputs(case, options.seed)
         self._workload = Workload.of(self._inputs)
         self._by_dtype: dict[torch.dtype, Inputs] = {}
-        self._rates: dict[str, MatrixRate] = {}
+        self._rates = MatrixRates(
+            options.device,
+            case.C,
+            types=len({contender.dtype_name for contender in contenders}),
+            seconds=RATES_SHARE * max(self._left(), 0.0),
+            deadline=deadline,
+        )
         self._jobs: list[_Job] = []
         self._memory: dict[str, MemoryUse] = {}
+        self._start_up = START_UP
+        self._memory_left = MEMORY_SHARE * max(self._left(), 0.0)
         self._rows: list[Row] = []
+        self._finished = False
 
     def run(self) -> None:
         self.results.cases[self.case.name] = {
@@ -106,129 +132,160 @@ class LossCase:
             self._select()
             self._first_round()
             self._later_rounds()
-            self._sample_rates(self._rates)
+            self._rates.sample()
         finally:
-            self._finish()
+            self.finish()
+
+    def _left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _operations(self, contender: Contender) -> int:
+        return contender.implementation.executed_operations(self._workload, "both")
 
     def _select(self) -> None:
         """Refuse who takes too much time or memory; the others become jobs."""
         reserved = 0.0  # seconds, for the timed rounds of those before
         # The fast ones first: a slow rival gets what they leave.
         for contender in sorted(self.contenders, key=lambda one: one.predicted(self._workload)):
-            calls = ROUND_CALLS + (MEMORY_CALLS if self.options.memory else 0.0)
-            refused = self._refusal(contender, self.deadline - reserved, calls)
-            if refused is None:
-                self._prepare(contender)
-                self.bar.set_description(f"{self.case.name}: memory of {contender.label()}")
-                use = self._measure_memory(contender)
-                self._memory[contender.label()] = use
-                if use.status == "ok":
-                    if use.seconds and not contender.implementation.compiles:
-                        contender.predict_from(use.seconds, self._operations(contender))
-                    refused = self._refusal(contender, self.deadline - reserved, ROUND_CALLS)
-                else:
-                    refused = use.status, use.detail
-            self.bar.update()
+            refused = self._consider(contender, reserved)
+            self.steps.update()
             if refused is not None:
                 self._add_rows(contender, [], *refused)
-                self.bar.update()
+                self.steps.update()
                 continue
             self._jobs += [_Job(contender, training) for training in (True, False)]
             reserved += SLOW_REPEATS * ROUND_CALLS * contender.predicted(self._workload)
 
-    def _operations(self, contender: Contender) -> int:
-        return contender.implementation.executed_operations(self._workload, "both")
+    def _consider(self, contender: Contender, reserved: float) -> tuple[str, str] | None:
+        """Measure what is measured before the rounds; why there are none, or None."""
+        calls = ROUND_CALLS + (MEMORY_CALLS if self.options.memory else 0.0)
+        refused = contender.failure() or self._refusal(contender, self._left() - reserved, calls)
+        if refused is not None:
+            return refused
+        try:
+            self._prepare(contender)
+            self._time_part(contender)
+        except Exception as error:  # a rival that dies is a row of the table
+            return _status(error), first_line(error)
+        refused = self._refusal(contender, self._left() - reserved, calls)
+        if refused is not None:
+            return refused
+        self.steps.begin(f"{self.case.name}: memory of {contender.label()}")
+        use = self._measure_memory(contender, self._left() - reserved)
+        self._memory[contender.label()] = use
+        if use.status != "ok":  # nothing here may take what its own process could not end
+            return use.status, use.detail
+        if use.seconds is not None:
+            contender.predict_from(use.seconds, self._operations(contender))
+            contender.first_seconds = use.first_seconds or 0.0
+        return self._refusal(contender, self._left() - reserved, ROUND_CALLS)
 
     def _prepare(self, contender: Contender) -> None:
         """Inputs and matrix-product rate of the contender's type."""
-        device, name = self.options.device, contender.dtype_name
+        self.steps.begin(f"{self.case.name}: matrix products in {contender.dtype_name}")
         if contender.dtype not in self._by_dtype:
-            self._by_dtype[contender.dtype] = self._inputs.to(device, contender.dtype)
-        if name not in self._rates:
-            rate = MatrixRate(device, contender.dtype, self.case.C)
-            self._sample_rates({name: rate})  # so that an interrupted case has one
-            self._rates[name] = rate
+            with limited_memory(self.options.call_limit()):
+                inputs = self._inputs.to(self.options.device, contender.dtype)
+            self._by_dtype[contender.dtype] = inputs
+        self._rates.add(contender.dtype_name)
 
-    @staticmethod
-    def _sample_rates(rates: dict[str, MatrixRate]) -> None:
-        for name, rate in rates.items():
-            with float32_products(TYPES[name][1]):
-                rate.sample()
-
-    def _refusal(
-        self, contender: Contender, deadline: float, calls: float
-    ) -> tuple[str, str] | None:
+    def _refusal(self, contender: Contender, left: float, calls: float) -> tuple[str, str] | None:
         """``(status, reason)`` if this contender is not to be run so many times, or None."""
-        if contender.broken:
-            wrong = contender.broken.startswith("wrong result")
-            return ("failed" if wrong else "skipped"), contender.broken
         predicted = contender.predicted(self._workload)
-        left = deadline - time.monotonic()
-        # Before a first run of real size the prediction is rough, mostly too high.
-        if calls * predicted > max(left, 1.0) * (1 if contender.measured else 5):
-            return (
-                "skipped",
-                f"would take about {predicted:.0f} s a run, "
-                f"and {max(left, 0):.0f} s of the time budget are left",
-            )
-        return None
+        compiling = 2 * contender.first_seconds  # with and without gradient
+        tolerated = 1 if contender.is_predictable(self._workload) else ROUGH
+        if left > 0 and calls * predicted / tolerated + compiling <= left:
+            return None
+        reason = f"would take about {table.seconds(predicted)} a run"
+        if compiling:
+            reason += f" and {table.seconds(compiling)} to compile"
+        return "skipped", f"{reason}, and {max(left, 0):.1f} s of the time budget are left for it"
 
-    def _measure_memory(self, contender: Contender) -> MemoryUse:
+    def _time_part(self, contender: Contender) -> None:
+        """A better prediction than a first idea, or than a much smaller case's."""
+        # Who compiles would compile anew for the part.
+        if contender.implementation.compiles or contender.is_predictable(self._workload):
+            return
+        self.steps.begin(f"{self.case.name}: a part of it with {contender.label()}")
+        inputs = self._by_dtype[contender.dtype]
+        count = max(int(PART * self.case.N), 1)
+        part = replace(
+            inputs,
+            negatives=inputs.negatives[:count],
+            negative_labels=inputs.negative_labels[:count],
+        )
+        operations = contender.implementation.executed_operations(Workload.of(part), "both")
+        with limited_memory(self.options.call_limit()), float32_products(contender.precision):
+            seconds = time_training(contender.implementation.loss, part)["both"]
+        contender.predict_from(seconds, operations)
+
+    def _measure_memory(self, contender: Contender, left: float) -> MemoryUse:
         if not self.options.memory:
             return MemoryUse("ok")
+        left = max(min(left, self._memory_left), 0.0)
+        predicted = contender.predicted(self._workload) + self._start_up
+        if predicted > left:
+            reason = f"would take about {predicted:.0f} s, and {left:.1f} s are left for it"
+            self.results.skip(f"{self.case.name}, memory of {contender.label()}", reason)
+            return MemoryUse("ok")
+        start = time.monotonic()
         with float32_products(contender.precision):
             if self.options.device.type == "cuda":
-                inputs = self._by_dtype[contender.dtype]
-                return measure_on_gpu(contender.implementation, inputs)
-            return measure_in_child(
-                contender.name,
-                contender.dtype,
-                self.case,
-                self.options.seed,
-                limit_bytes=self.options.memory_limit,
-                timeout=max(self.deadline - time.monotonic(), 60.0),
-            )
+                use = measure_on_gpu(contender.implementation, self._by_dtype[contender.dtype])
+            else:
+                use = measure_in_child(
+                    contender.name,
+                    contender.dtype,
+                    self.case,
+                    self.options.seed,
+                    limit_bytes=self.options.memory_limit,
+                    timeout=left,
+                )
+                self._start_up = time.monotonic() - start - (use.seconds or 0.0)
+        self._memory_left -= time.monotonic() - start
+        return use
 
     def _first_round(self) -> None:
         for job in list(self._jobs):
             if job not in self._jobs:
                 continue  # its contender failed meanwhile
             contender = job.contender
-            self.bar.set_description(f"{self.case.name}: {contender.label()}")
             expected = contender.predicted(self._workload)
-            if expected > WARM_UP_BELOW and time.monotonic() > self.deadline:
+            first = max(expected, contender.first_seconds)
+            if first > self._left():
+                detail = f"the time budget was used up; a run takes about {table.seconds(first)}"
                 self._jobs.remove(job)
                 if job.training:
-                    detail = f"the time budget was used up; a run takes about {expected:.0f} s"
                     self._drop(contender, "skipped", detail)
-                self.bar.update()
-                continue
-            job.warmed_up = contender.implementation.compiles or expected < WARM_UP_BELOW
-            if job.warmed_up and self._call(job):
-                job.samples.clear()
-                job.spent = 0.0
-            if job in self._jobs:
-                self._call(job)
+                else:
+                    self.results.skip(f"{self.case.name}, forward of {contender.label()}", detail)
+            else:
+                fits_twice = first + expected < self._left() and expected < WARM_UP_BELOW
+                job.warmed_up = contender.implementation.compiles or fits_twice
+                if job.warmed_up and self._call(job):
+                    job.samples.clear()
+                    job.spent = 0.0
+                if job in self._jobs:
+                    self._call(job)
             if not job.training:
-                self.bar.update()
+                self.steps.update()
 
     def _later_rounds(self) -> None:
         """Rounds over all jobs in changing order, so that a busy moment hits everyone."""
         order = random.Random(self.options.seed)
-        share = max(self.deadline - time.monotonic(), 0.0) / max(len(self._jobs), 1)
-        self.bar.set_description(f"{self.case.name}: interleaved runs")
+        share = max(self._left(), 0.0) / max(len(self._jobs), 1)
 
         def allowed(job: _Job) -> bool:
-            left = self.deadline - time.monotonic()
             return (
                 job in self._jobs
                 and len(job.samples) < self.options.repeats
-                and job.expected < left
+                and MARGIN * job.expected < self._left()
                 and job.spent + job.expected <= share
             )
 
         while ready := [job for job in self._jobs if allowed(job)]:
-            self._sample_rates(self._rates)
+            self.steps.begin(f"{self.case.name}: matrix products")
+            self._rates.sample()
             for job in order.sample(ready, len(ready)):
                 if allowed(job):
                     self._call(job)
@@ -236,18 +293,18 @@ class LossCase:
             job
             for job in self._jobs
             if len(job.samples) < min(SLOW_REPEATS, self.options.repeats)
-            and job.expected < self.deadline - time.monotonic()
+            and MARGIN * job.expected < self._left()
         ]:
             self._call(min(slow, key=lambda job: len(job.samples)))
 
     def _call(self, job: _Job) -> bool:
         """One timed call, and whether it came to its end: one that dies is a row of the table."""
+        self.steps.begin(f"{self.case.name}: {job.contender.label()}")
         try:
             with limited_memory(self.options.call_limit()):
                 job.run(self._by_dtype[job.contender.dtype])
         except Exception as error:
-            status = "out_of_memory" if is_out_of_memory(error) else "failed"
-            self._drop(job.contender, status, first_line(error))
+            self._drop(job.contender, _status(error), first_line(error))
             return False
         return True
 
@@ -255,27 +312,35 @@ class LossCase:
         self._jobs[:] = [job for job in self._jobs if job.contender is not contender]
         self._add_rows(contender, [], status, detail)
 
-    def _finish(self) -> None:
-        """Rows in the order of the contenders, with their shares of what the machine can do."""
+    def finish(self) -> None:
+        """Rows in the order of the contenders, with their shares of what the machine can do; a
+        second call does nothing."""
+        if self._finished:
+            return
+        self._finished = True
         for contender in self.contenders:
             own = [job for job in self._jobs if job.contender is contender and job.samples]
             if own:
                 self._add_rows(contender, own)
-        rates = {name: rate.result() for name, rate in self._rates.items()}
+        rates = self._rates.results()
         best = self.results.limits.setdefault("matrix_rate", {})
         for name, rate in rates.items():
             known = best.get(name, {"operations_per_second": 0.0})
             if rate["operations_per_second"] > known["operations_per_second"]:
                 best[name] = {**rate, "case": self.case.name}
-        self.results.cases[self.case.name]["matrix_rate"] = {
+        of_case = self.results.cases[self.case.name]
+        of_case["matrix_rate"] = {
             name: rate["operations_per_second"] for name, rate in rates.items()
         }
-        bandwidth = self.results.limits["memory_bandwidth"]
+        of_case["smaller_products"] = [name for name, rate in rates.items() if rate["smaller"]]
+        for name, reason in self._rates.missing.items():
+            self.results.skip(f"{self.case.name}, matrix products in {name}", reason)
+        bandwidth = self.results.limits.get("memory_bandwidth")
         for row in self._rows:
-            if row.samples and row.executed_operations:
+            if row.samples and row.executed_operations and row.dtype in rates:
                 rate = rates[row.dtype]["operations_per_second"]
                 row.share_of_matrix_rate = row.executed_operations / row.median / rate
-            if row.samples:
+            if row.samples and bandwidth:
                 row.share_of_bandwidth = row.compulsory_bytes / row.median / bandwidth
         order = [contender.label() for contender in self.contenders]
         self._rows.sort(
@@ -297,7 +362,8 @@ class LossCase:
             if job.training:
                 median = percentile(samples["both"], 0.5)
                 contender.predict_from(median, self._operations(contender))
-        extra_memory = self._memory[contender.label()].extra_bytes if jobs else None
+        memory = self._memory.get(contender.label())
+        extra_memory = memory.extra_bytes if jobs and memory else None
         executed_operations = contender.implementation.executed_operations
         for phase in [phase for phase in PHASES if phase in samples] or ["both"]:
             self._rows.append(
@@ -318,3 +384,7 @@ class LossCase:
                     ),
                 )
             )
+
+
+def _status(error: Exception) -> str:
+    return "out_of_memory" if is_out_of_memory(error) else "failed"

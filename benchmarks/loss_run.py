@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import time
-
-from tqdm import tqdm
+from collections.abc import Callable
 
 from benchmarks.cases import Case, make_inputs
-from benchmarks.contenders import Contender, float32_products
-from benchmarks.correctness import check, check_case_for
-from benchmarks.loss_case import LossCase, LossOptions
+from benchmarks.contenders import Contender
+from benchmarks.correctness import CHECK_CASE
+from benchmarks.loss_case import LossCase, LossOptions, row_without_figure
+from benchmarks.loss_check import LossCheck
 from benchmarks.machine_limits import memory_bandwidth
-from benchmarks.memory import first_line
-from benchmarks.operations import Workload
-from benchmarks.results import Results
-from benchmarks.timing import time_training
+from benchmarks.memory import first_line, is_out_of_memory, limited_memory
+from benchmarks.results import Kept, Results
+from benchmarks.steps import Steps
+
+#: Share of the budget for the yardstick of memory.
+BANDWIDTH_SHARE = 0.02
 
 
 class LossRun:
-    """State that outlives a case: the contenders' rates, their checks, the machine's limits."""
+    """State that outlives a case: the contenders' rates, their checks, the machine's limits.
+
+    Args:
+        results, contenders, options: what is filled, by whom, and how.
+        time_budget: seconds for everything.
+        started: when they began, on the clock of `time.monotonic`; None is now.
+    """
 
     def __init__(
         self,
@@ -26,61 +34,119 @@ class LossRun:
         contenders: list[Contender],
         options: LossOptions,
         time_budget: float,
+        started: float | None = None,
     ) -> None:
         self.results = results
         self.contenders = contenders
         self.options = options
-        self.deadline = time.monotonic() + time_budget
-        #: Why a contender is not measured ("": it is), by its label, channels and classes.
-        self._checked: dict[tuple[str, int, int], str] = {}
+        self.time_budget = time_budget
+        self.deadline = (time.monotonic() if started is None else started) + time_budget
+        self._check = LossCheck(results, options.device, options.seed, self.deadline)
+        self._cases: list[Case] = []
+        self._current: LossCase | None = None
 
-    def run(self, cases: list[Case]) -> None:
+    def run(
+        self, cases: list[Case], kept: Kept | None = None, end: Callable[[], object] | None = None
+    ) -> None:
+        """Measure all cases.
+
+        Args:
+            cases: in this order.
+            kept: saves the rows of each case as soon as they are there.
+            end: ends the process. It is called when every row has its reason, if a call has not
+                come back long after the deadline. None waits for such a call.
+        """
+        self._cases = cases
         checks = len({(case.C, case.K) for case in cases})
-        steps = len(self.contenders) * (checks + 2 * len(cases))
-        with tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True) as self.bar:
-            self.bar.set_description("memory bandwidth")
-            self.results.limits["memory_bandwidth"] = memory_bandwidth(self.options.device)
+        total = 1 + len(self.contenders) * (checks + 2 * len(cases))
+
+        def give_up(step: str, seconds: float) -> None:
+            self._explain(step, seconds)
+            end()
+
+        with Steps(total, self.deadline, end and give_up, unit="step") as self.steps:
+            self._measure_bandwidth()
+            self._seconds_per_value = self._time_inputs()
             for i, case in enumerate(cases):
                 self._check_all(case)
-                left = max(self.deadline - time.monotonic(), 1.0)
-                deadline = time.monotonic() + left / (len(cases) - i)
-                LossCase(
-                    self.results, self.contenders, case, self.options, self.bar, deadline
-                ).run()
+                left = self.deadline - time.monotonic()
+                self._run_case(case, time.monotonic() + left / (len(cases) - i))
+                if kept is not None:
+                    kept.save_so_far()
+
+    def _measure_bandwidth(self) -> None:
+        self.steps.begin("memory bandwidth")
+        try:
+            with limited_memory(self.options.call_limit()):
+                self.results.limits["memory_bandwidth"] = memory_bandwidth(
+                    self.options.device, seconds=BANDWIDTH_SHARE * self.time_budget
+                )
+        except Exception as error:  # a yardstick: no reason to measure nothing else
+            self.results.skip("memory bandwidth", first_line(error))
+        self.steps.update()
+
+    def _time_inputs(self) -> float:
+        """Seconds to make one value of a case's inputs."""
+        start = time.perf_counter()
+        make_inputs(CHECK_CASE, self.options.seed)
+        return (time.perf_counter() - start) / _values(CHECK_CASE)
 
     def _check_all(self, case: Case) -> None:
         """Equal loss and gradient first, and a first idea of everyone's speed."""
-        for contender in self.contenders:
-            key = (contender.label(), case.C, case.K)
-            if key not in self._checked:
-                self.bar.set_description(
-                    f"checking {contender.label()} at C = {case.C}, K = {case.K}"
-                )
-                with float32_products(contender.precision):
-                    self._checked[key] = self._check(contender, check_case_for(case))
-                self.bar.update()
-            contender.broken = self._checked[key]
+        # Compilers last: they take what is left.
+        for contender in sorted(self.contenders, key=lambda one: one.implementation.compiles):
+            known = self._check.knows(contender, case)
+            if not known:
+                self.steps.begin(f"checking {contender.label()} at C = {case.C}, K = {case.K}")
+            contender.broken = self._check.fault(contender, case)
+            if not known:
+                self.steps.update()
 
-    def _check(self, contender: Contender, case: Case) -> str:
-        """Why it must not be timed, or nothing."""
-        implementation, device = contender.implementation, self.options.device
-        unsupported = implementation.unsupported(device, contender.dtype)
-        if unsupported:
-            return unsupported
-        try:
-            outcome = check(implementation, str(device), contender.dtype, self.options.seed, case)
-        except Exception as error:
-            return first_line(error)
-        self.results.checks.append({**outcome.to_json(), "dtype": contender.dtype_name})
-        if not outcome.passed:
-            return (
-                f"wrong result: relative error {outcome.loss_error:.1e} of the loss, "
-                f"{outcome.gradient_error:.1e} of the gradient at C = {case.C}, K = {case.K}"
+    def _run_case(self, case: Case, deadline: float) -> None:
+        self.steps.begin(f"{case.name}: inputs")
+        left = deadline - time.monotonic()
+        predicted = self._seconds_per_value * _values(case)
+        if predicted > left:
+            reason = (
+                f"its inputs alone would take about {predicted:.1f} s, and {max(left, 0):.1f} s"
             )
-        if contender.seconds_per_operation is None:
-            inputs = make_inputs(case, self.options.seed)
-            operations = implementation.executed_operations(Workload.of(inputs), "both")
-            inputs = inputs.to(device, contender.dtype)
-            seconds = time_training(implementation.loss, inputs)["both"]
-            contender.seconds_per_operation = seconds / operations
-        return ""
+            self._skip_case(case, "skipped", f"{reason} of the time budget are left")
+            return
+        try:
+            with limited_memory(self.options.call_limit()):
+                self._current = LossCase(
+                    self.results, self.contenders, case, self.options, self.steps, deadline
+                )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._skip_case(case, "out_of_memory", f"its inputs alone: {first_line(error)}")
+            return
+        self._current.run()
+        self._current = None
+
+    def _skip_case(self, case: Case, status: str, detail: str) -> None:
+        self.results.cases[case.name] = case.to_json()
+        for contender in self.contenders:
+            # A contender that may not be measured at all keeps that reason.
+            why = contender.failure() or (status, detail)
+            self.results.rows.append(row_without_figure(case, contender, *why))
+        self.steps.update(2 * len(self.contenders))
+
+    def _explain(self, step: str, seconds: float) -> None:
+        """A row for each that has none: the run ends in the middle of ``step``."""
+        if self._current is not None:
+            self._current.finish()
+        self.results.skip(step, f"not done after {seconds:.0f} s; the run was ended there")
+        there = {(row.case, row.implementation, row.dtype) for row in self.results.rows}
+        for case in self._cases:
+            self.results.cases.setdefault(case.name, case.to_json())
+            for contender in self.contenders:
+                if (case.name, contender.name, contender.dtype_name) not in there:
+                    why = contender.failure() or ("timed_out", f"the run was ended: {step}")
+                    self.results.rows.append(row_without_figure(case, contender, *why))
+
+
+def _values(case: Case) -> int:
+    """About as many random numbers as a case's inputs are made of."""
+    return (case.N + 3 * case.A) * case.C

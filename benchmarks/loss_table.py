@@ -108,13 +108,17 @@ def describe_run(results: Results) -> str:
         f" torch {software['torch']}"
     ]
     for name, case in results.cases.items():
-        lines.append(
-            f"{name}: A={case['A']:,} N={case['N']:,} C={case['C']} K={case['K']},"
-            f" {case['workload']['active_anchors']:,} active anchors in both directions,"
-            f" {_differing(case):.0%} of their negatives of another class"
-        )
+        line = f"{name}: A={case['A']:,} N={case['N']:,} C={case['C']} K={case['K']}"
+        if "workload" in case:  # not of a case that was skipped
+            line += (
+                f", {case['workload']['active_anchors']:,} active anchors in both directions,"
+                f" {_differing(case):.0%} of their negatives of another class"
+            )
+        lines.append(line)
+        smaller = case.get("smaller_products", [])
         rates = [
             f"{table.rate(rate)}op/s {SHORT_DTYPE.get(dtype, dtype)}"
+            + (" (of smaller products than usual, for lack of time)" if dtype in smaller else "")
             for dtype, rate in case.get("matrix_rate", {}).items()
         ]
         if rates:

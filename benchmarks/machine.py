@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +14,8 @@ import torch
 import cac_ext
 from benchmarks.arguments import without_folders
 
+#: Where Linux tells how it schedules.
+_KERNEL = Path("/proc/sys/kernel")
 #: Instruction sets that decide how fast matrix products are.
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16")
 #: Environment variables whose names begin so change how fast torch and its libraries are.
@@ -28,7 +32,7 @@ def _cpu_info() -> tuple[str, list[str]]:
     """Model name and relevant instruction sets."""
     model, flags = platform.processor() or platform.machine(), []
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return model, flags
     for line in lines:
@@ -41,24 +45,79 @@ def _cpu_info() -> tuple[str, list[str]]:
     return model, flags
 
 
+def _group_folders(controller: str) -> Iterator[Path]:
+    """Where limits of this process's control groups stand, the narrowest first."""
+    top = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = top / controller if controllers else top  # the older form has a tree for each
+        folder = root / path.strip("/")
+        while folder != root and root in folder.parents:
+            yield folder
+            folder = folder.parent
+    yield from (top, top / controller)
+
+
+def _numbers(path: Path) -> list[int]:
+    """Of a file of numbers; nothing if it is not there or says ``max``."""
+    try:
+        return [int(word) for word in path.read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def usable_cores() -> int:
+    """Processors that this process may keep busy: its own set, as far as its groups' quotas go."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    for folder in _group_folders("cpu"):
+        found = _numbers(folder / "cpu.max") or [
+            *_numbers(folder / "cpu.cfs_quota_us"),
+            *_numbers(folder / "cpu.cfs_period_us"),
+        ]
+        if len(found) == 2 and min(found) > 0:  # a quota of -1 is none
+            cores = min(cores, max(round(found[0] / found[1]), 1))
+    return cores
+
+
 def available_memory() -> int | None:
     """Bytes a process may still take, or None where the system does not say."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-                break
-        else:
-            return None
+        lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    try:  # a container's own limit, where there is one
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        available = min(available, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
+    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    if not found:
+        return None
+    available = found[0] * 1024
+    for folder in _group_folders("memory"):  # a container's own limits, where there are any
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            pair = _numbers(folder / limit) + _numbers(folder / used)
+            if len(pair) == 2:
+                taken = pair[1] - _unused_cache(folder)
+                available = min(available, max(pair[0] - taken, 1))
     return available
+
+
+def _unused_cache(folder: Path) -> int:
+    """Bytes of files that a memory group keeps only until somebody needs the room."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+        found = dict(line.split() for line in lines)
+        return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return 0
 
 
 def describe_machine(device: torch.device) -> dict:
@@ -73,7 +132,7 @@ def describe_machine(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    if hasattr(os, "sysconf"):
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # systems that do not say
         description["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -113,9 +172,8 @@ def _halted_share() -> float:
     The stop comes in one piece, usually 50 ms, and so falls into some timed calls alone.
     """
     try:
-        folder = Path("/proc/sys/kernel")
-        period = int((folder / "sched_rt_period_us").read_text())
-        allowed = int((folder / "sched_rt_runtime_us").read_text())
+        period = int((_KERNEL / "sched_rt_period_us").read_text())
+        allowed = int((_KERNEL / "sched_rt_runtime_us").read_text())
     except (OSError, ValueError):
         return 0.0
     return 0.0 if allowed < 0 else max(0.0, 1 - allowed / period)
@@ -141,6 +199,7 @@ def describe_commit() -> dict:
             capture_output=True,
             text=True,
             check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:
@@ -148,5 +207,5 @@ def describe_commit() -> dict:
             "commit": git("rev-parse", "HEAD"),
             "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return {}

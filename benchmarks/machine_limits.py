@@ -2,15 +2,24 @@
 
 They are rates that torch reaches on it, not limits of the hardware: a kernel of another library, or
 one that makes a product of other numbers (float32 as sums of bfloat16), can be faster.
+
+Some processors multiply some types hundreds of times slower than others, on one thread. So every
+product grows from a small one, as far as its time allows, and nothing is begun that was not
+predicted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.contenders import TYPES, float32_products
+from benchmarks.memory import first_line, free_bytes, limited_memory
 from benchmarks.timing import Clock, percentile
 
 #: Operations of one timed product, and bytes of one timed copy's source.
@@ -19,6 +28,12 @@ _SIZES = {"cpu": (2e10, 256 * 2**20), "cuda": (2e11, 512 * 2**20)}
 _MOST_COLUMNS = 32_768
 #: A cube of twice the edge, eight times the work, is timed this often at most.
 _LARGE_SAMPLES = 3
+#: Every product grows from no more than this in each dimension.
+_SMALL = 256
+#: Work of a product against that of the one before, while it grows.
+_GROWTH = 8
+#: Calls that must fit into the time of a product: those while it grows count as one.
+_CALLS = 4
 
 
 @dataclass
@@ -31,11 +46,30 @@ class _Product:
     transposed: bool
     most_samples: int | None = None
     samples: list[float] = field(default_factory=list)
+    whole: str = ""  # the shape wanted, where this one has less than half of its operations
 
-    def allocate(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.left = torch.randn(self.m, self.k, device=device).to(dtype)
+    def grow(self, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+        """Allocate as much of the wanted shape as takes ``seconds`` at most; seconds of a call."""
+        wanted, name = (self.m, self.k, self.n), str(self)
+        size = tuple(min(edge, _SMALL) for edge in wanted)
+        while True:
+            self.m, self.k, self.n = size
+            self._allocate(device, dtype)
+            taken = min(_timed(device, self.run) for _ in range(2))  # the first one warms up
+            rate = self.operations / max(taken, 1e-9)
+            work = min(_GROWTH * self.operations, rate * seconds)
+            larger = _scaled(wanted, work)
+            if size == wanted or (larger != wanted and math.prod(larger) < 1.2 * math.prod(size)):
+                break
+            size = larger
+        if math.prod(size) < math.prod(wanted) / 2:
+            self.whole = name
+        return taken
+
+    def _allocate(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.left = _noise(self.m, self.k, device, dtype)
         right = (self.n, self.k) if self.transposed else (self.k, self.n)
-        self.right = torch.randn(*right, device=device).to(dtype)
+        self.right = _noise(*right, device, dtype)
         self.right = self.right.T if self.transposed else self.right
         self.out = self.left.new_empty(self.m, self.n)
 
@@ -43,11 +77,33 @@ class _Product:
         torch.mm(self.left, self.right, out=self.out)
 
     @property
+    def operations(self) -> int:
+        return 2 * self.m * self.k * self.n
+
+    @property
     def rate(self) -> float:
-        return 2 * self.m * self.k * self.n / percentile(self.samples, 0.5)
+        return self.operations / percentile(self.samples, 0.5)
 
     def __str__(self) -> str:
         return f"{self.m}x{self.k}x{self.n}" + (" transposed" if self.transposed else "")
+
+
+def _noise(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """``[rows, columns]`` of a few random numbers again and again: to draw all takes seconds."""
+    few = torch.randn(65_537, device=device).to(dtype)
+    return few.repeat(-(-rows * columns // len(few)))[: rows * columns].view(rows, columns)
+
+
+def _scaled(wanted: tuple[int, ...], work: float) -> tuple[int, ...]:
+    """The shape, or one like it of ``work`` operations whose small edges are kept."""
+    size = list(wanted)
+    free = [i for i, edge in enumerate(wanted) if edge > _SMALL]
+    if 2 * math.prod(wanted) <= work or not free:
+        return wanted
+    factor = (work / (2 * math.prod(wanted))) ** (1 / len(free))
+    for i in free:
+        size[i] = max(round(wanted[i] * factor / 64) * 64, _SMALL)
+    return tuple(size)
 
 
 class MatrixRate:
@@ -56,9 +112,20 @@ class MatrixRate:
     They are the loss's own two products (anchors by negatives transposed; weights of the negatives
     by negatives), cubes of about as much work in both layouts, and a cube of eight times the work,
     because libraries are tuned to large cubes.
+
+    Args:
+        device, dtype: of the operands.
+        channels: C, the short edge of the loss's products.
+        seconds: for all shapes, `_CALLS` calls each. What would take longer is timed smaller.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, channels: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        channels: int,
+        seconds: float = math.inf,
+    ) -> None:
         self._device = device
         total = _SIZES[device.type][0]
         if device.type == "cpu" and dtype == torch.float32:
@@ -73,9 +140,9 @@ class MatrixRate:
             _Product(edge, edge, edge, transposed=False),
             _Product(2 * edge, 2 * edge, 2 * edge, False, _LARGE_SAMPLES),
         ]
-        for product in self._products:
-            product.allocate(device, dtype)
-            product.run()  # warm-up
+        each = seconds / len(self._products) / _CALLS
+        #: Seconds that one `sample` takes, about.
+        self.expected = sum(product.grow(device, dtype, each) for product in self._products)
 
     def sample(self) -> None:
         """Time every shape once more."""
@@ -84,22 +151,102 @@ class MatrixRate:
                 product.samples.append(_timed(self._device, product.run))
 
     def result(self) -> dict:
-        """``{"operations_per_second", "shape", "shapes": {...}}``; the rate is the best median."""
+        """``{"operations_per_second", "shape", "shapes": {...}, "smaller": {...}}``: the best
+        median; each shape's rate; and the shapes that would take too long, with what was timed
+        instead."""
         best = max(self._products, key=lambda product: product.rate)
         return {
             "operations_per_second": best.rate,
             "shape": [best.m, best.k, best.n],
             "shapes": {str(product): product.rate for product in self._products},
+            "smaller": {product.whole: str(product) for product in self._products if product.whole},
         }
 
 
-def memory_bandwidth(device: torch.device, repeats: int = 7) -> float:
-    """Bytes a second of a large copy by torch, read and write counted."""
+class MatrixRates:
+    """The rates of a case's input types, which together take no more than their time.
+
+    Args:
+        device, channels: as of `MatrixRate`.
+        types: how many input types there will be.
+        seconds: for all types and rounds together.
+        deadline: nothing is begun that is predicted to end later.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        channels: int,
+        types: int,
+        seconds: float = math.inf,
+        deadline: float = math.inf,
+    ) -> None:
+        self._device, self._channels, self._deadline = device, channels, deadline
+        self._share = seconds / max(types, 1)
+        self._rest = seconds
+        self._rates: dict[str, MatrixRate] = {}
+        #: Name of an input type -> why it has no rate.
+        self.missing: dict[str, str] = {}
+
+    @property
+    def _left(self) -> float:
+        return min(self._rest, self._deadline - time.monotonic())
+
+    def add(self, name: str) -> None:
+        """Measure the rate of an input type, a name of `TYPES`, for the first time."""
+        if name in self._rates or name in self.missing:
+            return
+        dtype, precision = TYPES[name]
+        seconds = min(self._share, self._left)
+        if seconds <= 0:
+            self.missing[name] = "the time budget was used up"
+            return
+        start = time.monotonic()
+        try:
+            with float32_products(precision), _within_memory(self._device):
+                rate = MatrixRate(self._device, dtype, self._channels, seconds)
+                rate.sample()  # now, so that an interrupted case has one
+            self._rates[name] = rate
+        except Exception as error:  # no memory for it, or torch cannot multiply this type here
+            self.missing[name] = first_line(error)
+        self._rest -= time.monotonic() - start
+
+    def sample(self) -> None:
+        """Time every shape of every type once more, if there is time for it."""
+        for name, rate in self._rates.items():
+            if rate.expected > self._left:
+                continue
+            start = time.monotonic()
+            with float32_products(TYPES[name][1]):
+                rate.sample()
+            self._rest -= time.monotonic() - start
+
+    def results(self) -> dict[str, dict]:
+        """Of each type that has a rate, as `MatrixRate.result`."""
+        return {name: rate.result() for name, rate in self._rates.items()}
+
+
+def memory_bandwidth(device: torch.device, repeats: int = 7, seconds: float = math.inf) -> float:
+    """Bytes a second of a large copy by torch, read and write counted.
+
+    The first two copies are made in any case, the second one timed; others while there are
+    ``seconds`` left.
+    """
+    end = time.monotonic() + seconds
     size = _SIZES[device.type][1]
+    if device.type == "cpu":
+        size = min(size, max((free_bytes() or 8 * size) // 8, 2**20))
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    samples = [_timed(device, lambda: target.copy_(source)) for _ in range(repeats + 1)][1:]
+    target.copy_(source)
+    samples = [_timed(device, lambda: target.copy_(source))]
+    while len(samples) < repeats and time.monotonic() + samples[-1] < end:
+        samples.append(_timed(device, lambda: target.copy_(source)))
     return 2 * size / percentile(samples, 0.5)
+
+
+def _within_memory(device: torch.device) -> contextlib.AbstractContextManager:
+    return limited_memory(0 if device.type == "cuda" else free_bytes())
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:

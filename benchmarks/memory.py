@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import Case, Inputs
+from benchmarks.children import run_child
 from benchmarks.implementations import Implementation
 from benchmarks.machine import available_memory
+
+#: The largest limit that fits into the system's own number.
+_UNLIMITED = 2**62
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class MemoryUse:
 
     status: str
     extra_bytes: int | None = None  # peak beyond the inputs, gradients included
-    seconds: float | None = None  # the loss with its gradient took, where that was timed
+    seconds: float | None = None  # of the loss with its gradient, or of the step, once warm
+    first_seconds: float | None = None  # of the same call before it, of those who compile
     detail: str = ""
 
 
@@ -43,8 +46,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def status_bytes(field: str) -> int:
-    """A ``Vm...`` entry of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    """A ``Vm...`` entry of this process.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    for line in Path("/proc/self/status").read_text(errors="replace").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}")
@@ -65,7 +72,7 @@ def limited_memory(extra_bytes: int) -> Iterator[None]:
 
         before = resource.getrlimit(resource.RLIMIT_DATA)
         if extra_bytes:
-            soft = status_bytes("VmData") + extra_bytes
+            soft = min(status_bytes("VmData") + extra_bytes, _UNLIMITED)
             resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
     except (ImportError, OSError, ValueError):  # a system without such a limit
         yield
@@ -125,28 +132,21 @@ def run_probe(
         request: what to measure; thread count and memory limit are added to it.
         limit_bytes: what the process may take before its allocator refuses; None is 90% of what
             is free.
-        timeout: in seconds.
+        timeout: in seconds; the child is ended then.
     """
     if limit_bytes is None:
         limit_bytes = free_bytes()
     request = {**request, "limit_bytes": limit_bytes, "threads": torch.get_num_threads()}
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", module, json.dumps(request)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=Path(__file__).parent.parent,
-        )
-    except subprocess.TimeoutExpired:
+    child = run_child(module, request, timeout)
+    if child.code is None:
         return MemoryUse("timed_out", detail=f"not done after {timeout:.0f} s")
-    if child.returncode == 0:
-        return MemoryUse(**json.loads(child.stdout.strip().splitlines()[-1]))
-    if child.returncode == -signal.SIGKILL:
+    if child.code == 0:
+        return MemoryUse(**json.loads(child.output.strip().splitlines()[-1]))
+    if child.code == -signal.SIGKILL:
         return MemoryUse("out_of_memory", detail="the system killed the process")
-    if child.returncode == -signal.SIGABRT and "bad_alloc" in child.stderr:
+    if child.code == -signal.SIGABRT and "bad_alloc" in child.errors:
         return MemoryUse("out_of_memory", detail="std::bad_alloc")
-    last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+    last = (child.errors.strip().splitlines() or [f"exit code {child.code}"])[-1]
     return MemoryUse("failed", detail=last)
 
 

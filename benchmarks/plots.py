@@ -239,9 +239,11 @@ def convergence_figures(results: Results) -> dict[str, Figure]:
     """
     from benchmarks.convergence import changed_steps
 
+    by_seed = list(results.extra["curves"].values())
+    if not by_seed:  # no training fitted into the time budget
+        return {}
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
-    by_seed = list(results.extra["curves"].values())
     for i, (name, curve) in enumerate(by_seed[0].items()):
         left.plot(
             curve["loss"], label=name, linewidth=4 - i, linestyle=["-", "--", ":", "-."][i % 4]

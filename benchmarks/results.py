@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -117,9 +118,13 @@ class Results:
         """Whether nothing was measured yet."""
         return not self.rows and not self.extra.get("curves")
 
+    def skip(self, what: str, reason: str) -> None:
+        """Say that something without a row of its own was not measured."""
+        self.extra.setdefault("skipped", []).append(f"{what}: {reason}")
+
     def warning(self) -> str:
         """What a reader must know before trusting the figures; mostly nothing."""
-        found = []
+        found = [f"SKIPPED {sentence}" for sentence in self.extra.get("skipped", [])]
         if not self.complete:
             found.append("INCOMPLETE: the run ended early, what is missing was not measured")
         share = self.machine.get("foreign_load") or 0.0
@@ -147,8 +152,11 @@ class Results:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data = {"schema": SCHEMA, **fields, "rows": [row.to_json() for row in self.rows]}
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
+            partial.replace(path)
+        finally:  # gone already unless the disk is full or Ctrl-C came
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Results:
@@ -174,10 +182,62 @@ class Results:
         return cls(**data)
 
 
+class Kept:
+    """Results that are printed and saved once, whatever ends their measurement.
+
+    Args:
+        results: what the measurement fills.
+        path: the file to write, or None.
+        table: the text to print at the end.
+    """
+
+    def __init__(
+        self, results: Results, path: Path | None, table: Callable[[Results], str]
+    ) -> None:
+        self.results, self._path, self._table = results, path, table
+        self._load = ForeignLoad()
+        self._finished, self._lock = False, threading.Lock()
+
+    def save_so_far(self) -> None:
+        """For those who must be ended by force: the file holds all that was measured until now."""
+        if self._path is not None and not self.results.empty:
+            self.results.save(self._path)
+
+    def finish(self) -> None:
+        """Print and save; a second call does nothing."""
+        with self._lock:
+            if self._finished:
+                return
+            self._finished = True
+            self._finish()
+
+    def end_process(self) -> None:
+        """Print and save, then end the process, whatever its main thread is doing."""
+        self.finish()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    def _finish(self) -> None:
+        results, path = self.results, self._path
+        results.machine["foreign_load"] = self._load.share()
+        results.rows = [row for row in results.rows if row.samples or row.status != "ok"]
+        if results.complete or not results.empty:
+            try:
+                if path is not None:
+                    results.save(path)
+            finally:  # on a full disk the table is all that is left
+                print(self._table(results))
+            if path is not None:
+                print(f"\nwritten: {path}")
+        elif path is not None:
+            print(f"nothing was measured yet: {path} is not written", file=sys.stderr)
+
+
 @contextmanager
 def keeping(
     results: Results, output: str | None, table: Callable[[Results], str]
-) -> Iterator[None]:
+) -> Iterator[Kept]:
     """Whatever ends the measurement inside, the results so far are printed and saved.
 
     Args:
@@ -191,24 +251,13 @@ def keeping(
     path = Path(output) if output else None
     if path is not None:
         _check_writable(path)
-    load = ForeignLoad()
+    kept = Kept(results, path, table)
     results.complete = False
     try:
-        yield
+        yield kept
         results.complete = True
     finally:
-        results.machine["foreign_load"] = load.share()
-        results.rows = [row for row in results.rows if row.samples or row.status != "ok"]
-        if results.complete or not results.empty:
-            try:
-                if path is not None:
-                    results.save(path)
-            finally:  # on a full disk the table is all that is left
-                print(table(results))
-            if path is not None:
-                print(f"\nwritten: {path}")
-        elif path is not None:
-            print(f"nothing was measured yet: {path} is not written", file=sys.stderr)
+        kept.finish()
 
 
 def _check_writable(path: Path) -> None:

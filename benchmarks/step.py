@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.arguments import positive_float, positive_int, without_folders
 from benchmarks.contenders import NO_LOSS
@@ -18,13 +19,16 @@ from benchmarks.memory import MemoryUse, first_line, is_out_of_memory, run_probe
 from benchmarks.results import Results, Row, keeping
 from benchmarks.step_search import RANGES, find_largest
 from benchmarks.step_table import PAPER, step_table
+from benchmarks.steps import Steps
 from benchmarks.timing import Clock
+
+if TYPE_CHECKING:  # it needs the trainer's packages, and to say how a command is used needs none
+    from benchmarks.training_step import TrainingStep
 
 TABLE4 = [500, 1_000, 2_000, 6_400, 12_800, 19_200, 25_600]
 #: Share of the time budget that the searches for the largest size keep.
 SEARCH_SHARE = 1 / 2
-#: What measuring a row's memory may take even if its time is over: most of it is starting torch.
-LEAST_SECONDS = 30.0
+USED_UP = "the time budget was used up"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,22 +90,46 @@ class StepRun:
         self.device = torch.device(arguments.device)
         self.config = step_config(arguments.config, arguments.overrides)
         check_comparable(self.config, arguments.losses)
-        self.deadline = time.monotonic() + arguments.time_budget
+        self.deadline = arguments.started + arguments.time_budget
 
-    def run(self) -> None:
+    def run(self, end: Callable[[], object] | None = None) -> None:
+        """Measure all rows, then search for the largest sizes.
+
+        Args:
+            end: ends the process. It is called when every row has its reason, if a step has not
+                come back long after the deadline. None waits for it.
+        """
         arguments = self.arguments
         searches = self._searches()
         total = 2 * len(arguments.losses) * len(arguments.negatives) + len(searches)
-        with tqdm(total=total, unit="row", disable=None, dynamic_ncols=True) as self.bar:
+
+        def give_up(step: str, seconds: float) -> None:
+            self.results.skip(step, f"not done after {seconds:.0f} s; the run was ended there")
+            self._explain("timed_out", f"the run was ended: {step}")
+            end()
+
+        with Steps(total, self.deadline, end and give_up, unit="row") as self.steps:
             search_time = SEARCH_SHARE * arguments.time_budget if searches else 0.0
             for i, negatives in enumerate(arguments.negatives):
                 left = self.deadline - search_time - time.monotonic()
-                share = max(left, 1.0) / (len(arguments.negatives) - i)
+                share = left / (len(arguments.negatives) - i)
                 self._run_row(negatives, time.monotonic() + share)
             for i, (what, loss) in enumerate(searches):
-                left = max(self.deadline - time.monotonic(), 1.0)
+                left = self.deadline - time.monotonic()
                 found = self._search(loss, what, left / (len(searches) - i))
                 self.results.extra.setdefault("largest", []).append(found)
+
+    def _explain(self, status: str, detail: str) -> None:
+        """A row for each that has none."""
+        for negatives in self.arguments.negatives:
+            case = f"negatives-{negatives}"
+            for loss in self.arguments.losses:
+                row = self.results.find(case, loss, "float32", "step")
+                if row is None:
+                    row = Row(case, loss, "float32", "step")
+                    self.results.rows.append(row)
+                if row.status == "ok" and not row.samples:
+                    row.status, row.detail = status, detail
 
     def _searches(self) -> list[tuple[str, str]]:
         """Of what, and with which loss, the largest is looked for."""
@@ -121,15 +149,20 @@ class StepRun:
         case = f"negatives-{negatives}"
         steps: dict[str, TrainingStep] = {}
         rows: dict[str, Row] = {}
-        for loss in self.arguments.losses:
-            self.bar.set_description(f"{case}: memory with {loss}")
-            timeout = max(deadline - time.monotonic(), LEAST_SECONDS)
-            use = self._memory(loss, negatives, self.arguments.batch, timeout)
+        seconds: dict[str, float] = {}  # that a step takes, about
+        for i, loss in enumerate(self.arguments.losses):
+            self.steps.begin(f"{case}: memory with {loss}")
+            # Half for this, half for the step that is timed here.
+            left = (deadline - time.monotonic()) / (len(self.arguments.losses) - i) / 2
+            use = MemoryUse("skipped", detail=USED_UP)
+            if left > 0:
+                use = self._memory(loss, negatives, self.arguments.batch, left)
             row = Row(case, loss, "float32", "step", use.status, use.detail)
             row.extra_memory = use.extra_bytes
             rows[loss] = row
-            self.bar.update()
+            self.steps.update()
             if use.status == "ok":
+                seconds[loss] = use.seconds or 0.0
                 steps[loss] = TrainingStep(
                     self.config,
                     loss,
@@ -145,24 +178,42 @@ class StepRun:
                 }
         self.results.rows += rows.values()  # now: an interruption keeps the steps made so far
         order = random.Random(self.arguments.seed)
-        self.bar.set_description(f"{case}: interleaved steps")
+        first: dict[str, float] = {}
         for repeat in range(self.arguments.repeats + 1):  # the first round warms up
             for loss in order.sample(list(steps), len(steps)):
-                if repeat > 1 and time.monotonic() > deadline:
-                    break
-                clock = Clock(self.device)
-                clock.mark()
-                try:
-                    steps[loss].run()
-                except Exception as error:  # a rival that dies is a row of the table
-                    rows[loss].status = "out_of_memory" if is_out_of_memory(error) else "failed"
-                    rows[loss].detail = first_line(error)
+                if time.monotonic() + seconds[loss] > deadline:
+                    continue
+                self.steps.begin(f"{case}: {loss}")
+                taken = self._time(steps[loss], rows[loss])
+                if taken is None:
                     del steps[loss]
                     continue
-                clock.mark()
+                seconds[loss] = taken
+                first.setdefault(loss, taken)
                 if repeat:
-                    rows[loss].samples += clock.intervals()
-        self.bar.update(len(rows))
+                    rows[loss].samples.append(taken)
+        for loss in steps:
+            if rows[loss].samples:
+                continue
+            if loss in first:  # slow steps are timed without a warm-up
+                rows[loss].samples, rows[loss].warmed_up = [first[loss]], False
+            else:
+                rows[loss].status = "skipped"
+                rows[loss].detail = f"{USED_UP}; a step takes about {seconds[loss]:.1f} s"
+        self.steps.update(len(rows))
+
+    def _time(self, step: TrainingStep, row: Row) -> float | None:
+        """Seconds of one step; None if it died, which is said in its row."""
+        clock = Clock(self.device)
+        clock.mark()
+        try:
+            step.run()
+        except Exception as error:  # a rival that dies is a row of the table
+            row.status = "out_of_memory" if is_out_of_memory(error) else "failed"
+            row.detail = first_line(error)
+            return None
+        clock.mark()
+        return clock.intervals()[0]
 
     def _memory(
         self, loss: str, negatives: int, batch: int, timeout: float, budget: int = 0
@@ -197,12 +248,16 @@ class StepRun:
                 self.config, loss, negatives, batch, self.device, self.arguments.seed
             )
             step.warm_up()
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
             step.run()
             torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - start
         except Exception as error:
             status = "out_of_memory" if is_out_of_memory(error) else "failed"
             return MemoryUse(status, detail=first_line(error))
-        return MemoryUse("ok", torch.cuda.max_memory_allocated(self.device) - before)
+        extra = torch.cuda.max_memory_allocated(self.device) - before
+        return MemoryUse("ok", extra, seconds)
 
     def _search(self, loss: str, what: str, seconds: float) -> dict:
         """The largest size whose step stays within the memory budget."""
@@ -211,13 +266,13 @@ class StepRun:
         usual = {"negatives": max(self.arguments.negatives), "batch": self.arguments.batch}
 
         def probe(size: int) -> MemoryUse:
-            self.bar.set_description(f"largest {what} with {loss}: {size}")
+            self.steps.begin(f"largest {what} with {loss}: {size}")
             sizes = {**usual, what: size}
-            timeout = max(deadline - time.monotonic(), 1.0)
+            timeout = deadline - time.monotonic()
             return self._memory(loss, sizes["negatives"], sizes["batch"], timeout, budget)
 
         found = find_largest(probe, *RANGES[what], deadline)
-        self.bar.update()
+        self.steps.update()
         return {
             "loss": loss,
             "what": what,
@@ -239,6 +294,6 @@ def run(arguments: argparse.Namespace) -> int:
     results = Results.start("step", settings, device, arguments.command_line)
     results.extra["paper"] = PAPER
     measurement = StepRun(arguments, results)
-    with keeping(results, arguments.output, step_table):
-        measurement.run()
+    with keeping(results, arguments.output, step_table) as kept:
+        measurement.run(kept.end_process if arguments.own_process else None)
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict
 
 import torch
@@ -31,11 +32,13 @@ def probe(request: dict) -> MemoryUse:
                 config, request["loss"], request["negatives"], request["batch"], device, seed
             )
             step.warm_up()
+            start = time.perf_counter()
             step.run()
+            seconds = time.perf_counter() - start
         except Exception as error:  # reported to the parent, which makes a row of it
             status = "out_of_memory" if is_out_of_memory(error) else "failed"
             return MemoryUse(status, detail=first_line(error))
-        return MemoryUse("ok", growth.bytes())
+        return MemoryUse("ok", growth.bytes(), seconds)
 
 
 if __name__ == "__main__":

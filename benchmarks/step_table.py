@@ -37,7 +37,7 @@ def step_table(results: Results) -> str:
                 row.implementation,
                 table.seconds(row.median),
                 f"{table.seconds(row.p20)}-{table.seconds(row.p80)}",
-                f"{len(row.samples)}",
+                f"{len(row.samples)}{'' if row.warmed_up else '*'}",
                 "-" if slower is None else f"{100 * slower:+.1f}%",
                 table.size(row.extra_memory),
                 "-" if more is None else table.size(more),
@@ -50,6 +50,8 @@ def step_table(results: Results) -> str:
     largest = results.extra.get("largest", [])
     if largest:
         parts.append(_largest(largest))
+    if any(not row.warmed_up for row in results.rows):
+        notes.append("* slow steps are timed without one before them")
     return "\n\n".join([*parts, *notes, *filter(None, [results.warning()])])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_trees import draw_image, draw_mask
+from PIL import Image
 
 pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
@@ -76,7 +77,11 @@ def test_both_methods_meet_the_same_images_at_equal_iterations(
         assert ("negatives" in run) == (run["method"] == "cac")
     table = (output / "comparison.md").read_text()
     assert f"| gain | {100 * gains[0]:+.2f} | {100 * gains[1]:+.2f} |" in table
-    assert (output / "picture.png").stat().st_size > 0
+    # The picture is the comparison's own.
+    drawn = output / "runs" / "comparison" / "picture.png"
+    assert (output / "picture.png").read_bytes() == drawn.read_bytes()
+    with Image.open(output / "picture.png") as picture:
+        assert picture.format == "PNG"
 
     # The same command again trains nothing anew.
     checkpoints = {path: path.stat().st_mtime_ns for path in output.rglob("checkpoint.pt")}

@@ -11,10 +11,10 @@ pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 pytest.importorskip("tensorboard")
 
-from benchmarks import plots
+from benchmarks import convergence, plots
 from benchmarks.__main__ import main
 from benchmarks.convergence import LOSSES, YARDSTICK, Selection, changed_steps, convergence_table
-from benchmarks.golden import deviation
+from benchmarks.golden import TOLERANCE, deviation
 from benchmarks.results import Results
 
 SMALL = [
@@ -49,9 +49,28 @@ def test_a_training_goes_the_same_way_with_the_reference(tmp_path: Path, seed: i
         assert len(yardstick["loss"]) == len(yardstick["active"]) == 3
         assert all(count > 0 for count in yardstick["active"])
         same = (changed_steps(ours) or [3])[0]  # from there on the loss is made of other pixels
+        assert same >= 1  # at first all trainings have the same weights
         assert deviation([1, *ours["loss"][:same]], [1, *yardstick["loss"][:same]]) < 1e-4
     assert by_seed[str(seed)]["ours"]["loss"] != by_seed[str(seed + 1)]["ours"]["loss"]
-    assert "golden curve" in capsys.readouterr().out
+    golden = Results.load(output).extra["golden"]
+    assert golden["deviation"] <= golden["tolerance"] == TOLERANCE
+    line = f"golden curve: largest relative distance {golden['deviation']:.1e} (allowed 1e-05)"
+    assert line in capsys.readouterr().out
+
+
+def test_a_loss_off_the_golden_curve_ends_with_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(convergence, "_train_all", lambda *arguments: None)
+    right = convergence.train_curve
+    for factor, code in ((1.0, 0), (1 + 3e-5, 1)):
+
+        def curve(loss, dtype, factor=factor):
+            return [factor * value for value in right(loss, dtype)]
+
+        monkeypatch.setattr(convergence, "train_curve", curve)
+        assert main(["convergence", "--output", str(tmp_path / "c.json")]) == code
+    assert "golden curve: largest relative distance 3.0e-05" in capsys.readouterr().out
 
 
 def test_a_step_made_of_other_pixels_is_found(seed: int) -> None:
@@ -92,7 +111,16 @@ def test_the_table_tells_a_jump_from_a_drift() -> None:
     rows = [line.split() for line in convergence_table(results).splitlines()]
     assert ["5", "drift", "2.0e-03", "3", "0,", "0", "0.0e+00", "0", "-", "2.0e-03"] in rows
     assert ["5", "jump", "3.0e-03", "3", "1,", "0", "1.0e-05", "1", "3", "1.0e-05"] in rows
-    assert plots.convergence_figures(results).keys() == {"convergence"}
+    (figure,) = plots.convergence_figures(results).values()
+    curves_of_seed, distances = figure.axes
+    assert {line.get_label(): list(line.get_ydata()) for line in curves_of_seed.lines} == {
+        name: curve["loss"] for name, curve in curves.items()
+    }
+    drift, jump = distances.lines
+    assert list(drift.get_ydata()) == pytest.approx([plots.FLOOR, plots.FLOOR, 2e-3])
+    assert list(jump.get_ydata()) == pytest.approx([plots.FLOOR, 1e-5, 3e-3])
+    assert (drift.get_markevery(), jump.get_markevery()) == ([], [2])  # dots: other pixels
+    assert [line.get_label() for line in distances.lines] == ["drift", "jump"]
 
 
 def test_a_training_without_the_loss_is_refused(capsys) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from test_benchmarks_results import make_results
 
+from benchmarks import __main__ as command_line
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
 from benchmarks.implementations import IMPLEMENTATIONS
@@ -18,7 +21,7 @@ from benchmarks.report import render_report
 from benchmarks.results import Results, keeping
 
 FIRST = Case("first", A=64, N=512, C=16, K=5)
-SECOND = Case("second", A=64, N=1_024, C=16, K=5)
+SECOND = Case("second", A=64, N=1_200, C=16, K=5)
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def run_until(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return right(self, inputs)
 
         monkeypatch.setattr(IMPLEMENTATIONS["naive"], "loss", loss)
-        return main(words), output
+        return command_line.main(words), output
 
     return run
 
@@ -69,6 +72,69 @@ def test_an_interrupted_loss_run_keeps_its_rows(run_until, capsys) -> None:
     assert f"written: {output}" in printed.out
     assert "interrupted" in printed.err
     assert "INCOMPLETE" in render_report({"partial": results})
+
+
+def test_a_process_that_is_asked_to_end_keeps_its_rows(
+    run_until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    right = LossCase._later_rounds
+
+    def later_rounds(self) -> None:
+        if self.case.name == "second":
+            signal.raise_signal(signal.SIGTERM)
+        right(self)
+
+    monkeypatch.setattr(LossCase, "_later_rounds", later_rounds)
+    # As a process of its own is started: with its arguments in sys.argv.
+    monkeypatch.setattr(
+        "benchmarks.__main__.main", lambda words: setattr(sys, "argv", ["", *words]) or main()
+    )
+    try:
+        code, output = run_until(SECOND, 10**9, RuntimeError())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 130
+    results = Results.load(output)
+    assert not results.complete
+    assert {row.case for row in results.rows if row.samples} == {"first", "second"}
+
+
+def test_every_case_is_saved_as_soon_as_it_is_done(
+    run_until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a process that is killed there is no other moment."""
+    output = tmp_path / "new" / "folder" / "out.json"
+    right = LossCase._select
+    found = {}
+
+    def select(self) -> None:
+        if self.case.name == "second":
+            found["then"] = Results.load(output)
+        right(self)
+
+    monkeypatch.setattr(LossCase, "_select", select)
+    assert run_until(SECOND, 10**9, RuntimeError())[0] == 0
+    assert not found["then"].complete
+    assert {row.case for row in found["then"].rows} == {"first"}
+    assert Results.load(output).complete
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing_behind(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    make_results(seed).save(path)
+    before = path.read_bytes()
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_results(seed + 1).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_error_in_a_late_round_costs_one_row(run_until) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from benchmarks import memory
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
+from benchmarks.children import Ended
+from benchmarks.contenders import float32_products
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.loss_table import loss_table
 from benchmarks.operations import PHASES
@@ -67,8 +70,15 @@ def test_a_type_sets_the_precision_of_float32_products_for_everyone(
     for name in names:
         watch(name, IMPLEMENTATIONS[name].loss)
     before = torch.get_float32_matmul_precision()
+    in_children = []
+
+    def measure(name, *arguments, **options):
+        in_children.append((name, torch.get_float32_matmul_precision()))
+        return memory.MemoryUse("ok", 2**20, 1e-3)
+
+    monkeypatch.setattr("benchmarks.loss_case.measure_in_child", measure)
     results = run_loss("--implementations", *[f"{name}:float32-high" for name in names])
-    assert seen == {(name, "high") for name in names}
+    assert seen == set(in_children) == {(name, "high") for name in names}
     seen.clear()
     run_loss("--implementations", *[f"{name}:float32" for name in names], "--no-memory")
     assert seen == {(name, "highest") for name in names}
@@ -115,14 +125,60 @@ def test_what_the_device_cannot_run_is_skipped_with_the_reason(run_loss) -> None
     assert "float16" in row.detail
 
 
-def test_memory_of_a_child_process_sees_the_matrix_and_obeys_the_limit() -> None:
+def test_memory_of_a_child_process_sees_the_matrices() -> None:
     case = Case("matrix", A=1_024, N=8_192, C=16, K=5)
     matrix = 4 * case.A * case.N  # 32 MiB
     naive = memory.measure_in_child("naive", torch.float32, case, seed=0)
     assert naive.status == "ok"
-    assert naive.extra_bytes > 2 * matrix
-    refused = memory.measure_in_child("naive", torch.float32, case, seed=0, limit_bytes=matrix)
-    assert refused.status == "out_of_memory"
+    # Of each direction the scores, masked and behind the positives; gradients beside them.
+    assert 4 * matrix < naive.extra_bytes < 7 * matrix
+
+
+def test_a_child_process_is_asked_for_what_is_measured_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def run_child(module, request, timeout):
+        asked.append((module, request, timeout))
+        return Ended(0, 'a warning\n{"status": "ok", "extra_bytes": 7}\n')
+
+    monkeypatch.setattr(memory, "run_child", run_child)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1_000)
+    with float32_products("high"):
+        use = memory.measure_in_child("naive", torch.bfloat16, TINY, 3, timeout=5.0)
+        memory.measure_in_child("naive", torch.bfloat16, TINY, 3, limit_bytes=50)
+    assert use == memory.MemoryUse("ok", 7)
+    request = {
+        "implementation": "naive",
+        "dtype": "bfloat16",
+        "case": TINY.to_json(),
+        "seed": 3,
+        "float32_matmul_precision": "high",
+        "limit_bytes": 900,  # 90% of what is free
+        "threads": torch.get_num_threads(),
+    }
+    assert asked[0] == ("benchmarks.memory_probe", request, 5.0)
+    assert asked[1] == ("benchmarks.memory_probe", {**request, "limit_bytes": 50}, None)
+
+
+@pytest.mark.parametrize(
+    ("ended", "status", "detail"),
+    [
+        (Ended(None), "timed_out", "not done after 5 s"),
+        (Ended(-signal.SIGKILL), "out_of_memory", "the system killed the process"),
+        (Ended(-signal.SIGABRT, "", "what(): std::bad_alloc"), "out_of_memory", "std::bad_alloc"),
+        (Ended(-signal.SIGABRT, "", "double free"), "failed", "double free"),
+        (Ended(1, "", "Traceback\nValueError: no\n"), "failed", "ValueError: no"),
+        (Ended(-signal.SIGSEGV), "failed", "exit code -11"),
+    ],
+)
+def test_how_a_child_process_ended_is_told(
+    ended: Ended, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "run_child", lambda *arguments: ended)
+    use = memory.measure_in_child("naive", torch.float32, TINY, 0, timeout=5.0)
+    assert use == memory.MemoryUse(status, detail=detail)
 
 
 def test_unknown_names_are_answered_with_the_known_ones(capsys) -> None:
@@ -140,7 +196,7 @@ def test_a_hopeless_rival_does_not_hold_up_the_others(
     naive = IMPLEMENTATIONS["naive"]
     monkeypatch.setattr(naive, "executed_operations", lambda self, workload, phase: 10**18)
     monkeypatch.setattr(
-        "benchmarks.loss_run.time_training", lambda loss, inputs: {"both": 1e12, "backward": 1.0}
+        "benchmarks.loss_check.time_training", lambda loss, inputs: {"both": 1e12, "backward": 1.0}
     )
     (row,) = run_loss("--implementations", "naive", "--no-memory").rows
     assert row.status == "skipped"
@@ -183,16 +239,21 @@ def test_every_case_has_its_own_matrix_product_rate(
     remaining = list(rates.values())
 
     class Rate:
-        def __init__(self, device, dtype, channels):
-            self.rate = remaining.pop(0)
+        def __init__(self, device, dtype, channels, seconds):
+            self.rate, self.expected = remaining.pop(0), 0.0
 
         def sample(self):
             pass
 
         def result(self):
-            return {"operations_per_second": self.rate, "shape": [8, 8, 8], "shapes": {}}
+            return {
+                "operations_per_second": self.rate,
+                "shape": [8, 8, 8],
+                "shapes": {},
+                "smaller": {},
+            }
 
-    monkeypatch.setattr("benchmarks.loss_case.MatrixRate", Rate)
+    monkeypatch.setattr("benchmarks.machine_limits.MatrixRate", Rate)
     results = run_loss("--implementations", "ours:float32", "--no-memory")
     assert {name: case["matrix_rate"]["float32"] for name, case in results.cases.items()} == rates
     best = results.limits["matrix_rate"]["float32"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import resource
+import time
 
 import pytest
 import torch
 
+from benchmarks import memory_probe
 from benchmarks.cases import CASES, Case, make_inputs
-from benchmarks.implementations import Implementation
+from benchmarks.implementations import IMPLEMENTATIONS, Implementation
 from benchmarks.memory import limited_memory, measure_on_gpu
+from benchmarks.memory_probe import PeakGrowth
 from benchmarks.results import Results
 
 TINY = Case("tiny", A=16, N=32, C=8, K=3)
@@ -45,6 +48,87 @@ def test_tuning_is_no_part_of_a_calls_memory_on_a_gpu(
     use = measure_on_gpu(Recorded(events, compiles), make_inputs(TINY, seed))
     assert (use.status, use.extra_bytes) == ("ok", 250)
     assert events == ["call"] * compiles + ["reset", "before", "call", "peak"]
+
+
+#: What the system rounds to, and what an allocator and an interpreter take beside.
+TOLERANCE = 6 * 2**20
+
+
+@pytest.mark.parametrize("mebibytes", [24, 96])
+def test_the_growth_of_the_peak_is_what_was_allocated(mebibytes: int) -> None:
+    size = mebibytes * 2**20
+    before = torch.ones(64 * 2**20, dtype=torch.uint8)
+    growth = PeakGrowth()
+    assert growth.bytes() <= TOLERANCE  # what was there before does not count
+    block = torch.ones(size, dtype=torch.uint8)
+    del block
+    again = torch.ones(size // 2, dtype=torch.uint8)  # below the peak
+    assert size <= growth.bytes() + 2**20 <= size + TOLERANCE
+    del before, again
+
+
+class Allocating(Implementation):
+    """Takes a known amount for each negative beside its inputs, forward and backward."""
+
+    name, description = "allocating", ""
+    BYTES = 2**15
+
+    def loss(self, inputs):
+        block = torch.ones(self.BYTES * len(inputs.negatives), dtype=torch.uint8)
+        return (inputs.features1 * inputs.features2).sum() + 0 * block[-1].item()
+
+    def executed_operations(self, workload, phase: str) -> int:
+        return 1
+
+
+def test_a_probe_finds_what_a_loss_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMPLEMENTATIONS, "allocating", Allocating)
+    request = {
+        "implementation": "allocating",
+        "dtype": "float32",
+        "seed": 0,
+        "float32_matmul_precision": "highest",
+        "threads": torch.get_num_threads(),
+        "limit_bytes": 2**30,
+    }
+    for negatives in (1_024, 3_072):  # 32 and 96 MiB; the warm-up call has 256
+        case = Case("known", A=16, N=negatives, C=8, K=3)
+        use = memory_probe.probe({**request, "case": case.to_json()})
+        wanted = negatives * Allocating.BYTES
+        assert use.status == "ok"
+        assert wanted <= use.extra_bytes + 2**20 <= wanted + TOLERANCE
+        assert use.seconds > 0
+    refused = memory_probe.probe({**request, "case": case.to_json(), "limit_bytes": 64 * 2**20})
+    assert refused.status == "out_of_memory"
+
+
+def test_a_probe_finds_what_a_training_step_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    pytest.importorskip("omegaconf")
+    from benchmarks import step_probe
+
+    class Step:
+        """Keeps 16 MiB, and takes 48 MiB more in the step itself."""
+
+        def __init__(self, config, loss, negatives, batch, device, seed) -> None:
+            self.weights = torch.ones(2**24 if batch > 2 else 1, dtype=torch.uint8)
+            self.larger = batch > 2
+
+        def warm_up(self) -> None:
+            pass
+
+        def run(self) -> None:
+            torch.ones(3 * 2**24 if self.larger else 1, dtype=torch.uint8)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(step_probe, "TrainingStep", Step)
+    request = {"config": "synthetic", "overrides": [], "loss": "ours", "negatives": 10, "batch": 8}
+    request |= {"seed": 0, "threads": torch.get_num_threads(), "limit_bytes": 2**30}
+    use = step_probe.probe(request)
+    assert use.status == "ok"
+    assert 2**26 <= use.extra_bytes + 2**20 <= 2**26 + TOLERANCE
+    assert 0.05 <= use.seconds < 5
+    assert step_probe.probe({**request, "limit_bytes": 2**25}).status == "out_of_memory"
 
 
 def test_the_limit_holds_inside_and_is_lifted_again() -> None:

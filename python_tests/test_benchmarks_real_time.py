@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,5 +28,15 @@ def test_a_run_at_real_time_priority_says_that_it_was_halted(
     assert "halted" not in Results.start("step", {}, device).warning()
 
 
-def test_the_share_is_the_systems_own() -> None:
-    assert 0 <= machine._halted_share() < 1
+@pytest.mark.parametrize(
+    ("period", "allowed", "share"),
+    [("1000000", "950000", 0.05), ("1000000", "-1", 0.0), ("2000", "500", 0.75), (None, "1", 0.0)],
+)
+def test_the_share_is_the_systems_own(
+    period: str | None, allowed: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if period is not None:  # else a system that does not tell
+        (tmp_path / "sched_rt_period_us").write_text(f"{period}\n")
+    (tmp_path / "sched_rt_runtime_us").write_text(f"{allowed}\n")
+    monkeypatch.setattr(machine, "_KERNEL", tmp_path)
+    assert machine._halted_share() == pytest.approx(share)

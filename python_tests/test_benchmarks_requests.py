@@ -32,7 +32,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list:
         (["--repeats", "0"], "--repeats: needs an integer of at least 1, but got '0'"),
         (["--repeats", "2.5"], "but got '2.5'"),
         (["--time-budget", "0"], "--time-budget: needs a number above 0, but got '0'"),
-        (["--time-budget", "nan"], "but got 'nan'"),
+        *((["--time-budget", text], f"but got {text!r}") for text in ("-5", "nan", "inf", "soon")),
+        (
+            ["--time-budget", "1e30"],
+            "--time-budget: needs a number up to 1000000000, but got '1e30'",
+        ),
+        (["--memory-limit", "1e300"], "--memory-limit: needs a number up to"),
         (["--memory-limit", "-1"], "--memory-limit: needs a number above 0, but got '-1'"),
     ],
 )
@@ -51,10 +56,14 @@ def test_the_other_commands_refuse_such_values_too(
     command: str, capsys: pytest.CaptureFixture
 ) -> None:
     option = {"step": "--repeats", "convergence": "--iterations"}[command]
-    with pytest.raises(SystemExit) as ended:
-        main([command, option, "0"])
-    assert ended.value.code == 2
-    assert f"{option}: needs an integer of at least 1, but got '0'" in capsys.readouterr().err
+    for words, sentence in (
+        ([option, "0"], f"{option}: needs an integer of at least 1, but got '0'"),
+        (["--time-budget", "inf"], "--time-budget: needs a number above 0, but got 'inf'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([command, *words])
+        assert ended.value.code == 2
+        assert sentence in capsys.readouterr().err
 
 
 def _pretend_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> list:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
+pytest.importorskip("matplotlib")
+
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
 from benchmarks.__main__ import main
 from benchmarks.compare import compare
 from benchmarks.loss_table import loss_table
+from benchmarks.plots import COLOURS
 from benchmarks.report import render_report
 from benchmarks.results import SCHEMA, Results, Row
 
@@ -110,13 +117,27 @@ def test_the_report_needs_no_other_file(seed: int) -> None:
 
 
 def test_report_writes_every_figure_as_png_and_svg(tmp_path: Path, seed: int) -> None:
-    make_results(seed).save(tmp_path / "a.json")
+    results = make_results(seed)
+    results.save(tmp_path / "a.json")
     page, plots = tmp_path / "r.html", tmp_path / "plots"
     assert main(["report", str(tmp_path / "a.json"), "-o", str(page), "--plots", str(plots)]) == 0
-    assert page.stat().st_size > 10_000
+    assert page.read_text(encoding="utf-8") == render_report({"a": results})
+    axes = {  # of each figure, what stands along its vertical axis
+        "a-time": "seconds (median)",
+        "a-memory": "MiB",
+        "a-share-of-matrix-rate": "% of torch's matrix-product rate",
+        "a-rate-over-intensity": "executed Gop/s",
+    }
     names = {path.name for path in plots.iterdir()}
-    figures = {"a-time", "a-memory", "a-share-of-matrix-rate", "a-rate-over-intensity"}
-    assert names == {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")}
+    assert names == {f"{figure}.{kind}" for figure in axes for kind in ("png", "svg")}
+    for figure, label in axes.items():
+        drawn = ElementTree.parse(plots / f"{figure}.svg")
+        texts = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
+        assert {label, "ours fp32", "official fp32"} <= texts
+        pixels = imread(plots / f"{figure}.png")[:, :, :3]
+        for name in ("ours", "official"):  # lines, bars or points in the implementation's colour
+            distance = abs(pixels - to_rgb(COLOURS[name])).max(axis=2)
+            assert (distance < 0.01).sum() > 100, (figure, name)
 
 
 def test_the_table_says_when_the_machine_was_busy(seed: int) -> None:

@@ -9,6 +9,8 @@ pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 
 import cac_ext
+from benchmarks import step as step_command
+from benchmarks import step_probe
 from benchmarks.__main__ import main
 from benchmarks.contenders import NO_LOSS
 from benchmarks.results import Results
@@ -49,14 +51,31 @@ def test_a_step_meets_exactly_the_negatives_asked_for(
     assert met == [10, 100, 3_000]
 
 
-def test_the_command_reports_rows_and_the_papers_own_figures_apart(tmp_path, capsys) -> None:
+def test_the_command_reports_rows_and_the_papers_own_figures_apart(
+    tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_probe, asked = step_command.run_probe, []
+
+    def probe(module, request, limit_bytes, timeout):
+        asked.append(timeout)
+        if len(asked) == 1:
+            return run_probe(module, request, limit_bytes, timeout)
+        # The same here, without the seconds in which a process of its own starts.
+        return step_probe.probe({**request, "limit_bytes": 0, "threads": torch.get_num_threads()})
+
+    monkeypatch.setattr(step_command, "run_probe", probe)
     output = tmp_path / "step.json"
     sizes = ["--negatives", "500", "19200", "--batch", "2", "--repeats", "1"]
     arguments = ["--losses", "ours", "--threads", "2", "--set", *SMALL, "--output", str(output)]
     assert main(["step", *sizes, *arguments]) == 0
     results = Results.load(output)
     assert [row.status for row in results.rows] == ["ok", "ok"]
-    assert all(row.extra_memory > 0 and row.samples for row in results.rows)
+    assert [len(row.samples) for row in results.rows] == [1, 1]
+    assert all(row.warmed_up for row in results.rows)
+    assert max(asked) < 600 / 2  # half of the time budget is for the steps themselves
+    # Two batches of 2 images, once more as crop pairs, and what a step keeps of them.
+    images = 3 * 2 * 3 * 33 * 33 * 4
+    assert all(images < row.extra_memory < 2**28 for row in results.rows)
     printed = capsys.readouterr().out
     assert "measured here, ours" in printed
     assert "the paper's own, on its GPUs" in printed

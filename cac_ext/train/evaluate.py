@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
-from tqdm import tqdm
 
 from cac_ext.train.errors import DataError, ProcessError
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.signals import leave_signals_to_the_main_process
 
 
@@ -88,7 +88,7 @@ def evaluate(
     )
     failure: Exception | None = None
     try:
-        for sample in tqdm(loader, "evaluate", unit="image", leave=False, disable=not progress):
+        for sample in Progress(loader, "evaluate", unit="image", leave=False, disable=not progress):
             truth = sample["mask"].to(device).long()  # [H, W]
             confusion.update(predict(network, sample["image"], inference), truth)
     except Exception as error:  # the other processes must not wait for this one's sums

@@ -51,11 +51,10 @@ def add_figure_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from cac_ext.train.data import build_datasets
     from cac_ext.train.figures.contexts import draw_crops, grad_cam_figure, tsne_figure
     from cac_ext.train.runs.folder import load_run, require_same_classes
+    from cac_ext.train.runtime.progress import Progress
 
     if options.images < 1 or options.seed < 0:
         raise ConfigError("--images takes a number > 0, and --seed one >= 0")
@@ -79,7 +78,7 @@ def _figures(options: argparse.Namespace) -> None:
     crops = draw_crops(first.config, splits, grid, options.images, options.seed)
     output = options.output or (folders[0] if len(runs) == 1 else folders[0].parent) / "figures"
     output.mkdir(parents=True, exist_ok=True)
-    steps = tqdm(total=2, desc="figures", unit="picture", leave=False)
+    steps = Progress(total=2, desc="figures", unit="picture", leave=False)
     figure = grad_cam_figure(splits, networks, crops, pixel)
     figure.savefig(output / "grad_cam.png", dpi=110)
     steps.update()

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.split import duplicates
 from cac_ext.train.errors import DataError
+from cac_ext.train.runtime.progress import Progress
 
 _SAMPLES = 3  # read of each part before a run
 _FAULTS_SHOWN = 5  # before a run; a check on demand shows all
@@ -219,7 +219,7 @@ def _read_all(
         num_workers=num_workers,
         generator=torch.Generator(),
     )
-    for fault, counts, left_out in tqdm(loader, name, unit="image", disable=not progress):
+    for fault, counts, left_out in Progress(loader, name, unit="image", disable=not progress):
         if fault is not None:
             report.problems.append(fault)
         pixels += counts

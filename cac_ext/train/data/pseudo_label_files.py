@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
-from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 from cac_ext.train.runtime.whole_files import write_text_whole, write_whole
 
@@ -214,7 +214,7 @@ def _write_share(
     pixels = labelled = 0
     mine = range(processes.rank, len(images), processes.size)
     with StopRequest() as stop:
-        for index in tqdm(mine, description, unit="image", disable=not progress):
+        for index in Progress(mine, description, unit="image", disable=not progress):
             if stop.requested:
                 raise TrainingStopped(f"stopped before pseudo label {index} of {len(images)}")
             sample = images[index]

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat
-from tqdm import tqdm
 
 from cac_ext.train.data.list_file import without_parents
 from cac_ext.train.data.voc import CLASS_NAMES, IMAGES, MASKS, OWN_MASKS, PLACES, colour_map
 from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.whole_files import write_whole
 
 _SBD_PLACES = ("", "cls", "dataset/cls", "benchmark_RELEASE/dataset/cls")
@@ -67,7 +67,7 @@ def merge(sbd: Path, voc: Path, *, progress: bool = True) -> MergedMasks:
     there = {path.stem for place in (folder, unfinished) for path in place.glob("*.png")}
     unfinished.mkdir(exist_ok=True)
     missing = sorted(set(sources) - there)
-    for name in tqdm(missing, "masks", unit="mask", disable=not progress):
+    for name in Progress(missing, "masks", unit="mask", disable=not progress):
         target = unfinished / f"{name}.png"
         if name in own:
             content = own[name].read_bytes()

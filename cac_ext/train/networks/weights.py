@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cac_ext.train.config import nearest
 from cac_ext.train.errors import ConfigError
+from cac_ext.train.runtime.progress import on_terminal
 
 _SAFETENSORS, _PICKLES = (".safetensors",), (".pth", ".pt", ".tar", ".bin", ".ckpt")
 _NAMES_SHOWN = 6
@@ -194,7 +195,7 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
         )
     entry = enum[short]
     try:
-        return entry.get_state_dict(progress=True, check_hash=True)
+        return entry.get_state_dict(progress=on_terminal(), check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a damaged download
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         raise ConfigError(

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from cac_ext.train.config import DataConfig, WeakConfig
 from cac_ext.train.data import DatasetSplits
@@ -15,6 +14,7 @@ from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.list_file import locate, relative_name
 from cac_ext.train.data.pseudo_label_files import unlabelled_images
 from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.runtime.progress import Progress
 
 
 def foreground_classes(splits: DatasetSplits, data: DataConfig) -> list[int]:
@@ -56,7 +56,7 @@ def read_image_labels(
         return _from_list(path, data, images, splits)[:, foreground]
     labels = torch.zeros(len(images), splits.num_classes)
     indices = range(len(images))
-    for index in tqdm(indices, "image labels", unit="mask", leave=False, disable=not progress):
+    for index in Progress(indices, "image labels", unit="mask", leave=False, disable=not progress):
         mask = _known_mask(images, index)
         classes = mask[mask != splits.ignore_index].unique().long()
         labels[index, classes] = 1

@@ -14,11 +14,11 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.figures.panels import predictions_figure
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.whole_files import naming, write_text_whole
 
 # TensorBoard's pictures are small: they cost less than half a second at each evaluation.
@@ -47,7 +47,7 @@ class RunLog:
         progress: bool = True,
     ) -> None:
         self.path = folder / "metrics.jsonl"
-        self.bar = tqdm(
+        self.bar = Progress(
             total=iterations,
             initial=start,
             desc=description,

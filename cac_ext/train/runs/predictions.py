@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as VF
-from tqdm import tqdm
 
 from cac_ext.train.errors import DataError
 from cac_ext.train.figures.panels import colour_mask
 from cac_ext.train.inference import Inference, predict
 from cac_ext.train.runs.folder import Run
+from cac_ext.train.runtime.progress import Progress
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 _KINDS = ("ids", "colours", "overlays")
@@ -85,7 +85,7 @@ def predict_files(
     Id masks are single-channel PNGs, of 16 bits where there are more than 256 classes.
     """
     failures = []
-    for job in tqdm(jobs, "predict", unit="image", disable=not progress):
+    for job in Progress(jobs, "predict", unit="image", disable=not progress):
         try:
             with Image.open(job.image) as picture:
                 image = picture.convert("RGB")
