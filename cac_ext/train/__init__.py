@@ -2,7 +2,7 @@
 
 The way of the data, and the file of each part:
 
-    config.py             one typed configuration, from cac_ext/configs/*.yaml and key=value
+    config/               one typed configuration, from cac_ext/configs/*.yaml and key=value
     data/                 labelled batches (image, mask); crop pairs (two views, their overlap)
     networks/             encoder -> features, classifier -> logits
     grid.py               where features lie on the image
