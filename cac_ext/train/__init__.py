@@ -21,6 +21,7 @@ Runs that last, and several processes:
     distributed.py        torchrun, DDP, batch statistics of all processes
     checkpoint.py         whole or not at all; a continuation is exact
     run_folder.py         begins a run's folder, reads it again; files.py writes whole files
+    preflight.py          labels to learn from, a batch to normalise, asked before training
     loss_check.py         the fused loss runs on this device, asked before training
     signals.py            SIGTERM and Ctrl-C finish the step, save and stop
     nonfinite.py          what is not finite stops the run or is skipped; precision.py: autocast

@@ -151,6 +151,7 @@ def _resume(options: argparse.Namespace) -> None:
 
 def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> None:
     from cac_ext.train.distributed import process_group
+    from cac_ext.train.evaluate import absence_note
     from cac_ext.train.loop import train
     from cac_ext.train.prepare import prepare_run
 
@@ -166,7 +167,9 @@ def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> 
     width = max(map(len, result.class_iou))
     for name, iou in result.class_iou.items():
         print(f"{name:{width}}  {100 * iou:6.2f}")
-    print(f"{'mIoU':{width}}  {100 * result.miou:6.2f}\nrun folder: {folder}")
+    note = absence_note(result.class_iou)
+    print(f"{'mIoU':{width}}  {100 * result.miou:6.2f}{note and f'  ({note})'}")
+    print(f"run folder: {folder}")
 
 
 def _compare(options: argparse.Namespace) -> None:

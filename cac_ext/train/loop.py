@@ -36,6 +36,7 @@ from cac_ext.train.nonfinite import NonFiniteGuard, gradients_are_finite, step_s
 from cac_ext.train.optimizer import build_optimizer, set_learning_rate
 from cac_ext.train.picture import save_panel
 from cac_ext.train.precision import autocast
+from cac_ext.train.preflight import require_batch_statistics, require_labels, warn_of_small_images
 from cac_ext.train.pseudo_label_folders import PseudoLabelFolders
 from cac_ext.train.run_folder import run_exists, write_config
 from cac_ext.train.run_log import NoLog, RunLog, peak_memory
@@ -94,7 +95,12 @@ def train(
     splits = build_datasets(config.data)
     checkpoint = folder / "checkpoint.pt"
     has_checkpoint = processes.first(checkpoint.exists())
+    if not has_checkpoint:
+        require_labels(config, splits, processes=processes, progress=progress)
     network = build_network(config.network, splits.num_classes, pretrained=not has_checkpoint)
+    if processes.size == 1 and config.self_training.pseudo_labels is None:
+        batch, crop_size = config.schedule.labelled_batch, config.augment.crop_size
+        require_batch_statistics(network, batch, crop_size, "schedule.labelled_batch")
     model = build_model(config, network).to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # earlier runs of this process do not count
@@ -137,6 +143,8 @@ def train(
     if first_pairs < config.iterations:
         start = max(iteration, first_pairs)
         pair_batches = iter(_pair_loader(config, splits, network, device, start, processes))
+        if processes.is_main and not has_checkpoint:
+            warn_of_small_images(config, splits, network.pooled_grid)
 
     if progress:
         print(_summary(config, splits, model, device, folder, processes))

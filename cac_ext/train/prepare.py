@@ -6,9 +6,11 @@ from pathlib import Path
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
+from cac_ext.train.data.pseudo_label_files import unlabelled_images, warn_of_no_labels
 from cac_ext.train.distributed import current, find_device
 from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.loss_check import require_fused_loss
+from cac_ext.train.preflight import require_labels
 from cac_ext.train.pseudo_label_folders import AUTO, PseudoLabelFolders
 from cac_ext.train.run_folder import run_exists, write_config
 from cac_ext.train.self_training import teacher_config, write_teacher_labels
@@ -17,6 +19,7 @@ from cac_ext.train.weak.classifier import (
     SUP_ONLY,
     ImageClassifier,
     load_classifier,
+    require_classifier_batch,
     train_classifier,
 )
 from cac_ext.train.weak.image_labels import check_image_labels
@@ -76,7 +79,11 @@ def prepare(
         )
         if progress:
             print(f"{folders.teacher_labels}: {report}")
+        if processes.is_main:
+            warn_of_no_labels(report, "lower self_training.confidence_threshold")
     if config.weak.pseudo_labels == AUTO:
+        if not processes.first((folders.classifier / "classifier.pt").exists()):
+            require_labels(config, processes=processes, progress=progress)
         classifier = prepare_classifier(
             config, folders.classifier, folders.teacher, label=label, progress=progress
         )
@@ -90,6 +97,8 @@ def prepare(
         )
         if progress:
             print(f"{folders.activation_labels}: {report}")
+        if processes.is_main:
+            warn_of_no_labels(report, "lower image_classifier.foreground")
     return folders.fill_in(config)
 
 
@@ -137,5 +146,9 @@ def _wanted(config: Config) -> bool:
 def _check(config: Config) -> None:
     """Finds faults of the build and of image-level labels before hours of training."""
     require_fused_loss(config)
+    splits = build_datasets(config.data)
+    if config.self_training.pseudo_labels == AUTO:
+        unlabelled_images(splits, "self_training.pseudo_labels")
     if config.weak.pseudo_labels == AUTO:
-        check_image_labels(config.weak, config.data, build_datasets(config.data))
+        check_image_labels(config.weak, config.data, splits)
+        require_classifier_batch(config, splits.num_classes)

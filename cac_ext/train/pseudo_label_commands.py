@@ -97,6 +97,7 @@ def _train_classifier(options: argparse.Namespace) -> None:
 
 def _make_cam_labels(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
+    from cac_ext.train.data.pseudo_label_files import warn_of_no_labels
     from cac_ext.train.distributed import find_device, process_group
     from cac_ext.train.run_folder import read_config
     from cac_ext.train.weak.cam import write_cam_labels
@@ -114,11 +115,13 @@ def _make_cam_labels(options: argparse.Namespace) -> None:
             )
         if processes.is_main:
             print(f"{output}: {report}")
+            warn_of_no_labels(report, "lower image_classifier.foreground")
             print(f"train with them: cac-ext train CONFIG weak.pseudo_labels={output}")
 
 
 def _make_teacher_labels(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
+    from cac_ext.train.data.pseudo_label_files import warn_of_no_labels
     from cac_ext.train.distributed import process_group
     from cac_ext.train.run_folder import load_run, read_config, require_same_classes
     from cac_ext.train.self_training import write_teacher_labels
@@ -135,6 +138,7 @@ def _make_teacher_labels(options: argparse.Namespace) -> None:
             )
         if processes.is_main:
             print(f"{output}: {report}")
+            warn_of_no_labels(report, "lower self_training.confidence_threshold")
             print(
                 "train with them: cac-ext train CONFIG method.unsupervised_weight=0 "
                 f"self_training.pseudo_labels={output}"

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from cac_ext.train.errors import ConfigError
+from cac_ext.train.errors import ConfigError, DataError
 
 _UNREADABLE = 1  # exit code where some images could not be read
 
@@ -88,7 +88,7 @@ def _inference(options: argparse.Namespace):
 def _evaluate(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
     from cac_ext.train.distributed import process_group
-    from cac_ext.train.evaluate import evaluate
+    from cac_ext.train.evaluate import absence_note, evaluate
     from cac_ext.train.picture import save_confusion
     from cac_ext.train.run_folder import load_run, require_same_classes
 
@@ -109,6 +109,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
         if not processes.is_main:
             return
+    if not evaluation.confusion.any():
+        raise DataError(
+            f"no pixel of the {len(splits.validation)} validation masks counts: all are "
+            f"{splits.ignore_index}, which is data.ignore_index"
+        )
     name = str(inference).replace(", ", "-").replace(" ", "-")
     output = options.output or options.folder / "evaluation" / name
     output.mkdir(parents=True, exist_ok=True)
@@ -123,6 +128,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         "inference": str(inference),
         "images": len(splits.validation),
         "miou": evaluation.miou,
+        "absent_classes": [splits.class_names[k] for k in evaluation.absent_classes],
         "pixel_accuracy": evaluation.pixel_accuracy,
         "classes": {
             # JSON knows no nan
@@ -140,7 +146,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(
             f"{class_name:{width}}  {100 * iou:6.2f}  {100 * accuracy:8.2f}  {100 * precision:9.2f}"
         )
-    print(f"{'mIoU':{width}}  {100 * evaluation.miou:6.2f}")
+    note = absence_note(dict(zip(splits.class_names, evaluation.class_iou, strict=True)))
+    print(f"{'mIoU':{width}}  {100 * evaluation.miou:6.2f}{note and f'  ({note})'}")
     print(f"{'pixel accuracy':{width}}  {100 * evaluation.pixel_accuracy:6.2f}")
     print(f"{len(splits.validation)} images, {inference}; iteration {run.iteration}; {output}")
 
