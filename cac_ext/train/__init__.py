@@ -26,7 +26,7 @@ Runs that last, and several processes:
     signals.py            SIGTERM and Ctrl-C finish the step, save and stop
     nonfinite.py          what is not finite stops the run or is skipped; precision.py: autocast
     run_log.py            progress bar, metrics.jsonl, TensorBoard
-    picture.py            image, truth, predictions side by side
+    picture.py            image, truth, predictions side by side; figure_text.py: names in them
     feature_figures.py    features of one pixel in two contexts; grad_cam.py (paper Fig. 1, 3)
 
 Labels that are made before training:

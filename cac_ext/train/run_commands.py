@@ -10,6 +10,8 @@ from pathlib import Path
 from cac_ext.train.errors import ConfigError, DataError
 
 _UNREADABLE = 1  # exit code where some images could not be read
+_LARGEST_WINDOW = 10**6  # pixels
+_MOST_IN_JSON = 1000  # classes of a confusion matrix that a JSON file holds
 
 
 def add_run_commands(commands: argparse._SubParsersAction) -> None:
@@ -80,12 +82,17 @@ def _inference(options: argparse.Namespace):
         scales = ()
     if not scales or not all(0 < scale < 100 for scale in scales):
         raise ConfigError(f"--scales takes numbers > 0 such as 0.5,1,1.5, but got {options.scales}")
-    if options.window is not None and options.window < 1:
-        raise ConfigError(f"--window takes a number of pixels > 0, but got {options.window}")
+    if options.window is not None and not 0 < options.window <= _LARGEST_WINDOW:
+        raise ConfigError(
+            f"--window takes a number of pixels > 0 and at most {_LARGEST_WINDOW}, but got "
+            f"{options.window}"
+        )
     return Inference(scales, options.flip, options.window)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from cac_ext.train.data import build_datasets
     from cac_ext.train.distributed import process_group
     from cac_ext.train.evaluate import absence_note, evaluate
@@ -137,6 +144,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         },
         "confusion": evaluation.confusion.tolist(),
     }
+    if splits.num_classes > _MOST_IN_JSON:
+        record["confusion"] = "confusion_matrix.npy"
+        np.save(output / record["confusion"], evaluation.confusion.numpy())
     (output / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_confusion(output / "confusion_matrix.png", evaluation.confusion, splits.class_names)
 

@@ -14,7 +14,7 @@ from typing import Any
 from cac_ext.train.errors import ConfigError, listed
 
 _MOST_ITERATIONS = 10**9
-_BREAKS = ("Cc", "Zl", "Zp")  # control characters, line and paragraph separators
+_UNNAMED = ("Cc", "Zl", "Zp", "Cs")  # control characters, separators of lines, half characters
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def check_class_names(names: Sequence[str], key: str) -> None:
                 f"{key}: the name of class {index} is {name!r}, but must be a text that is not "
                 "empty"
             )
-        if any(unicodedata.category(character) in _BREAKS for character in name):
+        if any(unicodedata.category(character) in _UNNAMED for character in name):
             raise ConfigError(
                 f"{key}: the name of class {index}, {name!r}, holds a line break or another "
                 "control character"
@@ -141,6 +141,8 @@ def _check_section(section: Any, prefix: str) -> None:
         elif isinstance(value, str):
             if not value.strip() or "\0" in value:
                 raise ConfigError(f"{key} must be a text that is not empty, but is {value!r}")
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise ConfigError(f"{key} holds bytes that are no text: {value!r}")
         elif value is not None and "bounds" in f.metadata:
             _check_number(key, value, f)
 
