@@ -130,3 +130,42 @@ def test_class_names_are_compared_as_given() -> None:
     names = ["Road", "road", "a‌b"]
     config = load("folder", [f"data.class_names=[{','.join(names)}]", "data.num_classes=3"])
     assert config.data.class_names == names
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["evaluate", "RUN", "--scales", "nan"], ["--scales", "nan"]),
+        (["evaluate", "RUN", "--scales", "inf"], ["--scales", "inf"]),
+        (["evaluate", "RUN", "--scales", "1,-1"], ["--scales", "1,-1"]),
+        (["evaluate", "RUN", "--scales", ""], ["--scales"]),
+        (["evaluate", "RUN", "--window", "0"], ["--window", "0"]),
+        (["evaluate", "RUN", "--window", "99999999999"], ["--window", "99999999999"]),
+        (["predict", "RUN", "x", "--output", "o", "--window", "-1"], ["--window", "-1"]),
+        (["figures", "RUN", "--images", "0"], ["--images", "0"]),
+        (["figures", "RUN", "--seed", "-1"], ["--seed", "-1"]),
+        (["figures", "RUN", "--seed", "4294967296"], ["--seed", "4294967296"]),
+        (["figures", "RUN", "--pixel", "1,-1"], ["--pixel", "1,-1"]),
+        (["compare", "synthetic", "--seeds", "-1"], ["--seeds", "-1"]),
+        (["compare", "synthetic", "--seeds", "1,"], ["--seeds", "1,"]),
+        (["compare", "synthetic", "--seeds", "1e3"], ["--seeds", "1e3"]),
+        (["compare", "synthetic", "--seeds", "9" * 30], ["--seeds", "18 digits"]),
+        (["ablate", "table3", "--seeds", "nan"], ["--seeds", "nan"]),
+        (["data", "split", "folder", "--ratios", "nan"], ["ratio", "nan"]),
+        (["data", "split", "folder", "--ratios", "1/8,inf"], ["ratio", "inf"]),
+        (["data", "split", "folder", "--seeds", "-1"], ["--seeds", "-1"]),
+    ],
+    ids=lambda value: "_".join(value),
+)
+def test_numbers_of_commands_have_bounds(
+    command: list[str], words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    try:
+        code = main([word if word != "RUN" else "/no/run" for word in command])
+    except SystemExit as end:  # argparse's own
+        code = end.code
+    assert code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message
