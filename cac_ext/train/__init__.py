@@ -3,11 +3,11 @@
 Read it from the hall, top to bottom:
 
     loop.py            a run, in the order in which things happen
+    preflight.py       labels to learn from, a batch to normalize: asked before training
     batch_streams.py   the batches that the method asked for, on the device
     step.py            one step: forward, backward and optimizer, for each phase of the method
     evaluate.py        mIoU at the images' original size; inference.py: one image's probabilities
     optimizer.py       SGD, poly decay
-    config.py          one typed configuration, from cac_ext/configs/*.yaml and key=value
     errors.py          what the user can fix
 
 The rooms, highest first; each imports only those below:
@@ -21,6 +21,7 @@ The rooms, highest first; each imports only those below:
     data/              data sets, augmentation, streams of samples, batches
     networks/          encoder, classifier, projector, the grid on which features lie
     runtime/           processes, signals, seeds, whole files, mixed precision, names to functions
+    config/            one typed configuration, from cac_ext/configs/*.yaml and key=value
 
 What is random is drawn from the run's seed and the iteration (`runtime/seeding.py`), so that the
 same configuration gives the same result whatever the number of workers, interrupted or not.

@@ -1,5 +1,11 @@
 """Errors that the user can mend: the command shows their message alone, without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_LISTED = 10  # names in a message; the rest is counted
+
 
 class UserError(Exception):
     """Something given to the trainer cannot be used; the message names it and what is needed."""
@@ -23,3 +29,10 @@ class NonFiniteError(UserError, ArithmeticError):
 
 class ProcessError(UserError, RuntimeError):
     """Another process of the run has ended; the reason is in that one's message."""
+
+
+def listed(things: Iterable[object]) -> str:
+    """``a, b, c``, and of more than ten things how many more there are."""
+    shown = [str(thing) for thing in things]
+    more = len(shown) - _LISTED
+    return ", ".join(shown[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from cac_ext.train.errors import DataError, ProcessError
+from cac_ext.train.errors import DataError, ProcessError, listed
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.distributed import ALONE, Processes
@@ -31,6 +33,12 @@ class Evaluation:
         return (intersection / union).tolist()
 
     @property
+    def absent_classes(self) -> list[int]:
+        """Ids of the classes neither there nor predicted: the mIoU is a mean over the others."""
+        present = (self.confusion.sum(0) + self.confusion.sum(1)) > 0
+        return (~present).nonzero().flatten().tolist()
+
+    @property
     def class_accuracy(self) -> list[float]:
         """Share of each class's pixels that are predicted as it, nan where it does not occur."""
         return (self.confusion.diagonal().double() / self.confusion.sum(1)).tolist()
@@ -47,8 +55,27 @@ class Evaluation:
 
     @property
     def miou(self) -> float:
-        """Mean of the classes that occur, in [0, 1], unrounded."""
+        """Mean over all but the `absent_classes`, in [0, 1], unrounded."""
         return torch.tensor(self.class_iou, dtype=torch.float64).nanmean().item()
+
+
+def absent_names(class_iou: Mapping[str, float | None]) -> list[str]:
+    """Names of the classes whose IoU is nan, or None as JSON has it."""
+    return [name for name, iou in class_iou.items() if iou is None or math.isnan(iou)]
+
+
+def absence_note(class_iou: Mapping[str, float | None]) -> str:
+    """What must stand beside an mIoU that is no mean over all classes; else nothing.
+
+    ``class_iou`` is each class's IoU by name, nan or None for one that does not occur.
+    """
+    absent = absent_names(class_iou)
+    if not absent:
+        return ""
+    return (
+        f"mean of {len(class_iou) - len(absent)} of {len(class_iou)} classes, without "
+        f"{listed(absent)}: not in the images, not predicted"
+    )
 
 
 def evaluate(

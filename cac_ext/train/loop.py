@@ -21,6 +21,7 @@ from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.methods import build_method, check_method
 from cac_ext.train.methods.contract import Method, MethodContext, Phase
 from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.preflight import require_batch_statistics, require_labels, warn_of_small_images
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
 from cac_ext.train.runs.checkpoint import (
     TrainingState,
@@ -99,7 +100,12 @@ def train(
     splits = build_datasets(config.data)
     checkpoint = folder / "checkpoint.pt"
     has_checkpoint = processes.first(checkpoint.exists())
+    if not has_checkpoint:
+        require_labels(config, splits, processes=processes, progress=progress)
     network = build_network(config.network, splits.num_classes, pretrained=not has_checkpoint)
+    if processes.size == 1 and config.self_training.pseudo_labels is None:
+        batch, crop_size = config.schedule.labelled_batch, config.augment.crop_size
+        require_batch_statistics(network, batch, crop_size, "schedule.labelled_batch")
     context = MethodContext(config, splits, network, processes, pretrained=not has_checkpoint)
     method = (build or build_method)(context)
     everything = {**method.trained, **method.kept}
@@ -127,7 +133,10 @@ def train(
         save_classes(folder, splits)
 
     schedule = config.schedule
-    streams = BatchStreams(method.streams(), config, device, state.iteration, processes)
+    requests = method.streams()
+    streams = BatchStreams(requests, config, device, state.iteration, processes)
+    if processes.is_main and not has_checkpoint and "crop_pairs" in requests:
+        warn_of_small_images(config, splits, network.pooled_grid)
     if progress:
         print(_summary(config, splits, network, device, folder, processes))
     for module in method.trained.values():

@@ -20,6 +20,13 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 _PROGRESS = ("checkpoint.pt", "classifier.pt", "pseudo_labels.json")
 
 
+def never_fail_to_print() -> None:
+    """Lets stdout and stderr print any name: escaped where their encoding has not its letters."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def config_help() -> str:
     """What a configuration may be given as."""
     return f"a shipped configuration ({', '.join(configuration.shipped())}) or the path of a YAML"
@@ -52,9 +59,14 @@ SEEDS_HELP = (
 
 def parse_seeds(text: str) -> list[int]:
     """``"0,1,2"`` to integers; ConfigError for anything else."""
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise ConfigError(f"--seeds takes integers separated by commas, but got {text!r}")
-    return [int(part) for part in text.split(",")]
+    parts = [part.strip() for part in text.split(",")]
+    # Of 18 digits at most: it then is a seed that every generator of random numbers takes.
+    if not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
+        raise ConfigError(
+            "--seeds takes integers from 0 up, of 18 digits at most, separated by commas, but got "
+            f"{text!r}"
+        )
+    return [int(part) for part in parts]
 
 
 @contextmanager

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cac_ext.train.cli.common import add_config_arguments, load_config, parse_seeds
 from cac_ext.train.errors import ConfigError, DataError, UserError
 from cac_ext.train.pseudo_labels.folders import AUTO
+
+if TYPE_CHECKING:
+    from cac_ext.train.config import Config
+    from cac_ext.train.data import DatasetSplits
 
 _FAULTY = 1  # exit code of a check that found problems
 
@@ -50,9 +56,10 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         help="read every image and mask and name all faults",
         description="Reads all images and masks of CONFIG: missing and broken files, masks of "
         "another size than their image, ids out of range, empty lists, images listed twice, "
-        "validation images that are trained on, image-level labels that cannot be used. Prints "
-        "each with its file and line and how often each class occurs. Exit code 0: no problems; "
-        "1: problems; 2: CONFIG cannot be used.",
+        "validation images that are trained on, labels of a single class or none, image-level "
+        "labels that cannot be used. Prints each with its file and line and how often each class "
+        "occurs; and as remarks what a run can live with, such as classes that no image shows. "
+        "Exit code 0: no problems; 1: problems; 2: CONFIG cannot be used.",
     )
     add_config_arguments(check)
     check.set_defaults(command=_check)
@@ -78,14 +85,17 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
 
 def _split(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
+    from cac_ext.train.data.class_findings import named_classes
     from cac_ext.train.data.image_files import ImageFiles
-    from cac_ext.train.data.split import parse_ratio, write_split
+    from cac_ext.train.data.split import parse_ratio, split, write_split
+    from cac_ext.train.data.split_search import SplitSearch
 
     config = load_config(options)
     ratios = {parse_ratio(text): None for text in options.ratios.split(",")}  # each once
     seeds = parse_seeds(options.seeds)
     whole = replace(config.data, labelled_ratio=None, unlabelled_list=None)
-    images = build_datasets(whole).labelled
+    splits = build_datasets(whole)
+    images = splits.labelled
     if not isinstance(images, ImageFiles):
         raise ConfigError(
             f"the images of the data set {config.data.name!r} are not files, and no list can name "
@@ -93,6 +103,7 @@ def _split(options: argparse.Namespace) -> None:
         )
     output = options.output or Path("lists") / config.name
     written = []
+    search = SplitSearch(splits, images)
     for ratio in ratios:
         for seed in seeds if ratio < 1 else seeds[:1]:  # all labelled: one list, whatever the seed
             folder = output / "full"
@@ -101,6 +112,11 @@ def _split(options: argparse.Namespace) -> None:
             lists = write_split(folder, images.root, images.entries, ratio, seed)
             for path in filter(None, lists):
                 print(f"{path}: {len(path.read_text(encoding='utf-8').splitlines())} images")
+            missing = search.absent(split(images.entries, ratio, seed)[0])
+            if missing:
+                names = named_classes(missing, splits)
+                advice = search.advice(ratio, seed, missing, "--seeds {}")
+                print(f"warning: {lists[0]} has no pixel of: {names}. {advice}", file=sys.stderr)
             written.append(lists)
     labelled, unlabelled = (path or "null" for path in written[0])
     given = " ".join([options.config, *options.overrides])
@@ -121,7 +137,9 @@ def _check(options: argparse.Namespace) -> int:
     except DataError as error:  # a list that cannot be read is a finding, too
         print(f"problem: {error}")
         return _FAULTY
-    report = check(splits, num_workers=config.data.num_workers)
+    report = check(splits, data=config.data, num_workers=config.data.num_workers)
+    remark = _remark_on_crops(config, splits)
+    report.remarks += [remark] if remark else []
     if config.weak.image_labels is not None or config.weak.pseudo_labels == AUTO:
         try:
             read_image_labels(config.weak, config.data, splits)
@@ -129,6 +147,23 @@ def _check(options: argparse.Namespace) -> int:
             report.problems.append(str(error))
     print(format_report(report, splits.class_names))
     return _FAULTY if report.problems else 0
+
+
+def _remark_on_crops(config: Config, splits: DatasetSplits) -> str | None:
+    """What is to be said about crop pairs of the unlabelled images, if they can be drawn."""
+    import torch
+
+    from cac_ext.train.networks import build_network
+    from cac_ext.train.preflight import small_images_remark
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(config.network, splits.num_classes, pretrained=False)
+        return small_images_remark(config, splits, network.pooled_grid)
+    except DataError:  # a problem that has been found already
+        return None
+    except Exception as error:  # of the network, which may be the user's; not a fault of the data
+        return f"crop pairs could not be drawn: {error}"
 
 
 def _sbd(options: argparse.Namespace) -> None:

@@ -7,9 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from cac_ext.train.errors import ConfigError
+from cac_ext.train.errors import ConfigError, DataError
 
 _UNREADABLE = 1  # exit code where some images could not be read
+_LARGEST_WINDOW = 10**6  # pixels
+_MOST_IN_JSON = 1000  # classes of a confusion matrix that a JSON file holds
 
 
 def add_run_commands(commands: argparse._SubParsersAction) -> None:
@@ -80,14 +82,19 @@ def _inference(options: argparse.Namespace):
         scales = ()
     if not scales or not all(0 < scale < 100 for scale in scales):
         raise ConfigError(f"--scales takes numbers > 0 such as 0.5,1,1.5, but got {options.scales}")
-    if options.window is not None and options.window < 1:
-        raise ConfigError(f"--window takes a number of pixels > 0, but got {options.window}")
+    if options.window is not None and not 0 < options.window <= _LARGEST_WINDOW:
+        raise ConfigError(
+            f"--window takes a number of pixels > 0 and at most {_LARGEST_WINDOW}, but got "
+            f"{options.window}"
+        )
     return Inference(scales, options.flip, options.window)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.evaluate import evaluate
+    from cac_ext.train.evaluate import absence_note, evaluate
     from cac_ext.train.figures.panels import save_confusion
     from cac_ext.train.runs.folder import load_run, require_same_classes
     from cac_ext.train.runtime.distributed import process_group
@@ -109,6 +116,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
         if not processes.is_main:
             return
+    if not evaluation.confusion.any():
+        raise DataError(
+            f"no pixel of the {len(splits.validation)} validation masks counts: all are "
+            f"{splits.ignore_index}, which is data.ignore_index"
+        )
     name = str(inference).replace(", ", "-").replace(" ", "-")
     output = options.output or options.folder / "evaluation" / name
     output.mkdir(parents=True, exist_ok=True)
@@ -123,6 +135,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         "inference": str(inference),
         "images": len(splits.validation),
         "miou": evaluation.miou,
+        "absent_classes": [splits.class_names[k] for k in evaluation.absent_classes],
         "pixel_accuracy": evaluation.pixel_accuracy,
         "classes": {
             # JSON knows no nan
@@ -131,6 +144,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         },
         "confusion": evaluation.confusion.tolist(),
     }
+    if splits.num_classes > _MOST_IN_JSON:
+        record["confusion"] = "confusion_matrix.npy"
+        np.save(output / record["confusion"], evaluation.confusion.numpy())
     (output / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_confusion(output / "confusion_matrix.png", evaluation.confusion, splits.class_names)
 
@@ -140,7 +156,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(
             f"{class_name:{width}}  {100 * iou:6.2f}  {100 * accuracy:8.2f}  {100 * precision:9.2f}"
         )
-    print(f"{'mIoU':{width}}  {100 * evaluation.miou:6.2f}")
+    note = absence_note(dict(zip(splits.class_names, evaluation.class_iou, strict=True)))
+    print(f"{'mIoU':{width}}  {100 * evaluation.miou:6.2f}{note and f'  ({note})'}")
     print(f"{'pixel accuracy':{width}}  {100 * evaluation.pixel_accuracy:6.2f}")
     print(f"{len(splits.validation)} images, {inference}; iteration {run.iteration}; {output}")
 

@@ -56,8 +56,10 @@ def _figures(options: argparse.Namespace) -> None:
     from cac_ext.train.runs.folder import load_run, require_same_classes
     from cac_ext.train.runtime.progress import Progress
 
-    if options.images < 1 or options.seed < 0:
-        raise ConfigError("--images takes a number > 0, and --seed one >= 0")
+    if options.images < 1:
+        raise ConfigError(f"--images takes a number > 0, but got {options.images}")
+    if not 0 <= options.seed < 2**32:  # what t-SNE takes
+        raise ConfigError(f"--seed takes a number within 0 and {2**32 - 1}, but got {options.seed}")
     pixel = _pixel(options.pixel)
     folders = [Path(word) for word in options.runs if "=" not in word or Path(word).is_dir()]
     overrides = [word for word in options.runs if Path(word) not in folders] + options.overrides
@@ -105,7 +107,7 @@ def _titled(folders: list[Path]) -> dict[str, Path]:
 def _pixel(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    if not re.fullmatch(r"\d+,\d+", text):
+    if not re.fullmatch(r"[0-9]{1,9},[0-9]{1,9}", text):
         raise ConfigError(f"--pixel takes X,Y, two numbers of pixels, but got {text!r}")
     x, y = text.split(",")
     return int(x), int(y)

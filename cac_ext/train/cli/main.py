@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from cac_ext.train.cli.common import (
     add_config_arguments,
     add_overrides,
     load_config,
+    never_fail_to_print,
     parse_seeds,
     telling_how_to_go_on,
 )
@@ -36,6 +38,7 @@ _USAGE_ERROR, _SIGNAL = 2, 128
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    never_fail_to_print()
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes all overrides from one place only; people also put them behind an option.
@@ -50,8 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"cac-ext: error: {error}", file=sys.stderr)
         return _USAGE_ERROR
+    except BrokenPipeError:  # who reads the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGNAL + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        # Of a file that the user named, or of a disk; any other is a fault of the program.
+        if error.errno not in DISK_ERRORS and error.filename is None:
             raise
         print(f"cac-ext: error: {error}", file=sys.stderr)
         return _USAGE_ERROR
@@ -89,7 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="go on with an interrupted run",
         description="Goes on from the checkpoint in a run folder, as if it had not stopped. The "
         "data may have been moved and may be read by more processes: data.root=..., "
-        "data.num_workers=...; what would change the result cannot be set anew.",
+        "data.num_workers=...; another device may go on, device=cpu, with results that differ by "
+        "rounding. What would change the result cannot be set anew.",
     )
     resume.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="of an interrupted run")
     add_overrides(resume, "settings that changed since, e.g. data.root=... data.num_workers=4")
@@ -150,6 +158,7 @@ def _resume(options: argparse.Namespace) -> None:
 
 
 def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> None:
+    from cac_ext.train.evaluate import absence_note
     from cac_ext.train.experiments.prepare import prepare_run
     from cac_ext.train.loop import train
     from cac_ext.train.runtime.distributed import process_group
@@ -166,7 +175,9 @@ def _run(config: configuration.Config, folder: Path | None, *, resume: bool) -> 
     width = max(map(len, result.class_iou))
     for name, iou in result.class_iou.items():
         print(f"{name:{width}}  {100 * iou:6.2f}")
-    print(f"{'mIoU':{width}}  {100 * result.miou:6.2f}\nrun folder: {folder}")
+    note = absence_note(result.class_iou)
+    print(f"{'mIoU':{width}}  {100 * result.miou:6.2f}{note and f'  ({note})'}")
+    print(f"run folder: {folder}")
 
 
 def _compare(options: argparse.Namespace) -> None:

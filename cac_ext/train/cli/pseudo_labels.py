@@ -97,6 +97,7 @@ def _train_classifier(options: argparse.Namespace) -> None:
 
 def _make_cam_labels(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
+    from cac_ext.train.data.pseudo_label_files import warn_of_no_labels
     from cac_ext.train.pseudo_labels.activation_maps import write_cam_labels
     from cac_ext.train.pseudo_labels.image_classifier import load_classifier
     from cac_ext.train.runs.folder import read_config
@@ -114,11 +115,13 @@ def _make_cam_labels(options: argparse.Namespace) -> None:
             )
         if processes.is_main:
             print(f"{output}: {report}")
+            warn_of_no_labels(report, "lower image_classifier.foreground")
             print(f"train with them: cac-ext train CONFIG weak.pseudo_labels={output}")
 
 
 def _make_teacher_labels(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
+    from cac_ext.train.data.pseudo_label_files import warn_of_no_labels
     from cac_ext.train.pseudo_labels.self_training import write_teacher_labels
     from cac_ext.train.runs.folder import load_run, read_config, require_same_classes
     from cac_ext.train.runtime.distributed import process_group
@@ -135,6 +138,7 @@ def _make_teacher_labels(options: argparse.Namespace) -> None:
             )
         if processes.is_main:
             print(f"{output}: {report}")
+            warn_of_no_labels(report, "lower self_training.confidence_threshold")
             print(
                 "train with them: cac-ext train CONFIG method.unsupervised_weight=0 "
                 f"self_training.pseudo_labels={output}"

@@ -39,7 +39,8 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.errors import ConfigError
+from cac_ext.train.config.bounds import check_class_names
+from cac_ext.train.errors import ConfigError, listed
 from cac_ext.train.runtime.registry import find_builder
 
 #: ``data.name`` -> "module:function" of its builder, imported only when asked for.
@@ -105,6 +106,7 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
             f"data.name: {config.name} must return a cac_ext.train.data.DatasetSplits, but "
             f"returned {type(splits).__name__}"
         )
+    _require_classes(splits, config)
     background = splits.background_class
     if background is not None and not 0 <= background < splits.num_classes:
         raise ConfigError(
@@ -114,6 +116,36 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
     if check:
         quick_check(splits)
     return splits
+
+
+def _require_classes(splits: DatasetSplits, config: DataConfig) -> None:
+    """ConfigError where names, number and colours of the classes cannot be used, or contradict."""
+    names = list(splits.class_names)
+    check_class_names(names, f"the class names of the data set {config.name!r}")
+    if len(names) < 2:
+        raise ConfigError(
+            f"the data set {config.name!r} has {len(names)} class, and one alone leaves nothing to "
+            "tell apart: the background is a class too; name it and store its own id in the masks"
+        )
+    if config.num_classes not in (None, len(names)):
+        raise ConfigError(
+            f"data.num_classes is {config.num_classes}, but the data set {config.name!r} has "
+            f"{len(names)} classes: {listed(names)}"
+        )
+    if config.class_names is not None and list(config.class_names) != names:
+        raise ConfigError(
+            f"data.class_names is {listed(config.class_names)}, but the classes of the data set "
+            f"{config.name!r} are {listed(names)}: leave it out"
+        )
+    if splits.palette is not None:
+        colours = [list(colour) for colour in splits.palette]
+        if len(colours) != len(names) or not all(
+            len(colour) == 3 and all(0 <= part <= 255 for part in colour) for colour in colours
+        ):
+            raise ConfigError(
+                f"the palette of the data set {config.name!r} must be {len(names)} colours, one "
+                f"for each class, of three numbers within 0 and 255, but is {listed(colours)}"
+            )
 
 
 def _splits_of_class(dataset: type[Dataset], config: DataConfig) -> DatasetSplits:

@@ -6,19 +6,30 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cac_ext.train.config import DataConfig
 from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.class_findings import (
+    absent_classes,
+    absent_remark,
+    ignored_class_remark,
+    worthless,
+)
 from cac_ext.train.data.image_files import ImageFiles
+from cac_ext.train.data.list_file import Entry
+from cac_ext.train.data.mask_scan import count_pixels
+from cac_ext.train.data.sample import inspect_sample
 from cac_ext.train.data.split import duplicates
-from cac_ext.train.errors import DataError
+from cac_ext.train.data.split_search import split_advice
+from cac_ext.train.errors import DataError, listed
 from cac_ext.train.runtime.progress import Progress
 
 _SAMPLES = 3  # read of each part before a run
 _FAULTS_SHOWN = 5  # before a run; a check on demand shows all
+_SMALLEST_SIDE = 8  # pixels: the stride of the features that the paper's networks compare
 
 
 @dataclass(frozen=True)
@@ -30,17 +41,25 @@ class PartReport:
         pixels: of each class, ``[K]``; all zero for unlabelled images.
         images_with: images in which a class occurs, ``[K]``.
         ignored: pixels that count for nothing.
+        tiny: name and size of the images that are hardly larger than a feature.
     """
 
     images: int
     pixels: Tensor
     images_with: Tensor
     ignored: int
+    tiny: list[str] = field(default_factory=list)
 
 
 @dataclass
 class CheckReport:
-    """What `check` found: ``problems`` that must be mended, ``remarks`` worth knowing."""
+    """What `check` found.
+
+    Attributes:
+        parts: what the images of each part hold.
+        problems: what stops a run or makes its result worthless.
+        remarks: what is worth knowing.
+    """
 
     parts: dict[str, PartReport] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -59,6 +78,13 @@ def quick_check(splits: DatasetSplits) -> None:
         missing = dataset.missing_files() if isinstance(dataset, ImageFiles) else []
         if missing:
             raise DataError(_shortened(missing, dataset.root))
+        twice = duplicates(entries(dataset))
+        if twice:
+            warnings.warn(
+                f"{_listed_twice(*twice[0])}: {len(twice)} of the {name} images are repetitions, "
+                "and count as often as they are listed",
+                stacklevel=3,
+            )
     leaks = shared_images(splits.labelled, splits.validation)
     if leaks:
         warnings.warn(
@@ -71,57 +97,68 @@ def quick_check(splits: DatasetSplits) -> None:
             inspect_sample(dataset[index], splits, name, index)
 
 
-def check(splits: DatasetSplits, *, num_workers: int = 0, progress: bool = True) -> CheckReport:
-    """Reads every image and mask. Nothing is raised for a fault: all of them are in the report."""
+def check(
+    splits: DatasetSplits,
+    *,
+    data: DataConfig | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> CheckReport:
+    """Reads every image and mask. Nothing is raised for a fault: all of them are in the report.
+
+    Args:
+        splits: the data.
+        data: what it was built from; with it, a remark on a split that lacks classes names another.
+        num_workers: processes that read.
+        progress: whether to show a progress bar.
+    """
     report = CheckReport()
     for name, dataset in parts(splits).items():
         if len(dataset) == 0:
             report.problems.append(f"there are no {name} images")
             continue
-        report.problems += [
-            f"{later.source}: {later.name} is listed twice, first in {first.source}"
-            for first, later in duplicates(entries(dataset))
-        ]
+        report.problems += [_listed_twice(*pair) for pair in duplicates(entries(dataset))]
         report.parts[name] = _read_all(name, dataset, splits, report, num_workers, progress)
 
     report.problems += shared_images(splits.labelled, splits.validation)
     if splits.unlabelled is not None:
         shared = shared_images(splits.unlabelled, splits.validation)
         report.remarks += shared[:1] and [f"{shared[0]} (one of {len(shared)} such images)"]
+        known = {entry.image for entry in entries(splits.labelled)}
+        both = sum(entry.image in known for entry in entries(splits.unlabelled))
+        if both:
+            report.remarks.append(f"{both} of the unlabelled images are labelled ones, too")
     for name, part in report.parts.items():
-        absent = [splits.class_names[k] for k in (part.images_with == 0).nonzero().flatten()]
-        if name != "unlabelled" and absent:
-            report.remarks.append(f"no pixel of the {name} images is of: {', '.join(absent)}")
+        _find_faults_of_classes(name, part, splits, data, report)
+        if part.tiny:
+            report.remarks.append(
+                f"{len(part.tiny)} of the {name} images have a side below {_SMALLEST_SIDE} pixels, "
+                f"hardly a feature of a network: {listed(part.tiny)}"
+            )
+    ignored = ignored_class_remark(splits)
+    report.remarks += [ignored] if ignored else []
     return report
 
 
-def inspect_sample(sample: dict, splits: DatasetSplits, name: str, index: int) -> None:
-    """Raises DataError unless a sample is what `cac_ext.train.data` promises."""
-    keys = ["image", "name"] if name == "unlabelled" else ["image", "name", "mask"]
-    if not isinstance(sample, dict) or any(key not in sample for key in keys):
-        kind = type(sample).__name__
-        got = f"{kind} of {', '.join(map(str, sample))}" if isinstance(sample, dict) else kind
-        raise DataError(
-            f"sample {index} of the {name} images must be a dict of {', '.join(keys)}, but is {got}"
-        )
-    image, title = sample["image"], f"sample {index} of the {name} images ({sample['name']})"
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[:-2] != (3,):
-        raise DataError(f"{title}: image must be uint8 [3, H, W], but is {_described(image)}")
+def _find_faults_of_classes(
+    name: str,
+    part: PartReport,
+    splits: DatasetSplits,
+    data: DataConfig | None,
+    report: CheckReport,
+) -> None:
     if name == "unlabelled":
         return
-    mask = sample["mask"]
-    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.shape != image.shape[-2:]:
-        raise DataError(
-            f"{title}: mask must be integers {list(image.shape[-2:])} like its image, but is "
-            f"{_described(mask)}"
-        )
-    ids = mask.numpy()
-    wrong = ids[((ids < 0) | (ids >= splits.num_classes)) & (ids != splits.ignore_index)]
-    if len(wrong):
-        raise DataError(
-            f"{title}: the mask holds the ids {np.unique(wrong)[:8].tolist()}, but there are "
-            f"{splits.num_classes} classes and {splits.ignore_index} is ignored"
-        )
+    fault = worthless(name, part.images, part.pixels, part.ignored, splits)
+    if fault is not None and int(part.pixels.sum()) + part.ignored > 0:  # some could be read
+        report.problems.append(fault)
+        return
+    missing = absent_classes(part.pixels, splits)
+    advice = ""
+    if missing and name == "labelled" and data is not None:
+        advice = split_advice(data, splits, missing)
+    remark = absent_remark(name, part.pixels, part.ignored, splits, advice)
+    report.remarks += [remark] if remark else []
 
 
 def parts(splits: DatasetSplits) -> dict[str, Dataset]:
@@ -171,13 +208,16 @@ def format_report(report: CheckReport, class_names: Sequence[str]) -> str:
         lines.append(f"{'ignored':{width}}" + "".join(cells).rstrip())
     lines += [f"remark: {remark}" for remark in report.remarks]
     lines += [f"problem: {problem}" for problem in report.problems]
-    count = len(report.problems)
-    lines.append(f"{count} problem{'s' * (count != 1)} found" if count else "no problems found")
+    lines.append(f"{_counted('problem', report.problems)} found")
+    if report.remarks:
+        lines[-1] += f", {_counted('remark', report.remarks)}"
     return "\n".join(lines)
 
 
 class _Inspected(Dataset):
-    """``[i]``: the fault of sample i, or None; pixels of each class ``[K]``; ignored pixels."""
+    """``[i]``: the fault of sample i, or None; pixels of each class ``[K]``; ignored pixels; name
+    and size of an image that is tiny, or None.
+    """
 
     def __init__(self, dataset: Dataset, name: str, splits: DatasetSplits) -> None:
         self.dataset, self.name, self.splits = dataset, name, splits
@@ -185,22 +225,23 @@ class _Inspected(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[str | None, Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[str | None, Tensor, int, str | None]:
         nothing = torch.zeros(self.splits.num_classes, dtype=torch.int64)
         try:
             sample = self.dataset[index]
             inspect_sample(sample, self.splits, self.name, index)
         except DataError as error:
-            return str(error), nothing, 0
+            return str(error), nothing, 0, None
         except Exception as error:  # of a user's data set; the walk goes on
             fault = f"sample {index} of the {self.name} images: {type(error).__name__}: {error}"
-            return fault, nothing, 0
+            return fault, nothing, 0, None
+        height, width = sample["image"].shape[-2:]
+        tiny = None
+        if min(height, width) < _SMALLEST_SIDE:
+            tiny = f"{sample['name']} ({width} x {height})"
         if self.name == "unlabelled":
-            return None, nothing, 0
-        ids = sample["mask"].numpy().ravel()
-        counted = ids[ids != self.splits.ignore_index]
-        pixels = np.bincount(counted, minlength=self.splits.num_classes)
-        return None, torch.from_numpy(pixels), len(ids) - len(counted)
+            return None, nothing, 0, tiny
+        return None, *count_pixels(sample["mask"], self.splits), tiny
 
 
 def _read_all(
@@ -212,20 +253,31 @@ def _read_all(
     progress: bool,
 ) -> PartReport:
     pixels = torch.zeros(splits.num_classes, dtype=torch.int64)
-    images_with, ignored = pixels.clone(), 0
+    images_with, ignored, tiny = pixels.clone(), 0, []
     loader = DataLoader(
         _Inspected(dataset, name, splits),
         batch_size=None,
         num_workers=num_workers,
         generator=torch.Generator(),
     )
-    for fault, counts, left_out in Progress(loader, name, unit="image", disable=not progress):
+    for fault, counts, left_out, small in Progress(
+        loader, name, unit="image", disable=not progress
+    ):
         if fault is not None:
             report.problems.append(fault)
         pixels += counts
         images_with += counts > 0
         ignored += left_out
-    return PartReport(len(dataset), pixels, images_with, ignored)
+        tiny += [small] if small else []
+    return PartReport(len(dataset), pixels, images_with, ignored, tiny)
+
+
+def _listed_twice(first: Entry, later: Entry) -> str:
+    return f"{later.source}: {later.name} is listed twice, first in {first.source}"
+
+
+def _counted(what: str, found: Sequence[str]) -> str:
+    return f"{len(found) or 'no'} {what}{'s' * (len(found) != 1)}"
 
 
 def _share(pixels: Tensor | int, part: PartReport) -> str:
@@ -237,9 +289,3 @@ def _shortened(faults: Sequence[str], root: object) -> str:
     shown = "\n".join(faults[:_FAULTS_SHOWN])
     rest = f"\nand {more} more; `cac-ext data check CONFIG` names them all" if more > 0 else ""
     return f"{shown}{rest}\npaths are relative to data.root={root}"
-
-
-def _described(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return type(value).__name__

@@ -28,10 +28,6 @@ def build(config: DataConfig) -> DatasetSplits:
             "key=value on the command line"
         )
     names = config.class_names or [f"class {index}" for index in range(config.num_classes)]
-    if len(names) != config.num_classes:
-        raise ConfigError(
-            f"data.class_names has {len(names)} names, but data.num_classes is {config.num_classes}"
-        )
     root = without_parents(Path(config.root).expanduser().absolute())
     if not root.is_dir():
         raise ConfigError(f"data.root: there is no folder {root}")

@@ -8,6 +8,7 @@ folders; one of your own making will do as well.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -119,19 +120,33 @@ class PseudoLabelReport:
         images: their number.
         labelled: share of the pixels that got a label.
         accuracy: share of these that are right, where the true masks are known; else None.
-        miou: of these, in [0, 1]; else None.
+        miou: of these, in [0, 1], a mean over the classes that occur; else None.
+        absent: number of classes that do not, neither in the pseudo labels nor in the true masks.
     """
 
     images: int
     labelled: float
     accuracy: float | None = None
     miou: float | None = None
+    absent: int = 0
 
     def __str__(self) -> str:
         text = f"{self.images} images, {100 * self.labelled:.1f} % of the pixels labelled"
         if self.accuracy is None:
             return text
-        return f"{text}, {100 * self.accuracy:.1f} % of these rightly (mIoU {100 * self.miou:.2f})"
+        absent = f", {self.absent} of the classes do not occur" if self.absent else ""
+        miou = f"mIoU {100 * self.miou:.2f}{absent}"
+        return f"{text}, {100 * self.accuracy:.1f} % of these rightly ({miou})"
+
+
+def warn_of_no_labels(report: PseudoLabelReport, advice: str) -> None:
+    """A warning where no pixel has got a label; ``advice`` says how some would."""
+    if report.labelled == 0:
+        warnings.warn(
+            f"no pixel of the {report.images} pseudo labels has a class, and nothing can be "
+            f"learned from them: {advice}, remove their folder and make them anew",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
@@ -187,7 +202,8 @@ def write_pseudo_labels(
         right = table.diagonal().double()
         iou = right / (table.sum(0) + table.sum(1) - right)
         accuracy = (right.sum() / table.sum()).item()
-        report = replace(report, accuracy=accuracy, miou=iou.nanmean().item())
+        absent = int(iou.isnan().sum())
+        report = replace(report, accuracy=accuracy, miou=iou.nanmean().item(), absent=absent)
     if made_by is not None and processes.is_main:
         _write_report(about, made_by, report)
     return report

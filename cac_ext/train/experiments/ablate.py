@@ -9,11 +9,14 @@ from statistics import fmean
 
 from cac_ext.train.config import Config, load
 from cac_ext.train.errors import ConfigError
+from cac_ext.train.evaluate import absence_note, absent_names
 from cac_ext.train.experiments.prepare import prepare
 from cac_ext.train.experiments.tables import SOURCE, Row, Table
 from cac_ext.train.loop import train
 from cac_ext.train.methods import check_method
+from cac_ext.train.preflight import require_labels_of_runs
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
+from cac_ext.train.runs.log import finite
 from cac_ext.train.runtime.distributed import current
 from cac_ext.train.runtime.whole_files import write_text_whole
 
@@ -75,6 +78,8 @@ def ablate(
     records = _read_records(results)
     for config in runs.values():
         check_method(config)  # before the first of them takes hours
+    folders_of_runs = {folder / f"{row}-seed{seed}": runs[row, seed] for row, seed in runs}
+    require_labels_of_runs(folders_of_runs, progress=progress)
     for number, ((row, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {row} seed {seed}"
         folders = PseudoLabelFolders.shared(folder, seed)
@@ -89,7 +94,8 @@ def ablate(
             "config": config.name,
             "iterations": config.iterations,
             "miou": result.miou,
-            "class_iou": result.class_iou,
+            "class_iou": finite(result.class_iou),
+            "absent_classes": absent_names(result.class_iou),
         }
         del result  # and its network: the next run's memory is its own
         if current().is_main:
@@ -120,6 +126,10 @@ def format_results(table: Table, records: dict[tuple[str, int], dict]) -> str:
         f"mIoU in percent. ours: trained here ({runs or 'nothing yet'}). paper: the figures that "
         f"{SOURCE}, prints in its Table {table.name.removeprefix('table')} ({table.title})."
     ]
+    for (row, seed), record in records.items():
+        note = absence_note(record["class_iou"])
+        if note:
+            notes.append(f"{row} seed {seed}: {note}.")
     if any(name != table.config for name, _ in trained):
         notes.append("Ours are of other data than the paper's and cannot be compared with them.")
     return "\n".join([*lines, "", *notes])

@@ -8,14 +8,17 @@ from pathlib import Path
 from statistics import fmean
 
 from cac_ext.train.config import Config, load
-from cac_ext.train.errors import ConfigError
+from cac_ext.train.errors import ConfigError, listed
+from cac_ext.train.evaluate import absence_note, absent_names
 from cac_ext.train.experiments.methods import method_overrides, title
 from cac_ext.train.experiments.prepare import prepare
 from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.loop import train
 from cac_ext.train.methods import check_method
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.preflight import require_labels_of_runs
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
+from cac_ext.train.runs.log import finite
 from cac_ext.train.runtime.distributed import current
 from cac_ext.train.runtime.whole_files import naming
 
@@ -45,6 +48,10 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     shown: dict[str, SegmentationNetwork] = {}
     for config in runs.values():
         check_method(config)  # before the first of them takes hours
+    folders_of_runs = {
+        folder / f"{method}-seed{seed}": config for (method, seed), config in runs.items()
+    }
+    require_labels_of_runs(folders_of_runs, progress=progress)
     for number, ((method, seed), config) in enumerate(runs.items(), 1):
         label = f"[{number}/{len(runs)}] {method} seed {seed}"
         run_folder = folder / f"{method}-seed{seed}"
@@ -55,7 +62,8 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
             "method": method,
             "seed": seed,
             "miou": result.miou,
-            "class_iou": result.class_iou,
+            "class_iou": finite(result.class_iou),
+            "absent_classes": absent_names(result.class_iou),
         }
         if not shown:
             splits = result.splits
@@ -64,6 +72,7 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
         del result  # the next run's memory is its own
 
     table = format_table({key: record["miou"] for key, record in records.items()})
+    table += format_absences({key: record["class_iou"] for key, record in records.items()})
     if not current().is_main:
         return table
     picture = folder / "picture.png"
@@ -73,6 +82,16 @@ def compare(runs: dict[tuple[str, int], Config], folder: Path, *, progress: bool
     (folder / "results.json").write_text(text, encoding="utf-8")
     (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
     return table
+
+
+def format_absences(class_iou: dict[tuple[str, int], dict[str, float | None]]) -> str:
+    """Lines below a table: which runs' mIoUs are no means over all classes; nothing if none."""
+    lines: dict[str, list[str]] = {}
+    for (method, seed), of_classes in class_iou.items():
+        note = absence_note(of_classes)
+        if note:
+            lines.setdefault(note, []).append(f"{method} seed {seed}")
+    return "".join(f"\n{listed(runs)}: {note}" for note, runs in lines.items())
 
 
 def format_table(miou: dict[tuple[str, int], float]) -> str:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
+from cac_ext.train.data.pseudo_label_files import unlabelled_images, warn_of_no_labels
 from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.methods import check_method
+from cac_ext.train.preflight import require_labels
 from cac_ext.train.pseudo_labels.activation_maps import write_cam_labels
 from cac_ext.train.pseudo_labels.folders import AUTO, PseudoLabelFolders
 from cac_ext.train.pseudo_labels.image_classifier import (
     SUP_ONLY,
     ImageClassifier,
     load_classifier,
+    require_classifier_batch,
     train_classifier,
 )
 from cac_ext.train.pseudo_labels.image_labels import check_image_labels
@@ -76,7 +79,11 @@ def prepare(
         )
         if progress:
             print(f"{folders.teacher_labels}: {report}")
+        if processes.is_main:
+            warn_of_no_labels(report, "lower self_training.confidence_threshold")
     if config.weak.pseudo_labels == AUTO:
+        if not processes.first((folders.classifier / "classifier.pt").exists()):
+            require_labels(config, processes=processes, progress=progress)
         classifier = prepare_classifier(
             config, folders.classifier, folders.teacher, label=label, progress=progress
         )
@@ -90,6 +97,8 @@ def prepare(
         )
         if progress:
             print(f"{folders.activation_labels}: {report}")
+        if processes.is_main:
+            warn_of_no_labels(report, "lower image_classifier.foreground")
     return folders.fill_in(config)
 
 
@@ -137,5 +146,9 @@ def _wanted(config: Config) -> bool:
 def _check(config: Config) -> None:
     """Finds faults of the build and of image-level labels before hours of training."""
     check_method(config)
+    splits = build_datasets(config.data)
+    if config.self_training.pseudo_labels == AUTO:
+        unlabelled_images(splits, "self_training.pseudo_labels")
     if config.weak.pseudo_labels == AUTO:
-        check_image_labels(config.weak, config.data, build_datasets(config.data))
+        check_image_labels(config.weak, config.data, splits)
+        require_classifier_batch(config, splits.num_classes)

@@ -31,6 +31,7 @@ from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.figures.grad_cam import grad_cam
 from cac_ext.train.figures.panels import add_legend, class_colours, marked_cells, overlap_outline
+from cac_ext.train.figures.text import set_fonts, shown_names, shown_text
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runtime.seeding import derive_seed, seeded
@@ -164,7 +165,7 @@ def tsne_figure(
         features = torch.cat([overlap_features(network, part) for part in crops], dim=1)
         distances[title] = mean_distances(features)
         places = _embed(features[:, shown], seed)  # [3, n, 2]
-        row[0].set_ylabel(title)
+        row[0].set_ylabel(shown_text(title))
         of_pairs = (distances[title].context, distances[title].recoloured)
         for axis, other, text, distance in zip(row, places[1:], _OTHERS, of_pairs, strict=True):
             pairs = np.stack([places[0], other], axis=1)  # [n, 2, 2]
@@ -175,7 +176,8 @@ def tsne_figure(
             axis.set_title(
                 f"dots: crop 1, crosses: {text}\nmean cosine distance {distance:.4f}", size=9
             )
-    add_legend(figure, splits)
+    add_legend(figure, splits, [part.truth for part in crops])
+    set_fonts(figure)
     return figure, distances
 
 
@@ -202,7 +204,7 @@ def grad_cam_figure(
     Raises:
         ConfigError: the pixel is not in the overlap.
     """
-    columns = 2 * (1 + len(networks))
+    columns, names = 2 * (1 + len(networks)), shown_names(splits.class_names)
     grid = next(iter(networks.values())).pooled_grid
     figure = Figure(figsize=(2.3 * columns, 2.75 * len(crops) + 0.2), layout="constrained")
     for number, (row, part) in enumerate(
@@ -229,7 +231,7 @@ def grad_cam_figure(
                 axis.imshow(cam.sqrt().numpy(), cmap="jet", vmin=0, vmax=1, alpha=0.55)
                 share = _share_outside(cam, overlap_outline(inside, grid))
                 axis.set_title(
-                    f"{title}, crop {view + 1}\n{splits.class_names[class_id]}: {share}", size=9
+                    f"{shown_text(title)}, crop {view + 1}\n{names[class_id]}: {share}", size=9
                 )
                 axes.append(axis)
             for axis in axes:
@@ -239,7 +241,8 @@ def grad_cam_figure(
                 axis.tick_params(labelsize=6)
         for axis in row[1:]:  # the first has the numbers by which a pixel is chosen
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(part.name, size=7)
+        row[0].set_ylabel(shown_text(part.name), size=7)
+    set_fonts(figure)
     return figure
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +17,45 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import denormalise
 from cac_ext.train.data.batches import CropPairBatch
 from cac_ext.train.data.classes import Classes
+from cac_ext.train.figures.text import set_fonts, shown_names, shown_text, width_of
 from cac_ext.train.inference import predict
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
 
 _IGNORED_COLOUR = (255, 255, 255)
+_MANY_COLOURS = 64  # classes up to which a colour map has colours that differ enough
+_LEGEND = 40  # classes in a legend at most
+_NUMBERS, _NAMES = 30, 100  # classes up to which a confusion matrix has numbers, all names
 
 
 def class_colours(splits: DatasetSplits | Classes) -> np.ndarray:
-    """RGB of each class, ``[K, 3]`` uint8: the data set's own, or matplotlib's."""
+    """RGB of each class, ``[K, 3]`` uint8: the data set's own, or different ones for each class."""
+    count = splits.num_classes
     if splits.palette is not None:
         return np.array(splits.palette, np.uint8)
-    colours = colormaps["tab20" if splits.num_classes <= 20 else "nipy_spectral"]
-    places = (
-        np.arange(splits.num_classes)
-        if splits.num_classes <= 20
-        else np.linspace(0, 1, splits.num_classes)
-    )
+    if count > _MANY_COLOURS:
+        return _spread_colours(count)
+    colours = colormaps["tab20" if count <= 20 else "nipy_spectral"]
+    places = np.arange(count) if count <= 20 else np.linspace(0, 1, count)
     return (255 * colours(places)[:, :3]).astype(np.uint8)
 
 
+def _spread_colours(count: int) -> np.ndarray:
+    """``count`` different colours, ``[count, 3]`` uint8, as far apart as they can be."""
+    steps = math.ceil((count + 1) ** (1 / 3))  # of each channel; white is for ignored pixels
+    levels = np.linspace(0, 255, steps).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    order = np.random.default_rng(0).permutation(len(colours) - 1)  # neighbours differ, too
+    return colours[order[:count]]
+
+
 def colour_mask(mask: torch.Tensor, splits: DatasetSplits | Classes) -> np.ndarray:
-    """Class ids ``[H, W]`` to RGB ``[H, W, 3]``; ignored pixels are white."""
-    table = np.full((max(256, splits.ignore_index + 1), 3), _IGNORED_COLOUR, np.uint8)
-    table[: splits.num_classes] = class_colours(splits)
-    if 0 <= splits.ignore_index < splits.num_classes:
-        table[splits.ignore_index] = _IGNORED_COLOUR
-    return table[mask.long().cpu().numpy()]
+    """Class ids ``[H, W]`` to RGB ``[H, W, 3]`` uint8; ignored pixels are white."""
+    count = splits.num_classes
+    table = np.vstack([class_colours(splits), np.array([_IGNORED_COLOUR], np.uint8)])
+    ids = mask.long().cpu().numpy()
+    known = (ids >= 0) & (ids < count) & (ids != splits.ignore_index)
+    return table[np.where(known, ids, count)]
 
 
 def save_panel(
@@ -75,9 +88,11 @@ def predictions_figure(
     modes = [(network, network.training) for network in networks.values()]
     for network, _ in modes:
         network.eval()
+    seen: list[Tensor] = []
     for row, index in zip(axes, chosen, strict=True):
         sample = splits.validation[index]
         masks = [sample["mask"], *(predict(net, sample["image"]) for net in networks.values())]
+        seen += masks
         pictures = [sample["image"].permute(1, 2, 0).numpy()]
         pictures += [colour_mask(mask, splits) for mask in masks]
         for axis, picture in zip(row, pictures, strict=True):
@@ -86,8 +101,9 @@ def predictions_figure(
     for network, was_training in modes:
         network.train(was_training)
     for axis, text in zip(axes[0], titles, strict=True):
-        axis.set_title(text)
-    add_legend(figure, splits)
+        axis.set_title(shown_text(text))
+    add_legend(figure, splits, seen)
+    set_fonts(figure)
     return figure
 
 
@@ -122,9 +138,11 @@ def crop_pair_figure(
     first = grid.offset - grid.stride / 2
     extent = (first, first + grid.stride * width, first + grid.stride * height, first)
     of_first = pairs.image_index == 0  # [A]
+    seen: list[Tensor] = []
     for number, (view, row) in enumerate(zip((pairs.view1, pairs.view2), axes, strict=True)):
         index = number * batch  # of the view among both views of all images
         positions = view.overlap[of_first]
+        seen.append(pseudo_labels[index])
         overlap = marked_cells(positions, height, width)
         anchors = marked_cells(positions[active[number][of_first]], height, width)
         colours = colour_mask(pseudo_labels[index], splits)  # [h, w, 3]
@@ -142,6 +160,7 @@ def crop_pair_figure(
         if view.truth is not None:
             truth = view.truth[0]  # [h, w]
             truth = torch.where(truth < 0, splits.ignore_index, truth)
+            seen.append(truth)
             row[4].imshow(colour_mask(truth, splits), extent=extent, interpolation="nearest")
         row[0].set_ylabel(f"view {number + 1}")
         row[3].set_xlabel(
@@ -152,14 +171,15 @@ def crop_pair_figure(
     for axis, text in zip(axes[0], titles, strict=True):
         axis.set_title(text)
     figure.colorbar(shades, ax=axes[:, 2], shrink=0.6)
-    add_legend(figure, splits)
+    add_legend(figure, splits, seen)
+    set_fonts(figure)
     return figure
 
 
 def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[str]) -> None:
     """Writes a picture of a confusion matrix ``[K, K]``: of each true class, the shares in percent.
 
-    The numbers stand in it where there is room for them.
+    The numbers stand in it where there is room for them; of very many classes, so do the names.
     """
     shares = 100 * confusion.double() / confusion.sum(1, keepdim=True)  # nan: does not occur
     count = len(class_names)
@@ -168,15 +188,18 @@ def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[st
     axis = figure.subplots()
     image = axis.imshow(shares.numpy(), vmin=0, vmax=100, cmap="Blues")
     figure.colorbar(image, label="% of the true class's pixels", shrink=0.8)
-    axis.set_xticks(range(count), class_names, rotation=90)
-    axis.set_yticks(range(count), class_names)
+    names = shown_names(class_names)
+    shown = range(0, count, max(1, math.ceil(count / _NAMES)))
+    axis.set_xticks(shown, [names[k] for k in shown], rotation=90)
+    axis.set_yticks(shown, [names[k] for k in shown])
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    if count <= 30:
+    if count <= _NUMBERS:
         for row, column in (~shares.isnan() & (shares >= 0.5)).nonzero().tolist():
             value = shares[row, column].item()
             colour = "white" if value > 50 else "black"
             axis.text(column, row, f"{value:.0f}", color=colour, ha="center", va="center", size=7)
+    set_fonts(figure)
     figure.savefig(path, dpi=110)
 
 
@@ -195,19 +218,34 @@ def overlap_outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
     return Rectangle((left, top), *size, fill=False, edgecolor="red", linewidth=2)
 
 
-def add_legend(figure: Figure, splits: DatasetSplits) -> None:
-    """Names and colours of the classes, below the figure, which grows by the rows it needs."""
-    colours = class_colours(splits) / 255
-    column = 0.6 + 0.09 * max(map(len, splits.class_names))  # inches that the longest name takes
-    columns = max(1, min(8, splits.num_classes, int(figure.get_figwidth() / column)))
-    rows = -(-splits.num_classes // columns)
+def add_legend(figure: Figure, splits: DatasetSplits, masks: Iterable[Tensor] = ()) -> None:
+    """Names and colours of the classes, below the figure, which grows by the rows it needs.
+
+    Of many classes only forty: those in ``masks``, tensors of class ids of any shape.
+    """
+    colours, names = class_colours(splits) / 255, shown_names(splits.class_names)
+    listed = list(range(splits.num_classes))
+    if len(listed) > _LEGEND:
+        ids = torch.cat([mask.flatten().long().cpu() for mask in masks] or [torch.tensor(listed)])
+        listed = [k for k in ids.unique().tolist() if k in set(listed) - {splits.ignore_index}]
+    more = len(listed) - _LEGEND
+    labels = [names[k] for k in listed[:_LEGEND]]
+    patches = [Patch(facecolor=colours[k], edgecolor="0.5") for k in listed[:_LEGEND]]
+    if more > 0:
+        labels.append(f"and {more} more")
+        patches.append(Patch(facecolor="none", edgecolor="none"))
+    if not labels:
+        return
+    column = 0.6 + 0.09 * max(map(width_of, labels))  # inches that the longest name takes
+    columns = max(1, min(8, len(labels), int(figure.get_figwidth() / column)))
+    rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + 0.22 * (rows - 1))
-    figure.legend(
-        handles=[
-            Patch(facecolor=colour, edgecolor="0.5", label=name)
-            for colour, name in zip(colours, splits.class_names, strict=True)
-        ],
+    legend = figure.legend(
+        handles=patches,
+        labels=["-"] * len(labels),  # a legend leaves out labels that begin with an underscore
         loc="outside lower center",
         ncols=columns,
         frameon=False,
     )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cac_ext.train.errors import ConfigError
+
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     """Convolution that keeps the size, batch normalisation, ReLU."""
@@ -60,15 +62,16 @@ def _window(x: Tensor, dim: int, first: int, length: int) -> Tensor:
 
 
 def require_batch(images: Tensor, norm: nn.Module) -> None:
-    """Raises where a global pooling would be normalised over one value a channel.
+    """Raises ConfigError where a global pooling would be normalised over one value a channel.
 
     Args:
         images: ``[B, 3, H, W]``, a training batch.
         norm: batch normalisation behind a pooling to 1 x 1.
     """
-    alone = images.shape[0] == 1 and not isinstance(norm, nn.SyncBatchNorm)
+    # Of several processes, whose statistics are taken together, it is another class.
+    alone = images.shape[0] == 1 and isinstance(norm, nn.BatchNorm2d)
     if norm.training and alone:
-        raise ValueError(
+        raise ConfigError(
             "this network normalises pooled features over the batch and cannot train on a single "
             "image: at least 2 images a process are needed (schedule.labelled_batch, "
             "schedule.unlabelled_batch), or synchronised batch normalisation over several processes"

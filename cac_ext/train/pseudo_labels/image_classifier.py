@@ -25,7 +25,12 @@ from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
 from cac_ext.train.networks.small import SmallEncoder
 from cac_ext.train.networks.weights import load_backbone_weights
-from cac_ext.train.pseudo_labels.image_labels import foreground_classes, read_image_labels
+from cac_ext.train.preflight import require_batch_statistics
+from cac_ext.train.pseudo_labels.image_labels import (
+    foreground_classes,
+    read_image_labels,
+    require_images_of_classes,
+)
 from cac_ext.train.runs.folder import write_config
 from cac_ext.train.runs.log import RunLog
 from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
@@ -168,7 +173,9 @@ def train_classifier(
         model.load_state_dict(state["model"])
         if state["epochs"] == options.epochs:
             return model.eval()
+    require_classifier_batch(config, splits.num_classes)
     labels = read_image_labels(config.weak, config.data, splits, progress=progress)
+    require_images_of_classes(labels, splits, config.data)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=options.learning_rate,
@@ -225,6 +232,15 @@ def train_classifier(
     return model.eval()
 
 
+def require_classifier_batch(config: Config, num_classes: int) -> None:
+    """ConfigError where a batch is too small for the classifier's batch normalisation."""
+    batch = config.image_classifier.batch
+    if batch == 1:
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn, and not used
+            model = build_classifier(config, num_classes, pretrained=False)
+        require_batch_statistics(model, batch, _crop_size(config), "image_classifier.batch")
+
+
 def load_classifier(
     config: Config, num_classes: int, folder: Path, device: torch.device
 ) -> ImageClassifier:
@@ -272,9 +288,8 @@ class _ImageAugment:
     """Scale, crop and mirroring as of labelled images, with larger crops: objects stay in."""
 
     def __init__(self, config: Config, splits: DatasetSplits) -> None:
-        size = config.image_classifier.crop_size or round(_VOC_CROP * config.augment.crop_size)
         augment = AugmentConfig(
-            crop_size=size,
+            crop_size=_crop_size(config),
             base_size=config.augment.base_size,
             labelled_scale=config.augment.labelled_scale,
             flip=config.augment.flip,
@@ -283,6 +298,10 @@ class _ImageAugment:
 
     def __call__(self, sample: dict) -> dict[str, Tensor]:
         return {"image": self.augment(sample).image, "classes": sample["classes"]}
+
+
+def _crop_size(config: Config) -> int:
+    return config.image_classifier.crop_size or round(_VOC_CROP * config.augment.crop_size)
 
 
 def _settings(config: Config) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.list_file import locate, relative_name
 from cac_ext.train.data.pseudo_label_files import unlabelled_images
-from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.errors import ConfigError, DataError, listed
 from cac_ext.train.runtime.progress import Progress
 
 
@@ -66,10 +67,34 @@ def read_image_labels(
 def check_image_labels(config: WeakConfig, data: DataConfig, splits: DatasetSplits) -> None:
     """Raises as `read_image_labels`, without reading all masks where there is no list."""
     if config.image_labels is not None:
-        read_image_labels(config, data, splits)
+        require_images_of_classes(read_image_labels(config, data, splits), splits, data)
         return
     foreground_classes(splits, data)
     _known_mask(unlabelled_images(splits, "weak"), 0)
+
+
+def require_images_of_classes(labels: Tensor, splits: DatasetSplits, data: DataConfig) -> None:
+    """Looks whether image-level labels ``[M, K - 1]`` name every class.
+
+    Raises:
+        DataError: they name no class at all.
+
+    Warns:
+        UserWarning: classes that no image shows.
+    """
+    names = [splits.class_names[k] for k in foreground_classes(splits, data)]
+    absent = [names[c] for c in (labels.sum(0) == 0).nonzero().flatten()]
+    if len(absent) == len(names):
+        raise DataError(
+            f"none of the {len(labels)} unlabelled images shows a class other than the background, "
+            "and so the image classifier has nothing to learn"
+        )
+    if absent:
+        warnings.warn(
+            f"none of the {len(labels)} unlabelled images shows: {listed(absent)}. The image "
+            "classifier cannot learn them, and no pseudo label will be of them",
+            stacklevel=3,
+        )
 
 
 def _known_mask(images: Dataset, index: int) -> Tensor:

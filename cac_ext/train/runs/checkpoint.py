@@ -19,9 +19,11 @@ from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
 _FORMAT = "cac_ext checkpoint 3"
 #: Settings that may differ between a run and its continuation: they do not change the result.
-_FREE_KEYS = ("name", "output", "data.num_workers", "data.root")
-#: Folders that may have been moved; whether there is one does change the result.
-_MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels")
+_FREE_KEYS = ("name", "output", "data.num_workers", "data.root", "schedule.log_every")
+#: Those that change it by rounding alone.
+_ROUNDING_KEYS = ("device", "run.compile", "run.channels_last")
+#: Files and folders that may have been moved; whether there is one does change the result.
+_MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels", "network.weights")
 
 
 class Stateful(Protocol):
@@ -96,6 +98,7 @@ def save_checkpoint(
     saved = {
         "format": _FORMAT,
         "config": to_mapping(state.config),
+        "device": next(network.parameters()).device.type,
         "iteration": state.iteration,
         "modules": _state_dicts(state.modules),
         "network": state.part_of(network),
@@ -160,9 +163,11 @@ def restore(
         CheckpointError: it belongs to a run with other settings, or another network.
 
     Warns:
-        UserWarning: it was written by another number of processes.
+        UserWarning: it was written by another number of processes, on another kind of device, or
+            with settings that change the rounding.
     """
     require_same_settings(saved["config"], state.config, path)
+    _warn_of_rounding(saved, path, state.config, device)
     try:
         for parts, kind in (
             (state.modules, "modules"),
@@ -194,6 +199,27 @@ def restore(
     state.evaluated_at = saved["evaluated_at"]
 
 
+def _warn_of_rounding(
+    saved: dict[str, Any], path: Path, config: Config, device: torch.device
+) -> None:
+    """Says where a continuation computes otherwise than the run that wrote the checkpoint."""
+    there = saved["device"]
+    changes = (
+        [] if there == device.type else [f"the device is {there} there and {device.type} here"]
+    )
+    changes += [
+        change
+        for change in _differences(saved["config"], to_mapping(config), rounding=True)
+        if not change.startswith("device ")
+    ]
+    if changes:
+        warnings.warn(
+            f"{path} was computed otherwise, {', '.join(changes)}: from here on the results differ "
+            "by rounding from those of an unbroken run",
+            stacklevel=3,
+        )
+
+
 def require_same_settings(saved: dict[str, Any], config: Config, path: Path) -> None:
     """CheckpointError where a continuation's settings would change the result of the run.
 
@@ -207,20 +233,26 @@ def require_same_settings(saved: dict[str, Any], config: Config, path: Path) -> 
         raise CheckpointError(
             f"{path} belongs to a run with other settings: {'; '.join(differing)}. Continue it "
             "with its own configuration, or start anew in another folder. Only "
-            f"{', '.join(_FREE_KEYS)} may differ, and where pseudo labels lie"
+            f"{', '.join((*_FREE_KEYS, *_ROUNDING_KEYS))} may differ, and where pseudo labels and "
+            "pretrained weights lie"
         )
 
 
-def _differences(saved: dict, current: dict, prefix: str = "") -> list[str]:
-    """``key: saved value there, current value here`` for each setting that differs."""
+def _differences(
+    saved: dict, current: dict, prefix: str = "", *, rounding: bool = False
+) -> list[str]:
+    """``key is saved value there and current value here`` for each setting that differs.
+
+    Of those that would change the result; with ``rounding``, of those that change its rounding.
+    """
     found = []
     for key in sorted(saved.keys() | current.keys()):
         full_key = f"{prefix}{key}"
         there, here = saved.get(key), current.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
-            found += _differences(there, here, f"{full_key}.")
-        elif full_key in _MOVABLE_KEYS and there and here:
+            found += _differences(there, here, f"{full_key}.", rounding=rounding)
+        elif there == here or (full_key in _MOVABLE_KEYS and there and here):
             continue
-        elif there != here and full_key not in _FREE_KEYS:
+        elif (full_key in _ROUNDING_KEYS) == rounding and full_key not in _FREE_KEYS:
             found.append(f"{full_key} is {there} there and {here} here")
     return found

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from cac_ext.train.data import DatasetSplits
+from cac_ext.train.evaluate import absent_names
 from cac_ext.train.figures.panels import predictions_figure
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.progress import Progress
@@ -77,9 +78,12 @@ class RunLog:
         self._show(loss=f"{scalars['loss']:.3f}")
 
     def evaluation(self, iteration: int, miou: float, class_iou: dict[str, float]) -> None:
-        """Logs an evaluation: mIoU and each class's IoU, in [0, 1]."""
-        self._write("validation", iteration, {"miou": miou, "class_iou": class_iou})
-        self._show(mIoU=f"{100 * miou:.2f}")
+        """Logs an evaluation: mIoU and each class's IoU, in [0, 1], nan where it does not occur."""
+        absent = absent_names(class_iou)
+        values = {"miou": miou, "class_iou": class_iou, "absent_classes": absent}
+        self._write("validation", iteration, values)
+        of = f" of {len(class_iou) - len(absent)}/{len(class_iou)} classes" if absent else ""
+        self._show(mIoU=f"{100 * miou:.2f}{of}")
         self._last = (time.perf_counter(), iteration)  # the rate is of training alone
 
     def pictures(
@@ -126,12 +130,14 @@ class RunLog:
         self.bar.set_postfix(self._shown, refresh=False)
 
     def _write(self, split: str, iteration: int, values: dict) -> None:
-        line = {"iteration": iteration, "split": split, **_finite(values)}
+        line = {"iteration": iteration, "split": split, **finite(values)}
         with naming(self.path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         with naming(self._board.log_dir):
             for key, value in values.items():
+                if isinstance(value, list):  # names, of which TensorBoard shows how many
+                    value = len(value)
                 scalars = value if isinstance(value, dict) else {"": value}
                 for name, scalar in scalars.items():
                     tag = f"{split}/{key}/{name}" if name else f"{split}/{key}"
@@ -199,8 +205,8 @@ def _pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     """The same with None for nan, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,45 @@
+"""What a sample of a data set must be (`cac_ext.train.data`), asked of those that are read."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cac_ext.train.data import DatasetSplits
+from cac_ext.train.errors import DataError
+
+
+def inspect_sample(sample: dict, splits: DatasetSplits, name: str, index: int) -> None:
+    """Raises DataError unless a sample is what `cac_ext.train.data` promises."""
+    keys = ["image", "name"] if name == "unlabelled" else ["image", "name", "mask"]
+    if not isinstance(sample, dict) or any(key not in sample for key in keys):
+        kind = type(sample).__name__
+        got = f"{kind} of {', '.join(map(str, sample))}" if isinstance(sample, dict) else kind
+        raise DataError(
+            f"sample {index} of the {name} images must be a dict of {', '.join(keys)}, but is {got}"
+        )
+    image, title = sample["image"], f"sample {index} of the {name} images ({sample['name']})"
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[:-2] != (3,):
+        raise DataError(f"{title}: image must be uint8 [3, H, W], but is {_described(image)}")
+    if name == "unlabelled":
+        return
+    mask = sample["mask"]
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.shape != image.shape[-2:]:
+        raise DataError(
+            f"{title}: mask must be integers {list(image.shape[-2:])} like its image, but is "
+            f"{_described(mask)}"
+        )
+    ids = mask.numpy()
+    wrong = ids[((ids < 0) | (ids >= splits.num_classes)) & (ids != splits.ignore_index)]
+    if len(wrong):
+        raise DataError(
+            f"{title}: the mask holds the ids {np.unique(wrong)[:8].tolist()}, but there are "
+            f"{splits.num_classes} classes and {splits.ignore_index} is ignored"
+        )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
