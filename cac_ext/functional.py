@@ -147,7 +147,7 @@ def masked_logsumexp(
         ignore_index: As in `directional_contrastive_loss`.
 
     Returns:
-        [A] float32 (float64 for float64), -inf where no negative has another label, and for an
+        [A] float32 (float64 for float64), -inf where no negative has another label, 0 for an
         ignored anchor.
 
     Raises:

@@ -36,8 +36,8 @@ struct ContrastiveProblem {
   // that share anchor i's label are the rows [same_class_begin[i], same_class_end[i]).
   const void* negatives;  // [N, padded_channels]
   DType negative_dtype;
-  int64_t num_negatives;            // N
-  int64_t padded_channels;          // Cp >= C
+  int64_t num_negatives;    // N
+  int64_t padded_channels;  // Cp >= C
   // One number in the memory of the device: rows from *num_valid on are ignored, for every anchor.
   // Null: all rows count.
   const int64_t* num_valid;

@@ -51,7 +51,8 @@ CAC_HOST_DEVICE RowResult<T> row_result(Objective objective, T log_sum, T positi
   const T denominator = positive_exp + negative_exp + eps;
   // A negative beyond the first ones can exceed the row maximum by any amount. The positive's
   // probability is then 0, and so is the gradient.
-  if (negative_exp > T(0) && negative_exp / T(2) == negative_exp) return {-std::log(eps), T(0), T(0)};
+  if (negative_exp > T(0) && negative_exp / T(2) == negative_exp)
+    return {-std::log(eps), T(0), T(0)};
   const T probability = positive_exp / denominator;
   const T scale = probability / (probability + eps);
   return {-std::log(probability + eps), scale * negative_exp / denominator,

@@ -70,8 +70,7 @@ RowResults row_results(Objective objective, const at::Tensor& log_sum, const at:
   const at::Tensor scale = probability / (probability + eps);
   // See row_result for what an infinite sum means.
   const at::Tensor beyond = negative_exp.isinf();
-  return {(probability + eps).log().neg(),
-          at::where(beyond, 0, scale * negative_exp / denominator),
+  return {(probability + eps).log().neg(), at::where(beyond, 0, scale * negative_exp / denominator),
           at::where(beyond, 0, scale * (negative_exp + eps) / denominator)};
 }
 
@@ -160,10 +159,9 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
     const UnitRows unit = unit_rows(anchors, problem.normalize);
 
     const at::Tensor logits = unit.rows.matmul(negatives.t()) * scale;  // [R, N]
-    const at::Tensor same_class =
-        columns.ge(part(begin).unsqueeze(1))
-            .logical_and_(columns.lt(part(end).unsqueeze(1)))
-            .logical_or_(ignored);  // [R, N]
+    const at::Tensor same_class = columns.ge(part(begin).unsqueeze(1))
+                                      .logical_and_(columns.lt(part(end).unsqueeze(1)))
+                                      .logical_or_(ignored);  // [R, N]
     constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
     const at::Tensor masked = logits.masked_fill(same_class, kMinusInfinity);
     const at::Tensor none = at::full({rows, 1}, kMinusInfinity, masked.options());

@@ -20,8 +20,8 @@ void check_alike(const at::Tensor& tensor, const char* name, const at::Tensor& l
                  const char* like_name);
 
 // What prepare_negatives() returned, for features of this type, device and number of channels.
-// `leading_rows` may be undefined. On the CPU the values are checked too: whatever is given, nothing
-// is read beyond an end.
+// `leading_rows` may be undefined. On the CPU the values are checked too: whatever is given,
+// nothing is read beyond an end.
 void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labels,
                     const at::Tensor& leading_rows, const at::Tensor& num_valid,
                     const at::Tensor& features);

@@ -50,8 +50,9 @@ at::Tensor towards_second(const at::Tensor& anchors, const at::Tensor& active,
     return active.logical_and(counted).to(at::kChar);
   }
   const at::Tensor& mask = active.defined() ? active : counted;
-  return mask.defined() ? mask.to(at::kChar).contiguous()
-                        : at::full({anchors.size(0)}, kTowards2, anchors.options().dtype(at::kChar));
+  return mask.defined()
+             ? mask.to(at::kChar).contiguous()
+             : at::full({anchors.size(0)}, kTowards2, anchors.options().dtype(at::kChar));
 }
 
 struct Options {
@@ -178,16 +179,10 @@ std::tuple<at::Tensor, at::Tensor> masked_logsumexp(
   check_temperature(temperature);
   backend_for(anchors.device().type()).check_finite(anchors, "anchors");
 
-  const at::Tensor counted = not_ignored(anchor_labels, ignore_index);
-  const at::Tensor direction = towards_second(anchors, {}, counted);
-  const auto [values, gradients] =
-      run({Objective::kLogSumExp, temperature, normalize, 0.0, with_gradient}, {anchors, {}},
-          direction, anchor_labels, prepared);
-  // No negative counts for an ignored anchor.
-  constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
-  return {counted.defined() ? at::where(counted, values, at::full({}, kMinusInfinity, values.options()))
-                            : values,
-          gradients};
+  const at::Tensor direction =
+      towards_second(anchors, {}, not_ignored(anchor_labels, ignore_index));
+  return run({Objective::kLogSumExp, temperature, normalize, 0.0, with_gradient}, {anchors, {}},
+             direction, anchor_labels, prepared);
 }
 
 std::tuple<at::Tensor, at::Tensor> masked_contrastive_loss(

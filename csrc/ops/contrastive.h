@@ -28,8 +28,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> directional_contrastive_loss(
     const at::Tensor& features1, const at::Tensor& features2, const at::Tensor& confidences1,
     const at::Tensor& confidences2, const at::Tensor& pseudo_labels1,
     const at::Tensor& pseudo_labels2, const at::Tensor& negatives,
-    const at::Tensor& negative_labels, const at::Tensor& leading_rows,
-    const at::Tensor& num_valid, double temperature, double confidence_threshold, bool normalize,
-    double eps, std::optional<int64_t> ignore_index, bool with_gradient);
+    const at::Tensor& negative_labels, const at::Tensor& leading_rows, const at::Tensor& num_valid,
+    double temperature, double confidence_threshold, bool normalize, double eps,
+    std::optional<int64_t> ignore_index, bool with_gradient);
 
 }  // namespace cac

@@ -341,13 +341,12 @@ class Solver {
 
 }  // namespace
 
-void contrastive(const ContrastiveProblem& problem, double largest_logit,
-                 const TileKernel& kernel, const ParallelFor& parallel_for) {
+void contrastive(const ContrastiveProblem& problem, double largest_logit, const TileKernel& kernel,
+                 const ParallelFor& parallel_for) {
   const bool is_double = problem.feature_dtype == DType::kFloat64;
   std::memset(problem.values, 0, problem.num_anchors * (is_double ? 8 : 4));
   if (problem.gradients != nullptr) {
-    std::memset(problem.gradients, 0,
-                problem.num_anchors * problem.channels * (is_double ? 8 : 4));
+    std::memset(problem.gradients, 0, problem.num_anchors * problem.channels * (is_double ? 8 : 4));
   }
   const bool online = problem.normalize ? problem.temperature < kBoundedShiftTemperature
                                         : largest_logit > kLargestBoundedLogit;
