@@ -319,7 +319,8 @@ def directional_contrastive_loss(
     Raises:
         ValueError: A shape, device, label count, temperature or option that does not fit; on the
             CPU (a look would stall a GPU) also a feature or confidence that is not finite, with its
-            place, and with ``normalize=False`` rows whose products exceed the range of float32.
+            place, and with ``normalize=False`` rows so long that a product of two of them over the
+            temperature could reach 5e29.
         TypeError: A type that does not fit.
         RuntimeError: A gradient is asked for that does not exist: of the negatives, of a
             temperature given as a tensor, or a second derivative.

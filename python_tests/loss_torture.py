@@ -10,7 +10,8 @@ in the last place of what is multiplied and v of the sums, a logit of size t at 
 (both factors rounded once; C products and N exponentials summed in any order) beside the error of
 an exponential. How that moves
 losses and gradients is said in `loss_checks`; weights of the gradient's sums are rounded as well,
-so that there it is 2 E + 4 u. A call may be refused only if a logit leaves float32's range.
+so that there it is 2 E + 4 u. A call may be refused only if rows that are
+not normalized are so long that a logit could reach 5e29.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if __package__:  # run as a module: the tests' helpers import each other as file
 import torch
 from loss_arithmetics import ARITHMETICS, Arithmetic, multiplication_of, use_arithmetic
 from loss_cases import LossCase
-from loss_checks import REDUCTIONS, Comparison, active_of, compare, compare_reduced
+from loss_checks import REDUCTIONS, Comparison, compare, compare_reduced
 from torch import Tensor
 
 import cac_ext
 
 #: Logits from here on may leave float32's range while they are summed.
-LARGEST_LOGIT = 1e37
+LARGEST_LOGIT = 4e29
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
@@ -231,14 +232,12 @@ def judge(call: Call) -> Verdict:
 
 
 def largest_logit(case: LossCase, call: Call) -> float:
-    """Of an active anchor with anything, without normalization; 1 / tau with it."""
+    """What lengths allow, without normalization; 1 / tau with it."""
     temperature = call.options["temperature"]
     if call.options["normalize"]:
         return 1 / temperature
     lengths = [x.double().norm(dim=1) for x in (case.features1, case.features2, case.negatives)]
     largest = [x.max().item() if len(x) else 0.0 for x in lengths]
-    if not active_of(case, **call.options).any():
-        return 0.0
     return max(largest[:2]) * max(largest) / temperature
 
 
