@@ -46,6 +46,10 @@ def test_a_picture_can_be_scaled_to_a_single_pixel(seed):
     assert pixel.shape == (3, 1, 1)
     # The triangle filter of the whole picture weighs the middle most.
     assert (pixel.flatten() - image.float().mean(dim=(1, 2))).abs().max() < 25
+    column = rescale.resize(image, 20, 1)
+    rows = image.float().mean(dim=2).view(3, 20, 2).mean(dim=2)  # [3, 20]
+    assert column.shape == (3, 20, 1)
+    assert (column[..., 0] - rows).abs().mean() < 20
     augment = LabelledAugment(AugmentConfig(crop_size=9, labelled_scale=(0.01, 0.01)), 255)
     crop = augment({"image": image, "mask": torch.ones(40, 30, dtype=torch.uint8)})
     assert (crop.mask != 255).sum() == 1

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from cac_ext.train.data.augment import normalise
+from cac_ext.train.data.rescale import resize
 from cac_ext.train.networks import SegmentationNetwork
 
 
@@ -65,7 +65,7 @@ def class_probabilities(
     views = 0
     for scale in inference.scales:
         size = [max(1, round(scale * height)), max(1, round(scale * width))]
-        scaled = image if size == [height, width] else VF.resize(image, size)
+        scaled = resize(image, *size)
         for flip in (False, True)[: 1 + inference.flip]:
             seen = scaled.flip(-1) if flip else scaled
             probabilities = _by_windows(network, seen, inference.window)  # [1, K, *size]

@@ -52,12 +52,17 @@ class CropPairSampler:
         flip: probability of mirroring, independent in the two views.
 
     Raises:
-        ConfigError: no shift by whole strides has an IoU in the range.
+        ConfigError: no shift by whole strides has an IoU in the range; the crop has no feature.
     """
 
     def __init__(
         self, crop_size: int, grid: FeatureGrid, iou_range: tuple[float, float], flip: float
     ) -> None:
+        if grid.size(crop_size) < 1:
+            raise ConfigError(
+                f"augment.crop_size is {crop_size}, but the features that are compared are "
+                f"{grid.stride} pixels apart: a crop must be at least that large"
+            )
         self.crop_size = crop_size
         self.grid = grid
         self.iou_range = iou_range

@@ -40,8 +40,8 @@ class Scaled:
         bottom, right = min(top + height, self.height), min(left + width, self.width)
         if self.source == (self.height, self.width):
             return picture[..., top:bottom, left:right]
-        # torch 2.14 fails to scale to a single pixel.
-        if math.prod(self.source) <= WHOLE_PIXELS and (self.height, self.width) != (1, 1):
+        # torch's uint8 kernel for CPUs makes nonsense of pictures that become one column.
+        if math.prod(self.source) <= WHOLE_PIXELS and self.width > 1:
             whole = VF.resize(picture, [self.height, self.width])
             return whole[..., top:bottom, left:right]
         if bottom <= top or right <= left:
@@ -72,6 +72,12 @@ class Scaled:
         box = (x0, y0, min(x1, picture.width), min(y1, picture.height))
         part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
         return tv_tensors.Image(VF.pil_to_tensor(part))
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """A uint8 image ``[3, H, W]`` on the CPU at another size, antialiased where it shrinks."""
+    scaled = Scaled((image.shape[-2], image.shape[-1]), height, width)
+    return scaled.part(tv_tensors.Image(image), 0, 0, height, width)
 
 
 def draw_scale(scale: tuple[float, float], base_size: int | None, image: Tensor) -> Scaled:

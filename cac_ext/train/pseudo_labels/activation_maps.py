@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import normalise
 from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
+from cac_ext.train.data.rescale import resize
 from cac_ext.train.networks.layers import upsample
 from cac_ext.train.networks.weights import weights_digest
 from cac_ext.train.pseudo_labels.image_classifier import ImageClassifier
@@ -41,7 +41,7 @@ def class_activation_maps(
     total: Tensor | float = 0.0
     for scale in scales:
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        scaled = normalise(VF.resize(image, size).to(device))[None]  # [1, 3, h, w]
+        scaled = normalise(resize(image, *size).to(device))[None]  # [1, 3, h, w]
         both = torch.cat([scaled, scaled.flip(-1)])
         maps = upsample(classifier.activations(both).relu(), classifier.stride, 0, both.shape[-2:])
         maps = F.interpolate(
