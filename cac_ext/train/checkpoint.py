@@ -18,7 +18,7 @@ from cac_ext.train.step import TrainingModel
 
 _FORMAT = "cac_ext checkpoint 2"
 #: Settings that may differ between a run and its continuation: they do not change the result.
-_FREE_KEYS = ("name", "output", "data.num_workers", "data.root")
+_FREE_KEYS = ("name", "output", "data.num_workers", "data.root", "data.max_image_pixels")
 #: Folders that may have been moved; whether there is one does change the result.
 _MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels")
 

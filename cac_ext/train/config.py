@@ -53,6 +53,8 @@ class DataConfig:
     # image-level labels. null: the class called "background".
     background_class: Optional[int] = None
     num_workers: int = 0  # processes that load images, for each of the two branches
+    # Pixels that an image may have, so that no small file fills the memory; null: any number.
+    max_image_pixels: Optional[int] = 178_956_970
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
 
@@ -399,6 +401,9 @@ def _check_values(config: Config) -> None:
     _require(bool(scales) and min(scales) > 0, "image_classifier.scales", scales, "greater than 0")
     if maps.crop_size is not None:
         _require(maps.crop_size > 0, "image_classifier.crop_size", maps.crop_size, "> 0 or null")
+    if config.data.max_image_pixels is not None:
+        pixels = config.data.max_image_pixels
+        _require(pixels > 0, "data.max_image_pixels", pixels, "> 0 or null")
     if method.selected_num is not None:
         _require(method.selected_num > 0, "method.selected_num", method.selected_num, "> 0 or null")
 

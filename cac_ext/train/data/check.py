@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.image_files import ImageFiles
+from cac_ext.train.data.picture_remarks import picture_remarks
 from cac_ext.train.data.split import duplicates
 from cac_ext.train.errors import DataError
 
@@ -92,6 +93,9 @@ def check(splits: DatasetSplits, *, num_workers: int = 0, progress: bool = True)
         absent = [splits.class_names[k] for k in (part.images_with == 0).nonzero().flatten()]
         if name != "unlabelled" and absent:
             report.remarks.append(f"no pixel of the {name} images is of: {', '.join(absent)}")
+    for name, dataset in parts(splits).items():
+        if isinstance(dataset, ImageFiles):
+            report.remarks += picture_remarks(name, dataset)
     return report
 
 
