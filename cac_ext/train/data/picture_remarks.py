@@ -8,7 +8,7 @@ from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.pictures import peculiarities, read_image
 from cac_ext.train.errors import DataError
 
-_NEARLY_BLACK = 16  # of 255; 12 of 16 bits come out below it
+_NEARLY_BLACK = 16  # of 255; 12 of 16 bits do not come out above it
 
 
 def picture_remarks(name: str, images: ImageFiles) -> list[str]:
@@ -22,7 +22,7 @@ def picture_remarks(name: str, images: ImageFiles) -> list[str]:
             found = peculiarities(entry.image)
             if found.turned:
                 turned.append(entry.name)
-            if found.deep and read_image(entry.image, images.max_pixels).max() < _NEARLY_BLACK:
+            if found.deep and read_image(entry.image, images.max_pixels).max() <= _NEARLY_BLACK:
                 dark.append(entry.name)
         except DataError:
             continue

@@ -161,7 +161,9 @@ def file_fault(path: Path, kind: str) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return (
-        f"the {kind} {path} is a folder" if stat.S_ISDIR(mode) else f"the {kind} {path} is no file"
+        f"the {kind} {path} is a folder"
+        if stat.S_ISDIR(mode)
+        else f"the {kind} {path} is no regular file"
     )
 
 
@@ -188,7 +190,9 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
     with _LIMIT_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            with Image.open(path) as picture:
+            # Not by its name: Pillow would map some files into memory, and of these read a TIFF
+            # that is turned by 90 degrees as if it were upright.
+            with open(path, "rb") as file, Image.open(file) as picture:
                 _require_right_bmp(picture)
                 yield picture
         except DataError:
@@ -260,16 +264,19 @@ def _header_orientation(picture: Image.Image) -> int:
 
 def _has_late_metadata(picture: Image.Image) -> bool:
     """Whether a PNG has metadata behind its pixels, where some programs write them."""
-    with open(picture.filename, "rb") as file:
-        file.seek(8)
-        pixels = False
+    file, pixels = picture.fp, False
+    position = file.tell()
+    file.seek(8)
+    try:
         while len(header := file.read(8)) == 8:
             length, name = struct.unpack(">I4s", header)
             if pixels and name in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
                 return True
             pixels = pixels or name == b"IDAT"
             file.seek(length + 4, os.SEEK_CUR)
-    return False
+        return False
+    finally:
+        file.seek(position)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
