@@ -5,63 +5,34 @@ from __future__ import annotations
 import os
 import resource
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from image_trees import draw_mask, folder_overrides, folder_tree
-from picture_files import exif_bytes, turned, write_bmp, write_png, write_tiff
+from folder_run import PictureWriter, one_image, scene, trained_on_a_folder
+from image_trees import SIZE, draw_mask, folder_overrides, folder_tree
+from picture_files import write_bmp, write_png, write_tiff
 from PIL import Image
 
 from cac_ext.train.cli import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.check import check
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry
 from cac_ext.train.data.pictures import read_ids, read_image, read_size
 from cac_ext.train.errors import DataError
-from cac_ext.train.loop import train
-
-SIZE = (24, 32)
-TINY = [
-    "device=cpu",
-    "network.width=16",
-    "augment.crop_size=33",
-    "schedule.epochs=1",
-    "schedule.iterations_per_epoch=1",
-    "schedule.warmup_epochs=0",
-    "schedule.labelled_batch=2",
-    "method.unsupervised_weight=0",
-]
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run on a folder of three classes, whose network is next to random."""
-    root = tmp_path_factory.mktemp("trained")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folder_tree(root, np.random.default_rng(0), 2, 2)
-    overrides = [*folder_overrides(root), *TINY, "data.unlabelled_list=train.txt"]
-    train(load("folder", overrides), root / "run", progress=False)
-    yield root / "run"
-    torch.set_num_threads(threads)
+    with trained_on_a_folder(tmp_path_factory.mktemp("trained")) as folder:
+        yield folder
 
 
 @pytest.fixture
 def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
-
-
-def one_image(path: Path, mask: Path | None = None) -> ImageFiles:
-    """A data set of one image, as lists make it."""
-    entry = Entry(path.name, path, mask, "list.txt, line 1")
-    return ImageFiles(
-        path.parent, [entry], with_masks=mask is not None, num_classes=3, ignore_index=255
-    )
 
 
 def as_rgb(grey: np.ndarray) -> np.ndarray:
@@ -73,7 +44,7 @@ def sixteen(values: np.ndarray) -> np.ndarray:
     return values.astype(np.uint16) * 257
 
 
-def pillow(mode: str, **options: object) -> Callable[[Path, np.ndarray], np.ndarray]:
+def pillow(mode: str, **options: object) -> PictureWriter:
     """A writer by Pillow from RGB; what was written is what the file shows."""
 
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
@@ -84,7 +55,7 @@ def pillow(mode: str, **options: object) -> Callable[[Path, np.ndarray], np.ndar
     return write
 
 
-def with_alpha(mode: str) -> Callable[[Path, np.ndarray], np.ndarray]:
+def with_alpha(mode: str) -> PictureWriter:
     """Half of the pixels transparent; the colours beneath them are what counts."""
 
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
@@ -106,7 +77,7 @@ def transparent_palette(path: Path, rgb: np.ndarray) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-def grey_png(bits: int, color_type: int = 0) -> Callable[[Path, np.ndarray], np.ndarray]:
+def grey_png(bits: int, color_type: int = 0) -> PictureWriter:
     """Grey values of a depth; for colour types with alpha, transparent ones."""
 
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
@@ -124,7 +95,7 @@ def rgb_png_16(path: Path, rgb: np.ndarray) -> np.ndarray:
     return rgb
 
 
-def grey_tiff(bits: int, **options: object) -> Callable[[Path, np.ndarray], np.ndarray]:
+def grey_tiff(bits: int, **options: object) -> PictureWriter:
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         top = (1 << bits) - 1
         shown = np.rint(rgb[..., 0] / 255 * top).astype(np.uint16)
@@ -135,7 +106,7 @@ def grey_tiff(bits: int, **options: object) -> Callable[[Path, np.ndarray], np.n
     return write
 
 
-def rgb_tiff_16(order: str) -> Callable[[Path, np.ndarray], np.ndarray]:
+def rgb_tiff_16(order: str) -> PictureWriter:
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         write_tiff(path, sixteen(rgb), 16, order=order)
         return rgb
@@ -158,7 +129,7 @@ def lab_tiff(path: Path, rgb: np.ndarray) -> np.ndarray:
     return as_rgb(np.broadcast_to(np.rint(shown), SIZE).astype(np.uint8))
 
 
-def pgm(maximum: int) -> Callable[[Path, np.ndarray], np.ndarray]:
+def pgm(maximum: int) -> PictureWriter:
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         stored = np.rint(rgb[..., 0] / 255 * maximum).astype(int)
         data = stored.astype(np.uint8 if maximum < 256 else ">u2").tobytes()
@@ -231,14 +202,6 @@ FORMS = {
     ),
     "8.avif": (pillow("RGB", quality=100, subsampling="4:4:4"), 12),
 }
-
-
-def scene(rng: np.random.Generator) -> np.ndarray:
-    """A picture of every shade of grey and colour, smooth enough for lossy formats."""
-    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
-    shades = [rows * 255 / (SIZE[0] - 1), columns * 255 / (SIZE[1] - 1), (rows + columns) * 4.0]
-    order = rng.permutation(3)
-    return np.stack([shades[k] for k in order], axis=2).clip(0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -400,108 +363,6 @@ def test_a_file_without_permission_is_named(run_folder: Path, rng: np.random.Gen
         for part, problem in zip(("images/train0.png", "locked/a.png"), problems, strict=True)
     ] == [True, True]
     assert all("Permission denied" in problem for problem in (*problems, *missing))
-
-
-ORIENTED = {
-    "photo.jpg": {"quality": 100, "subsampling": 0},
-    "photo.png": {},
-    "photo.webp": {"lossless": True},
-    "photo.tif": {},
-    "packed.tif": {"compression": "tiff_lzw"},
-    "photo.avif": {"quality": 100, "subsampling": "4:4:4"},
-}
-
-
-def write_oriented(path: Path, upright: np.ndarray, orientation: int, **options: object) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = np.ascontiguousarray(turned(upright, orientation))
-    Image.fromarray(stored).save(path, exif=exif, **options)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_and_masks_are_read_upright(
-    orientation: int, run_folder: Path, tmp_path: Path, rng: np.random.Generator
-) -> None:
-    """By training, checks, sizes and predictions, in every format that keeps an orientation."""
-    shown = scene(rng)
-    ids = rng.integers(0, 3, SIZE).astype(np.uint8)
-    write_png(tmp_path / "plain-mask.png", ids, 8)
-    write_oriented(tmp_path / "turned-mask.png", ids, orientation)
-    write_oriented(tmp_path / "turned-mask.tif", ids, orientation)
-    write_png(
-        tmp_path / "late-mask.png",
-        turned(ids, orientation),
-        2,
-        behind=[(b"eXIf", exif_bytes(orientation))],
-    )
-    (tmp_path / "images").mkdir()
-    for name, options in ORIENTED.items():
-        write_oriented(tmp_path / "images" / name, shown, orientation, **options)
-    late = tmp_path / "images/late.png"  # some programs write the metadata behind the pixels
-    stored = turned(shown, orientation)
-    write_png(late, stored, 8, 2, behind=[(b"eXIf", exif_bytes(orientation))])
-    names = [*ORIENTED, "late.png"]
-    for name in names:
-        path = tmp_path / "images" / name
-        for mask in ("plain-mask.png", "turned-mask.png", "turned-mask.tif", "late-mask.png"):
-            images = one_image(path, tmp_path / mask)
-            sample = images[0]
-            difference = sample["image"].permute(1, 2, 0).numpy().astype(int) - shown
-            assert np.abs(difference).max() <= (12 if name[-4:] in (".jpg", "avif") else 0), name
-            np.testing.assert_array_equal(sample["mask"].numpy(), ids)
-            np.testing.assert_array_equal(images.known_mask(0).numpy(), ids)
-        assert read_size(path) == SIZE
-
-    arguments = ["predict", str(run_folder), str(tmp_path / "images"), "--output"]
-    assert main([*arguments, str(tmp_path / "out")]) == 0
-    lossless = [name for name in names if name[-4:] not in (".jpg", "avif")]
-    predicted = [
-        np.array(Image.open(tmp_path / "out/ids" / f"{name}.png"))
-        if name.startswith("photo")
-        else np.array(Image.open(tmp_path / f"out/ids/{Path(name).stem}.png"))
-        for name in lossless
-    ]
-    assert predicted[0].shape == SIZE
-    for other in predicted[1:]:
-        np.testing.assert_array_equal(other, predicted[0])
-
-
-def test_an_orientation_that_is_none_turns_nothing(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
-    shown = scene(rng)
-    for orientation in (0, 9, 1000):
-        exif = exif_bytes(orientation)
-        write_png(tmp_path / "a.png", shown, 8, 2, before=[(b"eXIf", exif)])
-        np.testing.assert_array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), shown)
-    write_png(tmp_path / "a.png", shown, 8, 2, before=[(b"eXIf", b"MM no exif at all")])
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), shown)
-    assert read_size(tmp_path / "a.png") == SIZE
-
-
-def test_a_mask_of_the_picture_as_it_is_stored_is_told_why_it_does_not_fit(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
-    write_oriented(tmp_path / "a.jpg", scene(rng), 6)
-    draw_mask(tmp_path / "a.png", rng, 3, SIZE[::-1])
-    with pytest.raises(DataError, match=r"24 x 32 pixels, but its image .* 32 x 24.*orientation"):
-        one_image(tmp_path / "a.jpg", tmp_path / "a.png")[0]
-
-
-def test_a_check_remarks_on_turned_and_on_dark_images(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
-    folder_tree(tmp_path, rng, 3, 1)
-    write_oriented(tmp_path / "images/train0.png", scene(rng), 3)
-    shades = rng.integers(0, 4096, SIZE)  # 12 bits in 16
-    write_png(tmp_path / "images/train1.png", shades, 16)
-    report = check(build_datasets(load("folder", folder_overrides(tmp_path)).data), progress=False)
-    assert report.problems == []
-    remarks = "\n".join(report.remarks)
-    assert "1 of the labelled images (images/train0.png) is turned" in remarks
-    assert "1 of the labelled images (images/train1.png) is nearly black" in remarks
-    assert "validation images" not in remarks
 
 
 def test_the_number_of_pixels_is_limited_by_an_option_that_the_error_names(
