@@ -96,6 +96,30 @@ def test_images_and_masks_are_read_upright(
         np.testing.assert_array_equal(other, predicted[0])
 
 
+def test_a_teacher_labels_what_images_show(
+    run_folder: Path, tmp_path: Path, rng: np.random.Generator, capsys
+) -> None:
+    """Of a picture in several forms it makes one and the same pseudo label, upright."""
+    folder_tree(tmp_path, rng, 2, 1)
+    shown = scene(rng)
+    shown[..., 1:] = shown[..., :1]  # grey, so that a form of one channel shows the same
+    write_png(tmp_path / "plain.png", shown, 8, 2)
+    write_oriented(tmp_path / "turned.png", shown, 6)
+    write_oriented(tmp_path / "turned.tif", shown, 7, compression="tiff_lzw")
+    write_png(tmp_path / "deep.png", shown[..., 0].astype(int) * 257, 16)
+    names = ["plain.png", "turned.png", "turned.tif", "deep.png"]
+    (tmp_path / "unlabelled.txt").write_text("\n".join(names))
+    overrides = [*folder_overrides(tmp_path), "data.unlabelled_list=unlabelled.txt"]
+    options = ["self_training.confidence_threshold=0", "--output", str(tmp_path / "labels")]
+    command = ["self-training", "make-labels", str(run_folder), *overrides, *options]
+    assert main(command) == 0
+    assert "4 images, 100.0 % of the pixels labelled" in capsys.readouterr().out
+    labels = [np.array(Image.open(tmp_path / f"labels/{name}.png")) for name in names]
+    assert labels[0].shape == SIZE
+    for label in labels[1:]:
+        np.testing.assert_array_equal(label, labels[0])
+
+
 def test_an_orientation_that_is_none_turns_nothing(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:

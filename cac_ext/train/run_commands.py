@@ -30,7 +30,9 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
         "predict",
         help="class masks of images of your own",
         description="Predicts images with the network of a run and writes, below --output, "
-        "ids/ (single-channel PNGs of class ids), colours/ and overlays/. The images are never "
+        "ids/ (single-channel PNGs of class ids), colours/ and overlays/, upright as viewers show "
+        "the images. An image a.jpg gives a.png; beside an a.tif, a.jpg.png. Hidden files and "
+        "those that are no images by their suffix are left out of a folder. The images are never "
         "overwritten, earlier predictions only with --overwrite. The run's data need not be "
         "there. Exit code 1: some images could not be read; the others are done.",
     )

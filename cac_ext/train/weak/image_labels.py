@@ -95,7 +95,8 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
         path = Path(data.root).expanduser() / path
     allowed = {str(class_id) for class_id in foreground_classes(splits, data)}
     given: dict[str, list[int]] = {}
-    for number, line in read_lines(path, "file of weak.image_labels"):
+    lines = read_lines(path, "file of weak.image_labels")
+    for number, line in lines:
         name, *ids = split_columns(line)
         if not allowed.issuperset(ids):
             raise DataError(
@@ -110,7 +111,8 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
         named = isinstance(images, ImageFiles)
         name = images.entries[index].name if named else images[index]["name"]
         if _same_name(name, images) not in given:
-            raise DataError(f"{path} has no line of the unlabelled image {name}")
+            hint = line_hint(lines[0][1]) if lines else ""
+            raise DataError(f"{path} has no line of the unlabelled image {name}{hint}")
         labels[index, given[_same_name(name, images)]] = 1
     return labels
 
