@@ -91,7 +91,10 @@ def test_missing_settings_are_all_named() -> None:
             lambda f: Image.new("L", (60, 41), 7).save(f / "mask1.png"),
             ["mask1.png", "ids 7", "num_classes is 3"],
         ),
-        (lambda f: Image.new("RGB", (60, 41)).save(f / "mask1.png"), ["mask1.png", "RGB"]),
+        (
+            lambda f: Image.new("RGB", (60, 41), (128, 0, 0)).save(f / "mask1.png"),
+            ["mask1.png", "RGB", "(128, 0, 0)", "replace each colour"],
+        ),
     ],
 )
 def test_a_fault_is_named_with_its_file(break_it, words: list[str], folder: Path) -> None:

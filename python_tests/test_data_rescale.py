@@ -34,7 +34,7 @@ def test_a_part_is_that_part_of_the_whole(size, limit, seed, monkeypatch):
         assert part.shape == expected.shape
         difference = (part.int() - expected.int()).abs()
         assert difference.max() <= (0 if limit else 2)  # of 255 grey levels
-        assert difference.float().mean() < 0.05
+        assert difference.float().mean() < 0.3
         assert torch.equal(scaled.part(mask, top, left, 65, 65), whole_mask[where])
     assert scaled.part(image, size[0] + 5, 0, 65, 65).numel() == 0
 

@@ -32,7 +32,9 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
         "predict",
         help="class masks of images of your own",
         description="Predicts images with the network of a run and writes, below --output, "
-        "ids/ (single-channel PNGs of class ids), colours/ and overlays/. The images are never "
+        "ids/ (single-channel PNGs of class ids), colours/ and overlays/, upright as viewers show "
+        "the images. An image a.jpg gives a.png; beside an a.tif, a.jpg.png. Hidden files and "
+        "those that are no images by their suffix are left out of a folder. The images are never "
         "overwritten, earlier predictions only with --overwrite. The run's data need not be "
         "there. Exit code 1: some images could not be read; the others are done.",
     )
@@ -42,6 +44,12 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     )
     predict.add_argument("--output", type=Path, required=True, help="folder of the predictions")
     predict.add_argument("--overwrite", action="store_true", help="earlier predictions, that is")
+    predict.add_argument(
+        "--max-image-pixels",
+        type=int,
+        metavar="PIXELS",
+        help="that an image may have (default: the run's data.max_image_pixels)",
+    )
     predict.add_argument("--device", help="auto, cpu, cuda, ... (default: the run's)")
     _add_inference(predict)
     predict.set_defaults(command=_predict)
@@ -167,12 +175,14 @@ def _predict(options: argparse.Namespace) -> int:
     from cac_ext.train.runs.predictions import plan, predict_files
 
     inference = _inference(options)
-    jobs = plan(options.images, options.output, overwrite=options.overwrite)
+    found = plan(options.images, options.output, overwrite=options.overwrite)
     overrides = [f"device={options.device}"] if options.device else []
+    if options.max_image_pixels is not None:
+        overrides.append(f"data.max_image_pixels={options.max_image_pixels}")
     run = load_run(options.folder, overrides)
-    failures = predict_files(run, jobs, inference)
-    for failure in failures:
-        print(f"cac-ext: {failure}", file=sys.stderr)
-    done = len(jobs) - len(failures)
-    print(f"{done} of {len(jobs)} images; ids, colours and overlays in {options.output}")
-    return _UNREADABLE if failures else 0
+    failures = predict_files(run, found.jobs, inference)
+    for line in (*found.remarks, *found.unreadable, *failures):
+        print(f"cac-ext: {line}", file=sys.stderr)
+    done = len(found.jobs) - len(failures)
+    print(f"{done} of {len(found.jobs)} images; ids, colours and overlays in {options.output}")
+    return _UNREADABLE if failures or found.unreadable else 0

@@ -62,6 +62,8 @@ class DataConfig:
     # image-level labels. null: the class called "background".
     background_class: Optional[int] = number(None, within(0, _MOST_CLASSES - 1))
     # Processes that load images, for each of the two branches.
+    # Pixels that an image may have, so that no small file fills the memory; null: any number.
+    max_image_pixels: Optional[int] = number(178_956_970, above(0, 2**62))
     num_workers: int = number(0, within(0, 1024))
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 

@@ -23,6 +23,7 @@ from cac_ext.train.data.file_splits import (
 )
 from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.list_file import Entry, read_list, relative_name
+from cac_ext.train.data.listing import visible_files
 from cac_ext.train.errors import DataError
 
 CLASS_NAMES = (
@@ -82,7 +83,7 @@ def _entries(root: Path, part: str) -> list[Entry]:
     if (root / "lists").is_dir():
         return read_list(root / "lists" / f"{part}.txt", root, with_masks=True)
     folder = root / part
-    images = sorted(folder.glob("*.png"))
+    images = visible_files(folder, "*.png")
     if not images:
         raise DataError(f"there are no images *.png in {folder}")
     masks = root / f"{part}{_MASKS_END}"

@@ -21,6 +21,7 @@ from cac_ext.train.data.class_findings import (
 from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.list_file import Entry
 from cac_ext.train.data.mask_scan import count_pixels
+from cac_ext.train.data.picture_remarks import picture_remarks
 from cac_ext.train.data.sample import inspect_sample
 from cac_ext.train.data.split import duplicates
 from cac_ext.train.data.split_search import split_advice
@@ -137,6 +138,9 @@ def check(
             )
     ignored = ignored_class_remark(splits)
     report.remarks += [ignored] if ignored else []
+    for name, dataset in parts(splits).items():
+        if isinstance(dataset, ImageFiles):
+            report.remarks += picture_remarks(name, dataset)
     return report
 
 

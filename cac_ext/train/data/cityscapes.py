@@ -10,6 +10,7 @@ Where there is no ``labelTrainIds.png``, which the data set's own tools have to 
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from cac_ext.train.data.file_splits import (
 )
 from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.list_file import Entry, relative_name
+from cac_ext.train.data.listing import visible_files
 from cac_ext.train.errors import DataError
 
 _IGNORED = 255
@@ -48,7 +50,15 @@ class CityscapesFiles(ImageFiles):
     """`ImageFiles` that also reads masks of label ids."""
 
     def class_ids(self, path: Path, ids: np.ndarray) -> np.ndarray:
-        return _TRAIN_ID[ids] if path.name.endswith(_IDS_END) else ids
+        if not path.name.endswith(_IDS_END):
+            return ids
+        unknown = (ids < -1) | (ids >= len(_TRAIN_ID))  # -1 is the id of a license plate: ignored
+        if unknown.any():
+            raise DataError(
+                f"the mask {path} holds the label id {ids[unknown][0]}, but Cityscapes has -1 to "
+                f"{max(known.id for known in Cityscapes.classes)}"
+            )
+        return _TRAIN_ID[ids]
 
 
 def build(config: DataConfig) -> DatasetSplits:
@@ -69,7 +79,7 @@ def build(config: DataConfig) -> DatasetSplits:
 
 def _entries(root: Path, part: str) -> list[Entry]:
     folder = root / "leftImg8bit" / part
-    images = sorted(folder.glob(f"*/*{_IMAGE_END}"))
+    images = visible_files(folder, f"*/*{_IMAGE_END}")
     if not images:
         raise DataError(f"there are no images CITY/*{_IMAGE_END} in {folder}")
     entries = []
@@ -82,7 +92,7 @@ def _entries(root: Path, part: str) -> list[Entry]:
 
 def _existing_mask(entry: Entry) -> Entry:
     """The entry with the mask of label ids, where the one of train ids is not there."""
-    if entry.mask is None or entry.mask.is_file():
+    if entry.mask is None or os.path.isfile(entry.mask):
         return entry
     of_ids = entry.mask.with_name(entry.mask.name.replace(_TRAIN_IDS_END, _IDS_END))
-    return replace(entry, mask=of_ids) if of_ids.is_file() else entry
+    return replace(entry, mask=of_ids) if os.path.isfile(of_ids) else entry

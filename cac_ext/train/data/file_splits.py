@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
             with_masks=with_masks,
             num_classes=len(layout.class_names),
             ignore_index=config.ignore_index,
+            max_pixels=config.max_image_pixels,
         )
 
     labelled = entries(config.labelled_list, True) if config.labelled_list else layout.train()
@@ -97,7 +99,7 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
 def find_list(name: str, root: Path) -> Path:
     """A list as given, or beside the images."""
     path = Path(name).expanduser()
-    return path if path.is_file() else root / path
+    return path if os.path.isfile(path) else root / path
 
 
 def find_root(config: DataConfig, markers: Sequence[str], inside: Sequence[str] = ()) -> Path:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as VF
 
-from cac_ext.train.data.list_file import Entry
+from cac_ext.train.data.list_file import Entry, line_hint
+from cac_ext.train.data.pictures import file_fault, read_ids, read_image, read_size
 from cac_ext.train.errors import DataError
-
-_ID_MODES = ("L", "P", "I", "I;16", "1")  # single-channel pictures; of a palette's, the indices
 
 
 class ImageFiles(Dataset):
@@ -27,6 +25,7 @@ class ImageFiles(Dataset):
         entries: see `list_file.Entry`.
         with_masks: whether samples have a mask. Without, no mask is ever looked for.
         num_classes, ignore_index: mask ids must be below the one or be the other.
+        max_pixels: that an image may have; None: any number.
 
     Reading a sample raises DataError, which names the file and where it is listed: the image or
     mask is missing or broken, they differ in size, an id is out of range.
@@ -40,12 +39,14 @@ class ImageFiles(Dataset):
         with_masks: bool,
         num_classes: int,
         ignore_index: int,
+        max_pixels: int | None = None,
     ) -> None:
         self.root = root
         self.entries = list(entries)
         self.with_masks = with_masks
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -53,32 +54,32 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> dict:
         entry = self.entries[index]
         try:
-            image = VF.pil_to_tensor(_open(entry.image, "image").convert("RGB"))  # [3, H, W]
+            image = read_image(entry.image, self.max_pixels)  # [3, H, W]
             sample = {"image": tv_tensors.Image(image), "name": entry.name}
             if self.with_masks:
                 sample["mask"] = tv_tensors.Mask(self._read_mask(entry, image.shape[1:]))
         except DataError as error:
-            raise DataError(f"{entry.source}: {error}") from error.__cause__
+            raise self._listed(entry, error) from error.__cause__
         return sample
 
     def known_mask(self, index: int) -> Tensor | None:
         """The mask of an image, also where samples have none; None if there is no such file."""
         entry = self.entries[index]
-        if entry.mask is None or not entry.mask.is_file():
+        if entry.mask is None or not os.path.exists(entry.mask):
             return None
         try:
             # The size stands in the file's header: the image need not be decoded for it.
-            return self._read_mask(entry, _open(entry.image, "image", decode=False).size[::-1])
+            return self._read_mask(entry, read_size(entry.image))
         except DataError as error:
-            raise DataError(f"{entry.source}: {error}") from error.__cause__
+            raise self._listed(entry, error) from error.__cause__
 
     def missing_files(self) -> list[str]:
         """A sentence for each file that is listed, needed and not there."""
         return [
-            f"{entry.source}: there is no {kind} {path}"
+            f"{entry.source}: {fault}{line_hint(entry.line)}"
             for entry in self.entries
             for kind, path in (("image", entry.image), ("mask", entry.mask))
-            if (kind == "image" or self.with_masks) and not path.is_file()
+            if (kind == "image" or self.with_masks) and (fault := file_fault(path, kind))
         ]
 
     def class_ids(self, path: Path, ids: np.ndarray) -> np.ndarray:
@@ -91,20 +92,7 @@ class ImageFiles(Dataset):
         ``size`` is the image's H, W.
         """
         path = entry.mask
-        picture = _open(path, "mask")
-        if picture.mode not in _ID_MODES:
-            raise DataError(
-                f"the mask {path} has colours (mode {picture.mode}), but must be a single-channel "
-                "picture of class ids"
-            )
-        stored = np.array(picture)  # [H, W] bool, uint8, uint16 or int32
-        stored = stored.astype(np.uint8 if stored.itemsize == 1 else np.int64)
-        ids = self.class_ids(path, stored)
-        if ids.shape != tuple(size):
-            raise DataError(
-                f"the mask {path} is {ids.shape[1]} x {ids.shape[0]} pixels, but its image "
-                f"{entry.image} is {size[1]} x {size[0]}"
-            )
+        ids = self.class_ids(path, read_ids(path, size, entry.image))
         wrong = ((ids < 0) | (ids >= self.num_classes)) & (ids != self.ignore_index)
         if wrong.any():
             found = ", ".join(map(str, np.unique(ids[wrong])[:8]))
@@ -115,14 +103,8 @@ class ImageFiles(Dataset):
             )
         return torch.from_numpy(ids)
 
-
-def _open(path: Path, kind: str, *, decode: bool = True) -> Image.Image:
-    if not path.is_file():
-        raise DataError(f"there is no {kind} {path}")
-    try:
-        with Image.open(path) as picture:
-            if decode:
-                picture.load()
-            return picture
-    except Exception as error:  # of a broken file, each of Pillow's formats raises its own
-        raise DataError(f"cannot read the {kind} {path}: {error}") from error
+    def _listed(self, entry: Entry, error: DataError) -> DataError:
+        """The error with the place in the list; where a file is missing, what the line lacks."""
+        files = (entry.image, entry.mask) if self.with_masks else (entry.image,)
+        there = all(file is None or os.path.exists(file) for file in files)
+        return DataError(f"{entry.source}: {error}{'' if there else line_hint(entry.line)}")

@@ -4,19 +4,23 @@ A line is "image mask" for a labelled image and "image" for an unlabelled one, w
 may stand but is not looked at. Paths are relative to the data set's root, whether or not they begin
 with a slash, as in the paper authors' lists ("/JPEGImages/a.jpg /SegmentationClassAug/a.png"), or
 absolute. Empty lines and lines that begin with ``#`` are skipped. Paths with spaces: separate the
-columns by a tab. Paths may contain ``..`` and lead out of the root.
+columns by a tab, and let a tab follow a column that stands alone. Paths may contain ``..`` and lead
+out of the root. The text is UTF-8, or UTF-16 with a byte order mark.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cac_ext.train.data.pictures import file_fault
 from cac_ext.train.errors import DataError
 
 _FAULTS_SHOWN = 10
+_SPACES_HINT = "a path with spaces needs a tab between the columns, or behind it if it stands alone"
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Entry:
             ``..``, so that each image has one name; ``/`` between folders.
         image, mask: the files; mask is None where the list names none.
         source: where the entry stands, for errors: "train.txt, line 3".
+        line: the line itself, for hints in errors; empty where no list names the image.
     """
 
     name: str
     image: Path
     mask: Path | None
     source: str
+    line: str = field(default="", compare=False)
 
 
 def read_list(
@@ -54,31 +60,22 @@ def read_list(
     Raises:
         DataError: the list is missing, empty, no text, or has malformed lines; they are named.
     """
-    if not list_file.is_file():
-        raise DataError(f"there is no list file {list_file}")
-    try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the list file {list_file}: {error}") from error
-
     entries, faults = [], []
-    for number, line in enumerate(lines, 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
+    for number, line in read_lines(list_file):
         source = f"{list_file}, line {number}"
-        columns = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+        columns = split_columns(line)
         columns = expand(columns) if expand else columns
-        if len(columns) > 2 or (with_masks and len(columns) != 2):
+        if len(columns) > 2 or (with_masks and len(columns) != 2) or "" in columns:
             needed = "'image mask'" if with_masks else "'image' or 'image mask'"
+            count = f"{len(columns)} column{'s' * (len(columns) != 1)}"
             faults.append(
-                f"{source}: needs {needed}, but has {len(columns)} columns: {line!r} (a tab "
-                "between the columns allows paths with spaces)"
+                f"{source}: needs {needed}, but has {count}: {line!r} ({_SPACES_HINT})"
+                f"{line_hint(line)}"
             )
             continue
         image = locate(columns[0], root)
         mask = locate(columns[1], root) if len(columns) == 2 else None
-        entries.append(Entry(relative_name(image, root), image, mask, source))
+        entries.append(Entry(relative_name(image, root), image, mask, source, line))
     if faults:
         shown = "\n".join(faults[:_FAULTS_SHOWN])
         more = len(faults) - _FAULTS_SHOWN
@@ -88,14 +85,95 @@ def read_list(
     return entries
 
 
+def read_lines(path: Path, kind: str = "list file") -> list[tuple[int, str]]:
+    """The lines of a list, with their numbers from 1; without empty ones and comments.
+
+    Raises:
+        DataError: there is no such file, or it is no text in UTF-8 or UTF-16.
+    """
+    fault = file_fault(path, kind)
+    if fault is not None:
+        raise DataError(fault)
+    try:
+        content = path.read_bytes()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read the {kind} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"cannot read the {kind} {path}: it is no text in UTF-8, see line {line}: save it "
+            "as such"
+        ) from error
+    if "\0" in text:
+        raise DataError(
+            f"cannot read the {kind} {path}: it holds bytes of 0, as UTF-16 without a byte order "
+            "mark or a binary file does: save it as a text in UTF-8"
+        )
+    # Not splitlines(): names may hold what Unicode counts among line breaks.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    numbered = ((number, line.strip(" ")) for number, line in enumerate(lines, 1))
+    return [(number, line) for number, line in numbered if line.strip() and line[0] != "#"]
+
+
+def split_columns(line: str) -> list[str]:
+    """The columns of a line: separated by tabs where it has one, else by spaces."""
+    if "\t" not in line:
+        return [part for part in line.split(" ") if part]
+    columns = [part.strip(" ") for part in line.split("\t")]
+    while len(columns) > 1 and not columns[-1]:
+        del columns[-1]
+    return columns
+
+
+def line_hint(line: str) -> str:
+    """What a line whose files are not there may lack: text to append to an error, or nothing."""
+    hints = []
+    if "," in line or ";" in line:
+        hints.append("columns are separated by a space or a tab, not by a comma or semicolon")
+    if "\\" in line:
+        hints.append("folders are separated by /, not by \\")
+    if any(mark in line for mark in "\"'<>{}[]"):
+        hints.append("paths stand without quotes and brackets")
+    if line and not any(character in "/." or character.isdigit() for character in line):
+        hints.append("a header line must begin with #")
+    elif "\t" not in line and " " in line and "." not in line.split(" ")[0].rpartition("/")[2]:
+        hints.append(_SPACES_HINT)
+    return f" ({'; '.join(hints)}; a line looks like 'images/a.jpg masks/a.png')" if hints else ""
+
+
 def format_list(entries: Sequence[Entry], root: Path) -> str:
-    """The text of a list file that `read_list` reads to the same entries."""
+    """The text of a list file that `read_list` reads to the same entries.
+
+    Raises:
+        DataError: the name of a file cannot stand in a list.
+    """
     rows = [
         [relative_name(path, root) for path in (entry.image, entry.mask) if path is not None]
         for entry in entries
     ]
+    for row in rows:
+        for name in row:
+            _require_listable(name)
     spaces = any(" " in path for row in rows for path in row)
-    return "".join(("\t" if spaces else " ").join(row) + "\n" for row in rows)
+    separator = "\t" if spaces else " "
+    return "".join(
+        separator.join(row) + ("\t" if spaces and len(row) == 1 else "") + "\n" for row in rows
+    )
+
+
+def _require_listable(name: str) -> None:
+    faults = {
+        "a line break": "\n" in name or "\r" in name,
+        "a tab": "\t" in name,
+        "a space or # at its begin": name.startswith((" ", "#")),
+        "a space at its end": name.endswith(" "),
+        "bytes that are no UTF-8": any("\ud800" <= character <= "\udfff" for character in name),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise DataError(f"no list can name the file {name!r}: it has {fault}; rename it")
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -110,9 +188,9 @@ def locate(text: str, root: Path) -> Path:
     """
     in_root = without_parents(root / text.lstrip("/"))
     path = without_parents(Path(text))
-    if not path.is_absolute() or in_root.is_file():
+    if not path.is_absolute() or os.path.isfile(in_root):
         return in_root
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     # Missing in both places: named where a part of the way exists.
     elsewhere = not in_root.parent.is_dir() and Path(*path.parts[:2]).is_dir()

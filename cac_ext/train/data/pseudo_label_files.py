@@ -1,13 +1,15 @@
 """Pseudo labels of unlabelled images in files: a folder of masks, written once, then trained on.
 
 ``FOLDER/NAME.png`` is the mask of the image whose sample is called NAME: class ids in 8 bits, 255
-where there is no label, whatever ``data.ignore_index`` is. `self_training` and `weak` write such
-folders; one of your own making will do as well.
+where there is no label, whatever ``data.ignore_index`` is; of more than 255 classes ids in 16 bits,
+65535 where there is no label. `self_training` and `weak` write such folders; one of your own making
+will do as well.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 
 from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.listing import visible_files
+from cac_ext.train.data.pictures import picture_of_ids, read_ids
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 from cac_ext.train.runtime.whole_files import write_text_whole, write_whole
 
-_NO_LABEL = 255
+_NO_LABEL = (255, 65535)  # in 8 and in 16 bits
 _ABOUT = "pseudo_labels.json"
 
 
@@ -58,27 +61,22 @@ class PseudoLabelled(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         sample = self.dataset[index]
-        path = mask_path(self.folder, sample["name"])
-        try:
-            with Image.open(path) as picture:
-                ids = torch.from_numpy(np.array(picture)).long()  # [H, W]
-        except OSError as error:
-            raise DataError(
-                f"cannot read the pseudo label {path} of the image {sample['name']}: {error}"
-            ) from error
-        if ids.shape != sample["image"].shape[1:]:
-            raise DataError(
-                f"the pseudo label {path} has the shape {list(ids.shape)}, but its image "
-                f"{sample['name']} is {list(sample['image'].shape[1:])}"
-            )
-        wrong = ids[(ids >= self.num_classes) & (ids != _NO_LABEL)]
+        return {**sample, "mask": tv_tensors.Mask(self.read_mask(sample))}
+
+    def read_mask(self, sample: dict) -> Tensor:
+        """The mask of a sample's image, ``[H, W]`` int64."""
+        path, no_label = mask_path(self.folder, sample["name"]), no_label_of(self.num_classes)
+        ids = torch.from_numpy(
+            read_ids(path, sample["image"].shape[1:], sample["name"], "pseudo label")
+        ).long()  # [H, W]
+        wrong = ids[((ids < 0) | (ids >= self.num_classes)) & (ids != no_label)]
         if len(wrong):
             raise DataError(
                 f"the pseudo label {path} holds the id {int(wrong[0])}, but there are "
-                f"{self.num_classes} classes"
+                f"{self.num_classes} classes, and {no_label} stands for no label"
             )
-        ids[ids == _NO_LABEL] = self.ignore_index
-        return {**sample, "mask": tv_tensors.Mask(ids)}
+        ids[ids == no_label] = self.ignore_index
+        return ids
 
 
 def pseudo_labelled(splits: DatasetSplits, folder: str, key: str) -> PseudoLabelled:
@@ -101,15 +99,20 @@ def pseudo_labelled(splits: DatasetSplits, folder: str, key: str) -> PseudoLabel
 
 
 def unlabelled_images(splits: DatasetSplits, key: str) -> Dataset:
-    """The unlabelled images; ConfigError where there are none, or too many classes for 8 bits."""
+    """The unlabelled images; ConfigError where there are none, or too many classes for 16 bits."""
     if splits.unlabelled is None:
         raise ConfigError(f"{key}: there are no unlabelled images to which labels could be given")
-    if splits.num_classes > _NO_LABEL:
+    if splits.num_classes > _NO_LABEL[-1]:
         raise ConfigError(
-            f"{key}: pseudo labels are kept in 8 bits and know up to {_NO_LABEL} classes, but the "
-            f"data set has {splits.num_classes}"
+            f"{key}: pseudo labels are kept in 16 bits and know up to {_NO_LABEL[-1]:,} classes, "
+            f"but the data set has {splits.num_classes:,}"
         )
     return splits.unlabelled
+
+
+def no_label_of(num_classes: int) -> int:
+    """What stands for no label in the files of so many classes."""
+    return next(value for value in _NO_LABEL if num_classes <= value)
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ def write_pseudo_labels(
         if made_by is None or not processes.is_main:
             return None
         report = _read_report(about, made_by)
-        if report is not None and len(list(folder.rglob("*.png"))) >= len(images):
+        if report is not None and len(visible_files(folder, "**/*.png")) >= len(images):
             return report  # all was done before
         _write_report(about, made_by, None)
         return None
@@ -235,9 +238,9 @@ def _write_share(
                 raise TrainingStopped(f"stopped before pseudo label {index} of {len(images)}")
             sample = images[index]
             path = mask_path(folder, sample["name"])
-            if not path.is_file():
-                _write(path, label(index, sample), splits.ignore_index)
-            mask = written[index]["mask"].as_subclass(Tensor)
+            if not os.path.isfile(path):
+                _write(path, label(index, sample), splits)
+            mask = written.read_mask(sample)
             counted = mask != splits.ignore_index
             pixels += mask.numel()
             labelled += int(counted.sum())
@@ -289,8 +292,9 @@ def mask_path(folder: Path, name: str) -> Path:
     return folder / f"{name.lstrip('/')}.png"
 
 
-def _write(path: Path, mask: Tensor, ignore_index: int) -> None:
+def _write(path: Path, mask: Tensor, splits: DatasetSplits) -> None:
+    no_label = no_label_of(splits.num_classes)
     ids = mask.cpu().numpy()
-    ids = np.where(ids == ignore_index, _NO_LABEL, ids).astype(np.uint8)
+    picture = picture_of_ids(np.where(ids == splits.ignore_index, no_label, ids), no_label + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: Image.fromarray(ids).save(file, format="PNG"))
+    write_whole(path, lambda file: picture.save(file, format="PNG"))

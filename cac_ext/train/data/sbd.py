@@ -20,6 +20,8 @@ from PIL import Image
 from scipy.io import loadmat
 
 from cac_ext.train.data.list_file import without_parents
+from cac_ext.train.data.listing import is_hidden, visible_files
+from cac_ext.train.data.pictures import read_ids, read_size
 from cac_ext.train.data.voc import CLASS_NAMES, IMAGES, MASKS, OWN_MASKS, PLACES, colour_map
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runtime.progress import Progress
@@ -28,6 +30,7 @@ from cac_ext.train.runtime.whole_files import write_whole
 _SBD_PLACES = ("", "cls", "dataset/cls", "benchmark_RELEASE/dataset/cls")
 #: Until all masks are there, no training finds a part of them.
 _UNFINISHED = f"{MASKS}.unfinished"
+_VOID = 255  # on the borders of VOC's own masks
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,21 @@ def merge(sbd: Path, voc: Path, *, progress: bool = True) -> MergedMasks:
     """
     cls = _find_sbd(sbd)
     root = _find_voc(voc)
-    own = {path.stem: path for path in (root / OWN_MASKS).glob("*.png")}
-    sources = {path.stem: path for path in cls.glob("*.mat")} | own  # VOC's own win
+    own = {path.stem: path for path in visible_files(root / OWN_MASKS, "*.png")}
+    sources = {path.stem: path for path in visible_files(cls, "*.mat")} | own  # VOC's own win
     folder, unfinished = root / MASKS, root / _UNFINISHED
-    there = {path.stem for place in (folder, unfinished) for path in place.glob("*.png")}
+    there = {path.stem for place in (folder, unfinished) for path in visible_files(place, "*.png")}
     unfinished.mkdir(exist_ok=True)
     missing = sorted(set(sources) - there)
     for name in Progress(missing, "masks", unit="mask", disable=not progress):
         target = unfinished / f"{name}.png"
+        image = root / IMAGES / f"{name}.jpg"
         if name in own:
+            _require_mask(own[name], image)
             content = own[name].read_bytes()
             write_whole(target, lambda file, content=content: file.write(content))
         else:
-            mask = _picture(_read(sources[name], root / IMAGES / f"{name}.jpg"))
+            mask = _picture(_read(sources[name], image))
             write_whole(target, lambda file, mask=mask: mask.save(file, format="PNG"))
     _finish(unfinished, folder)
     return MergedMasks(folder, len(own), len(sources) - len(own), len(there & set(sources)))
@@ -84,9 +89,30 @@ def _finish(unfinished: Path, folder: Path) -> None:
     if not folder.exists():
         unfinished.rename(folder)
         return
-    for path in sorted(unfinished.glob("*.png")):
+    for path in visible_files(unfinished, "*.png"):
         path.rename(folder / path.name)
+    for path in unfinished.iterdir():
+        if is_hidden(Path(path.name)):  # macOS lays one beside each file on some disks
+            path.unlink()
     unfinished.rmdir()
+
+
+def _require_mask(path: Path, image: Path) -> None:
+    """DataError where one of VOC's own masks is broken, of another size, or holds other ids."""
+    ids = read_ids(path, _size_of(image, path), image)
+    wrong = ids[(ids >= len(CLASS_NAMES)) & (ids != _VOID)]
+    if len(wrong):
+        raise DataError(
+            f"the mask {path} holds the id {wrong[0]}, but VOC's are 0 to {len(CLASS_NAMES) - 1} "
+            f"and {_VOID}"
+        )
+
+
+def _size_of(image: Path, mask: Path) -> tuple[int, int]:
+    try:
+        return read_size(image)
+    except DataError as error:
+        raise DataError(f"{mask}: {error}; is VOC 2012 whole?") from error.__cause__
 
 
 def _read(path: Path, image: Path) -> np.ndarray:
@@ -105,11 +131,7 @@ def _read(path: Path, image: Path) -> np.ndarray:
             f"{len(CLASS_NAMES) - 1}, but is {list(ids.shape)} {ids.dtype} with ids up to "
             f"{ids.max(initial=0)}: the folder cls is needed, not inst"
         )
-    try:
-        with Image.open(image) as picture:
-            size = picture.size[::-1]
-    except OSError as error:
-        raise DataError(f"{path}: cannot read its image: {error}; is VOC 2012 whole?") from error
+    size = _size_of(image, path)
     if ids.shape != size:
         raise DataError(
             f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, but its image {image} is "
@@ -127,7 +149,7 @@ def _picture(ids: np.ndarray) -> Image.Image:
 def _find_sbd(given: Path) -> Path:
     root = without_parents(given.expanduser().absolute())
     for place in _SBD_PLACES:
-        if any((root / place).glob("*.mat")):
+        if any(visible_files(root / place, "*.mat")):
             return root / place
     if root.is_file():
         raise ConfigError(f"{root} is a file: unpack it (tar xzf), then name the folder")
@@ -140,7 +162,7 @@ def _find_voc(given: Path) -> Path:
     root = without_parents(given.expanduser().absolute())
     for place in ("", *PLACES):
         if (root / place / IMAGES).is_dir():
-            if any((root / place / OWN_MASKS).glob("*.png")):
+            if any(visible_files(root / place / OWN_MASKS, "*.png")):
                 return root / place
             raise ConfigError(
                 f"{root / place} holds no masks {OWN_MASKS}/*.png, which VOC 2012's trainval "

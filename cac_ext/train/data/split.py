@@ -90,7 +90,7 @@ def duplicates(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 
 
 def _place(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
 
 
 def _name(entry: Entry) -> str:

@@ -17,6 +17,7 @@ VOC's own, an id per line.
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ from cac_ext.train.data.file_splits import (
     require_fixed_classes,
 )
 from cac_ext.train.data.list_file import Entry, read_list
+from cac_ext.train.data.listing import visible_files
 from cac_ext.train.errors import DataError
 
 CLASS_NAMES = (
@@ -93,7 +95,7 @@ def build(config: DataConfig) -> DatasetSplits:
 def _train_entries(root: Path) -> list[Entry]:
     for name in _TRAIN_LISTS:
         path = root / _LISTS / name
-        if path.is_file():
+        if os.path.isfile(path):
             return _read(root, path)
     if not (root / MASKS).is_dir():
         what = (
@@ -102,7 +104,7 @@ def _train_entries(root: Path) -> list[Entry]:
         )
         cure = f"`cac-ext data sbd SBD_FOLDER {root}` makes the folder"
         own = root / _LISTS / "train.txt"
-        if not own.is_file():
+        if not os.path.isfile(own):
             raise DataError(f"{what}, nor {own}; {cure}, or give data.labelled_list")
         entries = _read(root, own)
         warnings.warn(
@@ -113,7 +115,7 @@ def _train_entries(root: Path) -> list[Entry]:
     held_out = {entry.image for entry in _read(root, root / _LISTS / "val.txt")}
     entries = [
         Entry(f"{IMAGES}/{mask.stem}.jpg", root / IMAGES / f"{mask.stem}.jpg", mask, str(mask))
-        for mask in sorted((root / MASKS).glob("*.png"))
+        for mask in visible_files(root / MASKS, "*.png")
     ]
     return [entry for entry in entries if entry.image not in held_out]
 
@@ -125,10 +127,10 @@ def _read(root: Path, list_file: Path) -> list[Entry]:
 
 def _existing_mask(entry: Entry) -> Entry:
     """The entry with VOC's own mask, where SegmentationClassAug has none."""
-    if entry.mask is None or entry.mask.parent.name != MASKS or entry.mask.is_file():
+    if entry.mask is None or entry.mask.parent.name != MASKS or os.path.isfile(entry.mask):
         return entry
     own = entry.mask.parent.with_name(OWN_MASKS) / entry.mask.name
-    return replace(entry, mask=own) if own.is_file() else entry
+    return replace(entry, mask=own) if os.path.isfile(own) else entry
 
 
 def _expand_id(columns: list[str]) -> list[str]:

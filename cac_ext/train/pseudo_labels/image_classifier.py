@@ -307,9 +307,8 @@ def _crop_size(config: Config) -> int:
 def _settings(config: Config) -> dict:
     """What the classifier depends on: any other setting may differ."""
     whole = to_mapping(config)
-    data = {
-        key: value for key, value in whole["data"].items() if key not in ("root", "num_workers")
-    }
+    free = ("root", "num_workers", "max_image_pixels")
+    data = {key: value for key, value in whole["data"].items() if key not in free}
     optimizer = {key: whole["optimizer"][key] for key in _OPTIMIZER_KEYS}
     classifier = {
         key: value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from torch.utils.data import Dataset
 from cac_ext.train.config import DataConfig, WeakConfig
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import locate, relative_name
+from cac_ext.train.data.list_file import (
+    line_hint,
+    locate,
+    read_lines,
+    relative_name,
+    split_columns,
+)
 from cac_ext.train.data.pseudo_label_files import unlabelled_images
 from cac_ext.train.errors import ConfigError, DataError, listed
 from cac_ext.train.runtime.progress import Progress
@@ -109,20 +116,18 @@ def _known_mask(images: Dataset, index: int) -> Tensor:
 
 def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSplits) -> Tensor:
     """Of each image and class, ``[M, K]``."""
-    if not path.is_file() and data.root is not None:
+    if not os.path.isfile(path) and data.root is not None:
         path = Path(data.root).expanduser() / path
-    if not path.is_file():
-        raise DataError(f"weak.image_labels: there is no file {path}")
     allowed = {str(class_id) for class_id in foreground_classes(splits, data)}
     given: dict[str, list[int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, *ids = line.split("\t") if "\t" in line else line.split()
+    lines = read_lines(path, "file of weak.image_labels")
+    for number, line in lines:
+        name, *ids = split_columns(line)
         if not allowed.issuperset(ids):
             raise DataError(
                 f"{path}, line {number}: needs an image and ids of 0 to {splits.num_classes - 1} "
                 f"other than the background's, {splits.background_class}, but is {line!r}"
+                f"{line_hint(line)}"
             )
         given[_same_name(name, images)] = [int(text) for text in ids]
     labels = torch.zeros(len(images), splits.num_classes)
@@ -131,7 +136,8 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
         named = isinstance(images, ImageFiles)
         name = images.entries[index].name if named else images[index]["name"]
         if _same_name(name, images) not in given:
-            raise DataError(f"{path} has no line of the unlabelled image {name}")
+            hint = line_hint(lines[0][1]) if lines else ""
+            raise DataError(f"{path} has no line of the unlabelled image {name}{hint}")
         labels[index, given[_same_name(name, images)]] = 1
     return labels
 

@@ -19,7 +19,14 @@ from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
 _FORMAT = "cac_ext checkpoint 3"
 #: Settings that may differ between a run and its continuation: they do not change the result.
-_FREE_KEYS = ("name", "output", "data.num_workers", "data.root", "schedule.log_every")
+_FREE_KEYS = (
+    "name",
+    "output",
+    "data.num_workers",
+    "data.root",
+    "data.max_image_pixels",
+    "schedule.log_every",
+)
 #: Those that change it by rounding alone.
 _ROUNDING_KEYS = ("device", "run.compile", "run.channels_last")
 #: Files and folders that may have been moved; whether there is one does change the result.

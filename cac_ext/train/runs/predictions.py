@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as VF
 
+from cac_ext.train.data.listing import describe_left_out, find_images
+from cac_ext.train.data.pictures import image_suffixes, picture_of_ids, read_image
 from cac_ext.train.errors import DataError
 from cac_ext.train.figures.panels import colour_mask
 from cac_ext.train.inference import Inference, predict
 from cac_ext.train.runs.folder import Run
 from cac_ext.train.runtime.progress import Progress
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 _KINDS = ("ids", "colours", "overlays")
 _OVERLAY = 0.5  # share of the colours in an overlay
 
@@ -30,51 +30,85 @@ class Job:
     targets: dict[str, Path]  # kind -> file
 
 
-def plan(inputs: Sequence[Path], output: Path, *, overwrite: bool) -> list[Job]:
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found.
+
+    Attributes:
+        jobs: the images to predict.
+        unreadable: a sentence for each folder or link in which there may be more of them.
+        remarks: a sentence for each folder with files that are no images.
+    """
+
+    jobs: list[Job]
+    unreadable: list[str]
+    remarks: list[str]
+
+
+def plan(inputs: Sequence[Path], output: Path, *, overwrite: bool) -> Plan:
     """The images to predict: files as they are, folders with all images below them.
 
-    An image ``a/b.jpg`` of a folder goes to ``OUTPUT/ids/a/b.png`` and so on.
+    An image ``a/b.jpg`` of a folder goes to ``OUTPUT/ids/a/b.png`` and so on; where a ``b.tif``
+    lies beside it, to ``b.jpg.png``, and the other to ``b.tif.png``. Hidden files are left out.
 
     Raises:
         DataError: nothing found, two images would share a target, a target exists and
             ``overwrite`` is False, or a target is one of the images, which are never overwritten.
     """
-    named: dict[Path, Path] = {}  # path below OUTPUT/KIND -> image
+    found = Plan([], [], [])
+    named: dict[Path, Path] = {}  # name below an input -> image
     for given in inputs:
-        for image, name in _images(given, output):
-            name = name.with_suffix(".png")
+        for image, name in _images(given, output, found):
             if named.get(name, image) != image:
                 raise DataError(f"{named[name]} and {image} would both be written to {name}")
             named[name] = image
-    jobs = [
-        Job(image, {kind: output / kind / name for kind in _KINDS}) for name, image in named.items()
-    ]
-    images = {job.image.resolve() for job in jobs}
-    for target in (target for job in jobs for target in job.targets.values()):
+    for name, target in _target_names(named).items():
+        targets = {kind: output / kind / target for kind in _KINDS}
+        found.jobs.append(Job(named[name], targets))
+    images = {job.image.resolve() for job in found.jobs}
+    for target in (target for job in found.jobs for target in job.targets.values()):
         if target.resolve() in images:
             raise DataError(f"{target} is one of the images: give another --output")
         if target.exists() and not overwrite:
             raise DataError(f"{target} exists: give another --output, or --overwrite")
-    return jobs
-
-
-def _images(given: Path, output: Path) -> list[tuple[Path, Path]]:
-    """(file, its name below the output) of each image that a file or folder stands for."""
-    if given.is_file():
-        return [(given, Path(given.name))]
-    if not given.is_dir():
-        raise DataError(f"there is no image or folder {given}")
-    written = [(output / kind).resolve() for kind in _KINDS]  # earlier predictions are no inputs
-    found = [
-        (path, path.relative_to(given))
-        for path in sorted(given.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-        and path.is_file()
-        and not any(path.resolve().is_relative_to(folder) for folder in written)
-    ]
-    if not found:
-        raise DataError(f"{given} holds no images ({', '.join(sorted(_SUFFIXES))})")
     return found
+
+
+def _target_names(names: Iterable[Path]) -> dict[Path, Path]:
+    """``a.jpg`` -> ``a.png``; those that would share a target keep their suffix: ``a.jpg.png``."""
+    targets = {name: name.with_suffix(".png") for name in names}
+    while True:
+        taken = Counter(targets.values())
+        shared = [
+            name
+            for name, target in targets.items()
+            if taken[target] > 1 and target != _with_suffix_kept(name)
+        ]
+        if not shared:
+            return targets
+        targets |= {name: _with_suffix_kept(name) for name in shared}
+
+
+def _with_suffix_kept(name: Path) -> Path:
+    return name.with_name(f"{name.name}.png")
+
+
+def _images(given: Path, output: Path, found: Plan) -> list[tuple[Path, Path]]:
+    """(file, its name below the output) of each image that a file or folder stands for."""
+    if not given.is_dir():
+        if not given.exists():
+            raise DataError(f"there is no image or folder {given}")
+        return [(given, Path(given.name))]
+    written = [(output / kind).resolve() for kind in _KINDS]  # earlier predictions are no inputs
+    listed = find_images(given, skip=lambda folder: folder.resolve() in written)
+    left_out = describe_left_out(listed.left_out) if listed.left_out else ""
+    if not listed.images and not listed.unreadable:
+        some = ", ".join(s for s in (".png", ".jpg", ".tif", ".webp") if s in image_suffixes())
+        raise DataError(f"{given} holds no images ({some}, ...){left_out and f', but {left_out}'}")
+    found.unreadable.extend(listed.unreadable)
+    if left_out:
+        found.remarks.append(f"{given}: left out are {left_out}")
+    return [(given / name, name) for name in listed.images]
 
 
 def predict_files(
@@ -87,23 +121,18 @@ def predict_files(
     failures = []
     for job in Progress(jobs, "predict", unit="image", disable=not progress):
         try:
-            with Image.open(job.image) as picture:
-                image = picture.convert("RGB")
-        except Exception as error:  # each of Pillow's formats raises its own
-            failures.append(f"cannot read the image {job.image}: {error}")
+            image = read_image(job.image, run.config.data.max_image_pixels)  # [3, H, W]
+        except DataError as error:
+            failures.append(str(error))
             continue
-        mask = predict(run.network, VF.pil_to_tensor(image), inference).cpu()  # [H, W]
+        mask = predict(run.network, image, inference).cpu()  # [H, W]
         colours = Image.fromarray(colour_mask(mask, run.classes))
         pictures = {
-            "ids": Image.fromarray(_ids(mask, run.classes.num_classes)),
+            "ids": picture_of_ids(mask.numpy(), run.classes.num_classes),
             "colours": colours,
-            "overlays": Image.blend(image, colours, _OVERLAY),
+            "overlays": Image.blend(VF.to_pil_image(image), colours, _OVERLAY),
         }
         for kind, target in job.targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             pictures[kind].save(target)
     return failures
-
-
-def _ids(mask: torch.Tensor, num_classes: int) -> np.ndarray:
-    return mask.numpy().astype(np.uint8 if num_classes <= 256 else np.uint16)

@@ -1,0 +1,83 @@
+"""Which files of a folder are images: those that a person put there, of every form that is read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cac_ext.train.data.pictures import image_suffixes
+
+_HIDDEN_FOLDERS = ("__MACOSX",)  # what macOS adds to archives
+
+
+@dataclass
+class FoundImages:
+    """What `find_images` found.
+
+    Attributes:
+        images: their paths relative to the folder, sorted.
+        left_out: suffix -> number of the files that are no images by it.
+        unreadable: a sentence for each folder or link that leads to nothing that can be read.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def is_hidden(relative: Path) -> bool:
+    """Whether a file or a folder above it is hidden: ``.DS_Store``, ``._a.jpg``, ``__MACOSX/``."""
+    return any(part.startswith(".") or part in _HIDDEN_FOLDERS for part in relative.parts)
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files below ``folder`` that match, sorted, without hidden ones."""
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder)))
+
+
+def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> FoundImages:
+    """The images in a folder and in all below it. Hidden ones are none; links are followed.
+
+    Args:
+        folder: where to look.
+        skip: whether a folder and all below it are left out without a word.
+    """
+    found = FoundImages()
+    seen: set[str] = set()  # the folders themselves: a link may lead to one above it
+
+    def failed(error: OSError) -> None:
+        found.unreadable.append(f"cannot look into the folder {error.filename}: {error.strerror}")
+
+    for place, folders, names in os.walk(folder, onerror=failed, followlinks=True):
+        seen.add(os.path.realpath(place))
+        below = [Path(place, name) for name in sorted(folders)]
+        folders[:] = [
+            path.name
+            for path in below
+            if not is_hidden(Path(path.name))
+            and os.path.realpath(path) not in seen
+            and not skip(path)
+        ]
+        for name in names:
+            path = Path(place, name)
+            if is_hidden(Path(name)):
+                continue
+            if path.suffix.lower() not in image_suffixes():
+                found.left_out[path.suffix.lower()] += 1
+            elif path.exists():
+                found.images.append(path.relative_to(folder))
+            else:
+                found.unreadable.append(f"{path} is a link to nothing")
+    found.images.sort()
+    return found
+
+
+def describe_left_out(left_out: Counter[str]) -> str:
+    """``3 files that are no images by their suffix (.txt: 2, none: 1)``."""
+    count = sum(left_out.values())
+    kinds: Sequence[str] = [f"{suffix or 'none'}: {n}" for suffix, n in left_out.most_common()]
+    files = "file that is no image by its" if count == 1 else "files that are no images by their"
+    return f"{count} {files} suffix ({', '.join(kinds)})"

@@ -1,0 +1,46 @@
+"""What is worth knowing of readable images: they are turned, or come out nearly black."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cac_ext.train.data.image_files import ImageFiles
+from cac_ext.train.data.pictures import peculiarities, read_image
+from cac_ext.train.errors import DataError
+
+_NEARLY_BLACK = 16  # of 255; 12 of 16 bits do not come out above it
+
+
+def picture_remarks(name: str, images: ImageFiles) -> list[str]:
+    """Sentences about the images of the part called ``name``; of broken ones nothing is said.
+
+    Images are decoded only where they have more than 8 bits.
+    """
+    turned, dark = [], []
+    for entry in images.entries:
+        try:
+            found = peculiarities(entry.image)
+            if found.turned:
+                turned.append(entry.name)
+            if found.deep and read_image(entry.image, images.max_pixels).max() <= _NEARLY_BLACK:
+                dark.append(entry.name)
+        except DataError:
+            continue
+    remarks = []
+    if turned and images.with_masks:
+        remarks.append(
+            f"{_some_of(turned, name)} turned or mirrored by the EXIF orientation, as viewers show "
+            "them: their masks must be made for that"
+        )
+    if dark:
+        remarks.append(
+            f"{_some_of(dark, name)} nearly black: no value of the file is above a sixteenth of "
+            "what 16 bits hold. Where fewer bits are in use, scale them to all 16, or to 8"
+        )
+    return remarks
+
+
+def _some_of(names: Sequence[str], part: str) -> str:
+    """``2 of the labelled images (a.jpg, ...) are``."""
+    more = ", ..." if len(names) > 1 else ""
+    return f"{len(names)} of the {part} images ({names[0]}{more}) {'are' if more else 'is'}"

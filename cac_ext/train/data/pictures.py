@@ -1,0 +1,314 @@
+"""Pictures in files: the one place that opens them, for images, masks and pseudo labels alike.
+
+What is read is upright, as a viewer shows it: turned and mirrored as the EXIF orientation says.
+
+An image becomes 8-bit RGB, its values scaled by the range of its type: 16-bit grey values by
+255 / 65535. Integers of 32 bits and floats have no such range, and are refused. Alpha is dropped:
+what counts is the colour beneath. Colour profiles (ICC) are not applied. A file of several pages or
+frames is refused; what a camera adds to its photo (MPO) and reduced copies in a TIFF are no pages.
+
+A mask becomes the class ids that the file stores, whatever grey value stands for them: those of a
+4-bit PNG are 0 to 15, of a palette's the indices, of a 1-bit picture 0 and 1 (white).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
+
+from cac_ext.train.data.stored_samples import Storage, grey_of, ids_of, require_faithful
+from cac_ext.train.errors import DataError
+
+_ORIENTATION = ExifTags.Base.Orientation
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDES_CHANGE_PLACES = (5, 6, 7, 8)
+
+_PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are pictures
+_NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transparency mask
+_NEW_SUBFILE_TYPE = 254  # tag of a TIFF
+_NOT_RASTER = ("EPS", "MPEG")  # formats that Pillow knows, but that are no pictures of pixels
+
+#: Pillow's own limit of pixels is a global, of no use beside `read_image`'s. It is lifted while a
+#: picture is being read, and by one thread at a time.
+_LIMIT_LOCK = threading.RLock()
+
+
+def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
+    """An image in 8-bit RGB, ``[3, H, W]`` uint8, see the module's docstring.
+
+    Args:
+        path: of the file.
+        max_pixels: that an image may have, so that no small file can fill the memory; None: any.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, is too large, or is refused.
+    """
+    title = f"the image {path}"
+    with _opened(path, "image") as picture:
+        width, height = picture.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise DataError(
+                f"{title} has {width} x {height} = {width * height:,} pixels, more than the "
+                f"{max_pixels:,} allowed: if it is meant to be so large, set "
+                f"data.max_image_pixels={width * height} (`cac-ext predict`: "
+                f"--max-image-pixels {width * height})"
+            )
+        _require_one_page(picture, title)
+        storage = Storage.of(picture)
+        picture.load()
+        picture = _upright(picture)
+        if storage.white != 255:
+            picture = grey_of(picture, storage, title)
+        return VF.pil_to_tensor(_rgb(picture, title))
+
+
+def read_ids(
+    path: Path, size: tuple[int, int], image: Path | str, kind: str = "mask"
+) -> np.ndarray:
+    """The class ids that a mask stores, ``[H, W]``, uint8 where they have 8 bits, else int64.
+
+    Args:
+        path: of the file.
+        size: H and W that it must have, those of its image.
+        image: the mask's image, for errors.
+        kind: what the file is, for errors.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, has another size than its image, or
+            what it holds are no class ids: colours, fractions, values that a format may change.
+    """
+    title = f"the {kind} {path}"
+    with _opened(path, kind) as picture:
+        storage = Storage.of(picture)
+        found, size = _upright_size(picture), tuple(size)
+        if found != size:
+            raise DataError(
+                f"{title} is {found[1]} x {found[0]} pixels, but its image {image} is {size[1]} x "
+                f"{size[0]}{_turned_hint(image, found, size)}"
+            )
+        require_faithful(picture, storage, title)
+        _require_one_page(picture, title)
+        picture.load()
+        return ids_of(_upright(picture), storage, title)
+
+
+def read_size(path: Path, kind: str = "image") -> tuple[int, int]:
+    """H and W of a picture as it is read, upright; they stand in its header, nothing is decoded."""
+    with _opened(path, kind) as picture:
+        return _upright_size(picture)
+
+
+@dataclass(frozen=True)
+class Peculiarities:
+    """What is worth knowing of an image before it is trained on.
+
+    Attributes:
+        turned: whether its EXIF orientation turns or mirrors it.
+        deep: whether its grey values have more than 8 bits.
+    """
+
+    turned: bool
+    deep: bool
+
+
+def peculiarities(path: Path) -> Peculiarities:
+    """Of an image; they stand in its header. Raises DataError where that cannot be read."""
+    with _opened(path, "image") as picture:
+        deep = Storage.of(picture).white != 255
+        return Peculiarities(_header_orientation(picture) in _TO_UPRIGHT, deep)
+
+
+def picture_of_ids(ids: np.ndarray, count: int) -> Image.Image:
+    """A single-channel picture of ids ``[H, W]`` below ``count``: of 8 bits, or 16 if need be.
+
+    Raises:
+        ValueError: 16 bits do not hold as many.
+    """
+    if count > 1 << 16:
+        raise ValueError(f"a mask of 16 bits holds 65,536 ids, but there are {count:,}")
+    return Image.fromarray(ids.astype(np.uint8 if count <= 1 << 8 else np.uint16))
+
+
+def file_fault(path: Path, kind: str) -> str | None:
+    """A sentence that says why there is no file to be opened; None where there is one."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        nowhere = f", but a link to {os.readlink(path)}" if os.path.islink(path) else ""
+        return f"there is no {kind} {path}{nowhere}"
+    except (OSError, ValueError) as error:
+        return f"cannot read the {kind} {path}: {getattr(error, 'strerror', None) or error}"
+    if stat.S_ISREG(mode):
+        return None
+    return (
+        f"the {kind} {path} is a folder"
+        if stat.S_ISDIR(mode)
+        else f"the {kind} {path} is no regular file"
+    )
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Endings of files that can be read as images, in lower case with the dot: ``.png``, ..."""
+    formats = Image.registered_extensions()
+
+    def is_read(name: str) -> bool:
+        if name not in Image.OPEN or name in _NOT_RASTER:
+            return False
+        reader = Image.OPEN[name][0]
+        return not (isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile))
+
+    return frozenset(suffix for suffix, name in formats.items() if is_read(name))
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
+    """The picture, its header read. Whatever goes wrong while it is open becomes a DataError."""
+    fault = file_fault(path, kind)
+    if fault is not None:
+        raise DataError(fault)
+    with _LIMIT_LOCK:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            # Not by its name: Pillow would map some files into memory, and of these read a TIFF
+            # that is turned by 90 degrees as if it were upright.
+            with open(path, "rb") as file, Image.open(file) as picture:
+                _require_right_bmp(picture)
+                yield picture
+        except DataError:
+            raise
+        except UnidentifiedImageError as error:
+            raise DataError(f"cannot read the {kind} {path}: {_unknown(path)}") from error
+        except Exception as error:  # of a broken file, each of Pillow's formats raises its own
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise DataError(f"cannot read the {kind} {path}: {why}") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _unknown(path: Path) -> str:
+    with open(path, "rb") as file:
+        start = file.read(24)
+    if not start:
+        return "the file is empty"
+    return f"it is no picture, or of a form that Pillow does not read; it begins with {start!r}"
+
+
+def _require_right_bmp(picture: Image.Image) -> None:
+    """Raises for a BMP with a grey palette whose samples are not of the size that Pillow takes."""
+    if picture.format != "BMP" or picture.mode not in ("1", "L"):
+        return
+    position = picture.fp.tell()
+    picture.fp.seek(14)
+    header = picture.fp.read(16)
+    picture.fp.seek(position)
+    (header_size,) = struct.unpack_from("<I", header)
+    (bits,) = struct.unpack_from("<H", header, 10 if header_size == 12 else 14)
+    if picture.tile[0][0] == "raw" and bits != {"1": 1, "L": 8}[picture.mode]:
+        raise ValueError(f"a BMP of {bits} bits with this palette cannot be read: save it as a PNG")
+
+
+def _require_one_page(picture: Image.Image, title: str) -> None:
+    if picture.format not in _PAGED or not getattr(picture, "is_animated", False):
+        return
+    pages = picture.n_frames
+    if picture.format == "TIFF":
+        pages = 1
+        for index in range(1, picture.n_frames):
+            picture.seek(index)
+            pages += not picture.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _NO_PAGE
+        picture.seek(0)
+    if pages > 1:
+        raise DataError(
+            f"{title} has {pages} pages or frames, and it is not known which is meant: "
+            "save the one, or each, as a file of its own"
+        )
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
+    try:
+        # Of a PNG that is not decoded yet, Pillow's own method for it would decode all of it.
+        value = Image.Image.getexif(picture).get(_ORIENTATION, 1)
+    except Exception:  # broken metadata can raise nearly anything
+        return 1
+    return value if value in _TO_UPRIGHT else 1
+
+
+def _header_orientation(picture: Image.Image) -> int:
+    """`_orientation` of a picture that is not decoded yet."""
+    if picture.format == "PNG" and "exif" not in picture.info and _has_late_metadata(picture):
+        picture.load()
+    return _orientation(picture)
+
+
+def _has_late_metadata(picture: Image.Image) -> bool:
+    """Whether a PNG has metadata behind its pixels, where some programs write them."""
+    file, pixels = picture.fp, False
+    position = file.tell()
+    file.seek(8)
+    try:
+        while len(header := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", header)
+            if pixels and name in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            pixels = pixels or name == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(position)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A decoded picture, turned as its orientation says. A TIFF is turned by Pillow already."""
+    method = None if picture.format == "TIFF" else _TO_UPRIGHT.get(_orientation(picture))
+    return picture if method is None else picture.transpose(method)
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    if picture.format != "TIFF" and _header_orientation(picture) in _SIDES_CHANGE_PLACES:
+        return width, height
+    return height, width
+
+
+def _turned_hint(image: Path | str, found: tuple[int, int], size: tuple[int, int]) -> str:
+    if found != size[::-1] or not isinstance(image, Path) or not peculiarities(image).turned:
+        return ""
+    return (
+        ": the image is turned by its EXIF orientation, the mask was made for the picture as it is "
+        "stored. Turn the mask, too, or remove the orientation from the image"
+    )
+
+
+def _rgb(picture: Image.Image, title: str) -> Image.Image:
+    picture.info.pop("transparency", None)  # of a palette's transparent entry, the colour beneath
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)  # colours that alpha has not darkened
+    try:
+        picture = picture if straight is None else picture.convert(straight)
+        return picture.convert("RGB")
+    except ValueError as error:
+        raise DataError(
+            f"{title} has colours of the kind {picture.mode}, which cannot be turned into RGB: "
+            "save it as RGB"
+        ) from error
