@@ -19,6 +19,7 @@ from benchmarks.cases import CASES, Case
 from benchmarks.children import Ended
 from benchmarks.correctness import Check
 from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.implementations.official import official_loss
 from benchmarks.loss_check import FIRST_IDEA
 from benchmarks.loss_table import loss_table
 from benchmarks.report import render_report
@@ -103,7 +104,9 @@ def test_a_case_whose_inputs_take_too_much_memory_is_a_row(
         60, "--implementations", "ours:float32", "--no-memory", "--memory-limit", "0.1"
     )
     assert results.find("small", "ours", "float32", "both").status == "ok"
-    assert results.find("wide", "ours", "float32", "both").status == "out_of_memory"
+    row = results.find("wide", "ours", "float32", "both")
+    assert row.status == "out_of_memory"
+    assert row.detail.startswith("its inputs alone: ")
 
 
 def test_a_part_tells_what_the_whole_would_cost(run_loss, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,16 +162,17 @@ def test_a_compiler_that_hangs_is_ended_with_its_share_of_the_time(
     run_loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timeouts = []
+    calls = slow_down(monkeypatch, "ours", lambda count: 0)
 
     def run_child(module, request, timeout):
         timeouts.append(timeout)
+        assert calls  # it was checked before any compiler began
         return Ended(None)
 
     monkeypatch.setattr(loss_check, "run_child", run_child)
     rivals = ["official-compiled:float32", "flex-attention:float32", "ours:float32"]
     results, _ = run_loss(30, "--implementations", *rivals, "--no-memory")
     assert max(timeouts) < 30 / 4
-    assert [check["implementation"] for check in results.checks] == ["ours"]  # before compilers
     for name in ("official-compiled", "flex-attention"):
         row = results.find("small", name, "float32", "both")
         assert row.status == "skipped"
@@ -188,6 +192,20 @@ def test_a_compilers_seconds_count_where_it_compiles_again(
     for row in (first, second):
         assert row.status == "skipped"
         assert "and 120 s to compile, and" in row.detail
+
+
+def test_what_compiles_is_not_compiled_for_a_part(
+    run_loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Check("official-compiled", "float32", 160, 9_000, 16, 5, 0.0, 0.0, 1.0, 1.0)
+    answer = {"check": check.to_json(), "seconds": 1e-3, "first_seconds": 0.1}
+    monkeypatch.setattr(loss_check, "run_child", lambda *_: Ended(0, json.dumps(answer)))
+    rival = IMPLEMENTATIONS["official-compiled"]
+    monkeypatch.setattr(rival, "__init__", lambda self: setattr(self, "_compiled", official_loss))
+    calls = slow_down(monkeypatch, "official-compiled", lambda count: 0)
+    results, _ = run_loss(30, "--implementations", "official-compiled:float32", "--no-memory")
+    assert {row.status for row in results.rows} == {"ok"}
+    assert set(calls) == {SMALL.N, LARGE.N}
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_a_process_that_is_asked_to_end_keeps_its_rows(
         right(self)
 
     monkeypatch.setattr(LossCase, "_later_rounds", later_rounds)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # put back at the end
     # As a process of its own is started: with its arguments in sys.argv.
     monkeypatch.setattr(
         "benchmarks.__main__.main", lambda words: setattr(sys, "argv", ["", *words]) or main()
