@@ -18,6 +18,7 @@ from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.mask_scan import scan_masks
+from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.evaluate import Evaluation, absence_note
 from cac_ext.train.experiments.ablate import format_results
@@ -342,6 +343,24 @@ def test_image_level_labels_of_no_class_are_refused_and_missing_ones_named(
     (tmp_path / "labels.txt").write_text("images/train0.png 1\nimages/train1.png 1\n")
     with pytest.warns(UserWarning, match="none of the 2 unlabelled images shows: class 2"):
         assert main([*command, "image_classifier.weights=null"]) == 0
+
+
+def test_pseudo_labels_without_a_label_are_warned_of(tmp_path: Path) -> None:
+    write_masks(tmp_path, "train", [halves(0, 1)] * 3)
+    write_masks(tmp_path, "val", [halves(0, 1)])
+    (tmp_path / "more.txt").write_text("images/train0.png\nimages/train1.png\n")
+    given = [*overrides(tmp_path, 2), "data.unlabelled_list=more.txt"]
+    splits = build_datasets(load("folder", given).data)
+    labels = tmp_path / "labels/images"
+    labels.mkdir(parents=True)
+    for name, mask in (("train0", halves(255, 255)), ("train1", halves(255, 255))):
+        Image.fromarray(mask.astype(np.uint8)).save(labels / f"{name}.png.png")
+    with pytest.warns(UserWarning, match="no pixel of 2 pseudo labels"):
+        pseudo_labelled(splits, str(tmp_path / "labels"), "weak.pseudo_labels")
+    Image.fromarray(halves(255, 1).astype(np.uint8)).save(labels / "train1.png.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pseudo_labelled(splits, str(tmp_path / "labels"), "weak.pseudo_labels")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ def test_every_image_is_equally_likely() -> None:
     assert all(abs(count - 200) < 6 * (800 * 0.25 * 0.75) ** 0.5 for count in counts.values())
 
 
-@pytest.mark.parametrize("text", ["0", "-1/8", "9/8", "eighth", "1/0", ""])
+@pytest.mark.parametrize(
+    "text", ["0", "-1/8", "9/8", "eighth", "1/0", "", "nan", "inf", "1e-999999999", "1/" + "9" * 99]
+)
 def test_a_ratio_that_is_no_share_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"1/8, 0\.125 or full"):
         parse_ratio(text)

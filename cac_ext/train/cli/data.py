@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -119,11 +120,9 @@ def _split(options: argparse.Namespace) -> None:
                 print(f"warning: {lists[0]} has no pixel of: {names}. {advice}", file=sys.stderr)
             written.append(lists)
     labelled, unlabelled = (path or "null" for path in written[0])
-    given = " ".join([options.config, *options.overrides])
-    print(
-        f"train with the first: cac-ext train {given} data.labelled_list={labelled} "
-        f"data.unlabelled_list={unlabelled}"
-    )
+    named = [f"data.labelled_list={labelled}", f"data.unlabelled_list={unlabelled}"]
+    command = shlex.join(["cac-ext", "train", options.config, *options.overrides, *named])
+    print(f"train with the first: {command}")
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -205,7 +205,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _new_folder(output: str, name: str) -> Path:
     """``output/name-date-time``, with a number where that is taken."""
-    base = Path(output) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    base = Path(output).expanduser() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder, number = base, 1
     while folder.exists():
         number += 1

@@ -85,7 +85,8 @@ def _train_classifier(options: argparse.Namespace) -> None:
     from cac_ext.train.runtime.distributed import process_group
 
     config = load_config(options)
-    folder = options.folder or Path(config.output) / f"{config.name}-classifier"
+    output = Path(config.output).expanduser()
+    folder = options.folder or output / f"{config.name}-classifier"
     with process_group(config.device) as processes:
         command = f"the same command with --folder {folder}"
         with telling_how_to_go_on(command, folder, quiet=not processes.is_main):

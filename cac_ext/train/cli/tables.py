@@ -89,7 +89,7 @@ def _ablate(options: argparse.Namespace) -> None:
     seeds = parse_seeds(options.seeds)
     runs = plan_rows(table, table.select(patterns), seeds, overrides, options.config)
     first = next(iter(runs.values()))
-    folder = options.folder or Path(first.output) / table.name
+    folder = options.folder or Path(first.output).expanduser() / table.name
     with process_group(first.device) as processes:
         with telling_how_to_go_on("the same command", folder, quiet=not processes.is_main):
             text = ablate(table, runs, folder)

@@ -24,14 +24,14 @@ class Bounds:
     Attributes:
         low, high: its ends.
         low_excluded, high_excluded: whether an end itself is outside.
-        reason: what an error says beyond the bounds.
+        too_low: what an error says of a value below them.
     """
 
     low: float
     high: float
     low_excluded: bool = False
     high_excluded: bool = False
-    reason: str = ""
+    too_low: str = ""
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` lies in the interval."""
@@ -48,9 +48,9 @@ class Bounds:
         return f"within {self.low} and {self.high}"
 
 
-def within(low: float, high: float, *, reason: str = "") -> Bounds:
+def within(low: float, high: float, *, too_low: str = "") -> Bounds:
     """``low <= value <= high``."""
-    return Bounds(low, high, reason=reason)
+    return Bounds(low, high, too_low=too_low)
 
 
 def above(low: float, high: float) -> Bounds:
@@ -151,7 +151,7 @@ def _check_number(key: str, value: Any, f: Any) -> None:
     bounds, ordered = f.metadata["bounds"], f.metadata["ordered"]
     if not isinstance(value, list | tuple):
         if not bounds.holds(value):
-            reason = f": {bounds.reason}" if bounds.reason else ""
+            reason = f": {bounds.too_low}" if bounds.too_low and value < bounds.low else ""
             null = ", or null" if f.default is None else ""
             raise ConfigError(f"{key} must be {bounds}{null}, but is {value}{reason}")
         return

@@ -25,7 +25,7 @@ _MOST_CLASSES = 8192
 _CLASSES = within(
     2,
     _MOST_CLASSES,
-    reason="the background is a class too, and one class alone leaves nothing to tell apart; for "
+    too_low="the background is a class too, and one class alone leaves nothing to tell apart; for "
     "one kind of object the masks hold 0 (background) and 1 (object), and data.num_classes is 2",
 )
 

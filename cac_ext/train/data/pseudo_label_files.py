@@ -33,6 +33,7 @@ from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 from cac_ext.train.runtime.whole_files import write_text_whole, write_whole
 
 _NO_LABEL = (255, 65535)  # in 8 and in 16 bits
+_LOOKED_AT = 20  # pseudo labels, before a run learns from them
 _ABOUT = "pseudo_labels.json"
 
 
@@ -85,6 +86,9 @@ def pseudo_labelled(splits: DatasetSplits, folder: str, key: str) -> PseudoLabel
     Raises:
         ConfigError: there are no unlabelled images, or no such folder.
         DataError: the first image has no mask, or a faulty one.
+
+    Warns:
+        UserWarning: twenty masks, spread over the images, hold no label at all.
     """
     images = unlabelled_images(splits, key)
     path = Path(folder).expanduser()
@@ -95,6 +99,13 @@ def pseudo_labelled(splits: DatasetSplits, folder: str, key: str) -> PseudoLabel
         )
     dataset = PseudoLabelled(images, path, splits.num_classes, splits.ignore_index)
     dataset[0]
+    spread = torch.linspace(0, len(dataset) - 1, _LOOKED_AT).long().unique().tolist()
+    if not any((dataset[index]["mask"] != splits.ignore_index).any() for index in spread):
+        warnings.warn(
+            f"{key}: no pixel of {len(spread)} pseudo labels in {folder} has a class, and nothing "
+            "can be learned from them",
+            stacklevel=2,
+        )
     return dataset
 
 

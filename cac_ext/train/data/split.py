@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
 from cac_ext.train.data.list_file import Entry, format_list
 from cac_ext.train.errors import ConfigError, DataError
+
+# 1/8, 0.125, 12.5e-2; longer numbers would only cost time.
+_RATIO = r"[0-9]{1,9}/[0-9]{1,9}|([0-9]{1,9}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,2})?"
 
 
 def parse_ratio(text: str) -> Fraction:
@@ -24,10 +29,10 @@ def parse_ratio(text: str) -> Fraction:
     Raises:
         ConfigError: no number, or not above 0 and at most 1.
     """
-    try:
-        ratio = Fraction(1) if text.strip() == "full" else Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        ratio = Fraction(0)
+    ratio = Fraction(1 if text.strip() == "full" else 0)
+    if re.fullmatch(_RATIO, text.strip()):
+        with suppress(ZeroDivisionError):
+            ratio = Fraction(text.strip())
     if not 0 < ratio <= 1:
         raise ConfigError(
             f"a labelled ratio is a share above 0 and at most 1, such as 1/8, 0.125 or full, but "
