@@ -72,7 +72,7 @@ def test_train_writes_all_that_a_run_folder_holds(
 def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load("synthetic", [*TINY, f"seed={seed}"])
+    config = load("synthetic", [*TINY, f"seed={seed}", "schedule.evaluate_every=3"])
     unbroken = train(config, tmp_path / "unbroken", progress=False)
 
     folder = tmp_path / "broken"
@@ -161,6 +161,7 @@ def test_a_damaged_checkpoint_is_named(
     assert "Traceback" not in message
 
 
+@pytest.mark.usefixtures("without_pictures")  # of the runs
 def test_compare_ends_with_a_table_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
