@@ -16,11 +16,12 @@ from tiny_run import TINY_RUN
 from cac_ext.train import loop
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
-from cac_ext.train.data import build_datasets
+from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import CheckpointError
 from cac_ext.train.experiments import compare
 from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.loop import train
+from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runs.checkpoint import read_checkpoint
 from cac_ext.train.runs.folder import load_run
 
@@ -73,7 +74,7 @@ def test_train_writes_all_that_a_run_folder_holds(
 def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load("synthetic", [*TINY, f"seed={seed}"])
+    config = load("synthetic", [*TINY, f"seed={seed}", "schedule.evaluate_every=3"])
     unbroken = train(config, tmp_path / "unbroken", progress=False)
 
     folder = tmp_path / "broken"
@@ -162,9 +163,17 @@ def test_a_damaged_checkpoint_is_named(
     assert "Traceback" not in message
 
 
+@pytest.mark.usefixtures("without_pictures")  # of the runs
 def test_compare_ends_with_a_table_and_a_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shown: dict[str, SegmentationNetwork] = {}
+
+    def save_and_keep(path: Path, splits: DatasetSplits, networks: dict, **options) -> None:
+        shown.update(networks)
+        save_panel(path, splits, networks, **options)
+
+    monkeypatch.setattr(compare, "save_panel", save_and_keep)
     folder = tmp_path / "compare"
     arguments = ["compare", "synthetic", *TINY, "schedule.epochs=2", "--folder", str(folder)]
     assert main([*arguments, "--methods", "sup_only,cac", "--seeds", "4,5"]) == 0
@@ -175,6 +184,9 @@ def test_compare_ends_with_a_table_and_a_picture(
         title: load_run(folder / f"{name}-seed4").network
         for title, name in (("SupOnly", "sup_only"), ("CAC (ours)", "cac"))
     }
+    assert list(shown) == list(networks)
+    for title, network in networks.items():
+        assert_identical(dict(shown[title].state_dict()), dict(network.state_dict()), title)
     splits = build_datasets(load_run(folder / "cac-seed4").config.data)
     save_panel(tmp_path / "again.png", splits, networks)
     assert (folder / "picture.png").read_bytes() == (tmp_path / "again.png").read_bytes()
