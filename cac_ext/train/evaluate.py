@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from cac_ext.train.data.stream import SampleLoader
 from cac_ext.train.errors import DataError, ProcessError, listed
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
 from cac_ext.train.networks import SegmentationNetwork
@@ -105,7 +106,7 @@ def evaluate(
     ).to(device)
     was_training = network.training
     network.eval()
-    loader = DataLoader(
+    loader = SampleLoader(
         dataset,
         batch_size=None,
         sampler=range(processes.rank, len(dataset), processes.size),

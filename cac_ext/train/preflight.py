@@ -129,7 +129,7 @@ def small_images_remark(config: Config, splits: DatasetSplits, grid: FeatureGrid
         sizes.add(tuple(image.shape[-2:]))
         with seeded(config.seed, "preflight", number):
             pair = augment({"image": image, "name": ""})
-        empty += len(pair["overlap1"]) == 0
+        empty += len(pair.view1.overlap) == 0
     if 2 * empty < _PAIRS:
         return None
     height, width = min(sizes, key=min)

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as VF
 from cac_ext.train.config import AugmentConfig
 from cac_ext.train.data.batches import CropPairSample, LabelledSample, ViewSample
 from cac_ext.train.data.crop_pair import CropPairSampler, View
-from cac_ext.train.data.rescale import draw_scale
+from cac_ext.train.data.rescale import Scaled, draw_scale
 
 #: Channel means and deviations of ImageNet, for inputs in [0, 1]; every network is fed so.
 MEAN = (0.485, 0.456, 0.406)
@@ -88,8 +88,6 @@ class CropPairAugment:
         )
 
     def __call__(self, sample: dict) -> CropPairSample:
-        masks = {} if self.ignore_index is None else {"mask": sample["mask"]}
-        masks |= {"truth": sample["truth"]} if "truth" in sample else {}
         image = tv_tensors.Image(sample["image"])
         scaled = draw_scale(self.config.unlabelled_scale, self.config.base_size, image)
         height, width = scaled.height, scaled.width
@@ -108,26 +106,25 @@ class CropPairAugment:
             max(pair.view1.left, pair.view2.left) + size - left,
         )
         image = scaled.part(image, *region)
-        masks = {name: scaled.part(tv_tensors.Mask(mask), *region) for name, mask in masks.items()}
+        mask, truth = None, sample.get("truth")
+        if self.ignore_index is not None:
+            mask = scaled.part(tv_tensors.Mask(sample["mask"]), *region)
 
-        views12 = [
-            replace(view, top=view.top - top, left=view.left - left)
-            for view in (pair.view1, pair.view2)
-        ]
-        valid1, valid2 = (self._valid(view, height - top, width - left) for view in views12)
+        valid1, valid2 = (self._valid(view, height, width) for view in (pair.view1, pair.view2))
         seen = valid1.flatten()[pair.overlap1] & valid2.flatten()[pair.overlap2]
         views = []
         for view, valid, overlap in (
-            (views12[0], valid1, pair.overlap1),
-            (views12[1], valid2, pair.overlap2),
+            (pair.view1, valid1, pair.overlap1),
+            (pair.view2, valid2, pair.overlap2),
         ):
+            shown = replace(view, top=view.top - top, left=view.left - left)  # in the part
             views.append(
                 ViewSample(
-                    self._view(image, view),
+                    self._view(image, shown),
                     valid,
                     overlap[seen],
-                    self._mask_of_view(masks["mask"], view) if "mask" in masks else None,
-                    self._truth_of_view(masks["truth"], view, valid) if "truth" in masks else None,
+                    None if mask is None else self._mask_of_view(mask, shown),
+                    None if truth is None else self._truth_of_view(truth, scaled, view, valid),
                 )
             )
         return CropPairSample(*views)
@@ -160,20 +157,15 @@ class CropPairAugment:
         rows, columns = self._centres(view)
         return (rows <= height - 1)[:, None] & (columns <= width - 1)[None, :]
 
-    def _truth_of_view(self, truth: Tensor, view: View, valid: Tensor) -> Tensor:
+    def _truth_of_view(self, truth: Tensor, scaled: Scaled, view: View, valid: Tensor) -> Tensor:
         """The true class where each feature of a view is centred, ``[h, w]``.
 
         A centre between pixels takes the pixel above and on the left, of the image rather than of
         the view, so that views agree at their overlap however they are mirrored.
         """
-        height, width = truth.shape
-        if not truth.numel():
-            return torch.full_like(valid, -1, dtype=truth.dtype)
         rows, columns = (centres.floor().long() for centres in self._centres(view))
-        at_centres = truth.as_subclass(Tensor)[
-            rows.clamp(max=height - 1)[:, None], columns.clamp(max=width - 1)[None, :]
-        ]
-        return torch.where(valid, at_centres, -1)
+        rows, columns = rows.clamp(max=scaled.height - 1), columns.clamp(max=scaled.width - 1)
+        return torch.where(valid, scaled.pixels(truth, rows, columns), -1)
 
     def _centres(self, view: View) -> tuple[Tensor, Tensor]:
         """Rows ``[h]`` and columns ``[w]`` of the image on which a view's features are centred."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as VF
 
-#: Pictures up to so many pixels are scaled whole by torchvision. Larger ones would cost time and
-#: memory far beyond what a crop needs.
+#: Pictures of up to so many pixels, before and after, are scaled whole by torchvision. Larger ones
+#: would cost time and memory far beyond what a crop needs.
 WHOLE_PIXELS = 1 << 20
 
 
@@ -41,7 +41,8 @@ class Scaled:
         if self.source == (self.height, self.width):
             return picture[..., top:bottom, left:right]
         # torch's uint8 kernel for CPUs makes nonsense of pictures that become one column.
-        if math.prod(self.source) <= WHOLE_PIXELS and self.width > 1:
+        small = max(math.prod(self.source), self.height * self.width) <= WHOLE_PIXELS
+        if small and self.width > 1:
             whole = VF.resize(picture, [self.height, self.width])
             return whole[..., top:bottom, left:right]
         if bottom <= top or right <= left:
@@ -51,6 +52,12 @@ class Scaled:
         rows = _nearest(self.source[0], self.height)[top:bottom]
         columns = _nearest(self.source[1], self.width)[left:right]
         return picture[..., rows[:, None], columns[None, :]]
+
+    def pixels(self, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The scaled mask ``[H, W]`` at some rows ``[h]`` and columns ``[w]``, ``[h, w]``."""
+        rows = _nearest(self.source[0], self.height)[rows]
+        columns = _nearest(self.source[1], self.width)[columns]
+        return mask.as_subclass(Tensor)[rows[:, None], columns[None, :]]
 
     def _image_part(
         self, image: Tensor, top: int, left: int, bottom: int, right: int

@@ -95,7 +95,7 @@ def stream_loader(
 
     A file that cannot be read ends the iteration with the DataError that names it.
     """
-    return _StreamLoader(
+    return SampleLoader(
         stream,
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -107,7 +107,9 @@ def stream_loader(
     )
 
 
-class _StreamLoader(DataLoader):
+class SampleLoader(DataLoader):
+    """A DataLoader whose DataError says the same with workers as without them."""
+
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from super().__iter__()
