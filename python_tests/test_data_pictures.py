@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -338,8 +340,6 @@ def test_an_image_that_cannot_be_read_is_named_wherever_it_is_read(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_file_without_permission_is_named(run_folder: Path, rng: np.random.Generator) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -409,6 +409,15 @@ def test_an_image_of_180_megapixels_is_refused_by_its_header(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"data\.max_image_pixels=180000000"):
         read_image(path, load("synthetic").data.max_image_pixels)
     assert read_size(path) == (9000, 20000)
+
+
+def test_a_png_with_megabytes_of_metadata_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    shown = scene(rng)
+    large = zlib.compress(bytes(3_000_000))
+    profile, text = (b"iCCP", b"icc\0\0" + large), (b"zTXt", b"Comment\0\0" + large)
+    write_png(tmp_path / "a.png", shown, 8, 2, before=[profile, text], behind=[text])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), shown)
+    assert read_size(tmp_path / "a.png") == SIZE
 
 
 def test_no_file_stays_open(tmp_path: Path, rng: np.random.Generator) -> None:
