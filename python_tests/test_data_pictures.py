@@ -18,12 +18,13 @@ from image_trees import SIZE, draw_mask, folder_overrides, folder_tree
 from picture_files import write_bmp, write_png, write_tiff
 from PIL import Image
 
+from cac_ext.train.checkpoint import require_same_settings
 from cac_ext.train.cli import main
-from cac_ext.train.config import load
+from cac_ext.train.config import load, to_mapping
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.check import check
 from cac_ext.train.data.pictures import read_ids, read_image, read_size
-from cac_ext.train.errors import DataError
+from cac_ext.train.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +386,17 @@ def test_the_number_of_pixels_is_limited_by_an_option_that_the_error_names(
     assert main([*arguments, "--max-image-pixels", "767"]) == 1
     assert "--max-image-pixels 768" in capsys.readouterr().err
     assert main([*arguments, "--max-image-pixels", "768"]) == 0
+
+
+def test_a_run_goes_on_with_another_limit_of_pixels() -> None:
+    """Also one that was begun before there was such a setting."""
+    saved = to_mapping(load("folder"))
+    del saved["data"]["max_image_pixels"]
+    for setting in ("null", "1000"):
+        config = load("folder", [f"data.max_image_pixels={setting}"])
+        require_same_settings(saved, config, Path("checkpoint.pt"))
+    with pytest.raises(ConfigError, match=r"data\.max_image_pixels"):
+        load("folder", ["data.max_image_pixels=0"])
 
 
 def test_pillows_own_limit_neither_stops_nor_warns_and_is_left_as_it_was(
