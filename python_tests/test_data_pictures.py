@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +19,12 @@ from picture_files import write_bmp, write_png, write_tiff
 from PIL import Image
 
 from cac_ext.train.cli.main import main
-from cac_ext.train.config import load
+from cac_ext.train.config import load, to_mapping
+from cac_ext.train.runs.checkpoint import require_same_settings
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.check import check
 from cac_ext.train.data.pictures import read_ids, read_image, read_size
-from cac_ext.train.errors import DataError
+from cac_ext.train.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -338,8 +341,6 @@ def test_an_image_that_cannot_be_read_is_named_wherever_it_is_read(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_file_without_permission_is_named(run_folder: Path, rng: np.random.Generator) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -387,6 +388,17 @@ def test_the_number_of_pixels_is_limited_by_an_option_that_the_error_names(
     assert main([*arguments, "--max-image-pixels", "768"]) == 0
 
 
+def test_a_run_goes_on_with_another_limit_of_pixels() -> None:
+    """Also one that was begun before there was such a setting."""
+    saved = to_mapping(load("folder"))
+    del saved["data"]["max_image_pixels"]
+    for setting in ("null", "1000"):
+        config = load("folder", [f"data.max_image_pixels={setting}"])
+        require_same_settings(saved, config, Path("checkpoint.pt"))
+    with pytest.raises(ConfigError, match=r"data\.max_image_pixels"):
+        load("folder", ["data.max_image_pixels=0"])
+
+
 def test_pillows_own_limit_neither_stops_nor_warns_and_is_left_as_it_was(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +421,15 @@ def test_an_image_of_180_megapixels_is_refused_by_its_header(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"data\.max_image_pixels=180000000"):
         read_image(path, load("synthetic").data.max_image_pixels)
     assert read_size(path) == (9000, 20000)
+
+
+def test_a_png_with_megabytes_of_metadata_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    shown = scene(rng)
+    large = zlib.compress(bytes(3_000_000))
+    profile, text = (b"iCCP", b"icc\0\0" + large), (b"zTXt", b"Comment\0\0" + large)
+    write_png(tmp_path / "a.png", shown, 8, 2, before=[profile, text], behind=[text])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), shown)
+    assert read_size(tmp_path / "a.png") == SIZE
 
 
 def test_no_file_stays_open(tmp_path: Path, rng: np.random.Generator) -> None:

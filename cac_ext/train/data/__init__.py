@@ -21,6 +21,8 @@ pseudo labels and negatives are (`truth.py`).
 ``dataset[i]`` must not depend on anything but ``i``: augmentation and order belong to the stream,
 which makes a run repeatable and resumable whatever the number of workers or processes.
 
+What a picture in a file may be, and how it is read, is said in `pictures`.
+
 To add a data set, write ``build(config: DataConfig) -> DatasetSplits`` in a module of this package
 and name it in `DATASETS`; for images in files, `file_splits` does nearly all of it. Your own needs
 no change here. ``data.name: my_package.my_module:build`` names such a function, and

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
@@ -48,9 +48,9 @@ _NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transpare
 _NEW_SUBFILE_TYPE = 254  # tag of a TIFF
 _NOT_RASTER = ("EPS", "MPEG")  # formats that Pillow knows, but that are no pictures of pixels
 
-#: Pillow's own limit of pixels is a global, of no use beside `read_image`'s. It is lifted while a
-#: picture is being read, and by one thread at a time.
-_LIMIT_LOCK = threading.RLock()
+#: Pillow's own limits are globals, of no use beside `read_image`'s. They are lifted while a picture
+#: is being read, and by one thread at a time.
+_LIMITS_LOCK = threading.RLock()
 
 
 def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
@@ -187,8 +187,7 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
     fault = file_fault(path, kind)
     if fault is not None:
         raise DataError(fault)
-    with _LIMIT_LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    with _without_limits():
         try:
             # Not by its name: Pillow would map some files into memory, and of these read a TIFF
             # that is turned by 90 degrees as if it were upright.
@@ -202,8 +201,19 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
         except Exception as error:  # of a broken file, each of Pillow's formats raises its own
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise DataError(f"cannot read the {kind} {path}: {why}") from error
+
+
+@contextmanager
+def _without_limits() -> Iterator[None]:
+    with _LIMITS_LOCK:
+        pixels, text = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+        # Of a PNG's text and colour profile, what its other limit allows of all its texts.
+        Image.MAX_IMAGE_PIXELS = None
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+        try:
+            yield
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, text
 
 
 def _unknown(path: Path) -> str:

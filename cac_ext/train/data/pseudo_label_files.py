@@ -24,7 +24,6 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.listing import visible_files
 from cac_ext.train.data.pictures import picture_of_ids, read_ids
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runtime.distributed import ALONE, Processes
@@ -199,7 +198,7 @@ def write_pseudo_labels(
         if made_by is None or not processes.is_main:
             return None
         report = _read_report(about, made_by)
-        if report is not None and len(visible_files(folder, "**/*.png")) >= len(images):
+        if report is not None and _count_masks(folder) >= len(images):
             return report  # all was done before
         _write_report(about, made_by, None)
         return None
@@ -283,6 +282,11 @@ def _write_report(path: Path, made_by: dict[str, Any], report: PseudoLabelReport
     content = {"made_by": made_by, "report": None if report is None else asdict(report)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def _count_masks(folder: Path) -> int:
+    # On some disks, macOS lays a file "._NAME" beside each.
+    return sum(not path.name.startswith("._") for path in folder.rglob("*.png"))
 
 
 def _listed(values: dict[str, Any]) -> str:

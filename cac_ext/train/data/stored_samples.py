@@ -22,6 +22,7 @@ _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
 _WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
 _RGB = ("RGB", "RGBX")
 _GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow's grey values of the samples 0, 1, 2, ...
+_BAND = 256  # rows
 _AS_PNG = "save it as a PNG of one channel"
 
 
@@ -82,9 +83,12 @@ def grey_of(picture: Image.Image, storage: Storage, title: str) -> Image.Image:
             f"{values.min():g} to {values.max():g}, and nothing says which value is white: scale "
             "it to 8 or 16 bits without sign"
         )
-    values = storage.white - values if storage.negative else values
-    scaled = (values.astype(np.uint32) * 255 + storage.white // 2) // storage.white
-    return Image.fromarray(scaled.astype(np.uint8))
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), _BAND):  # by bands: the numbers between are four times as wide
+        band = values[top : top + _BAND].astype(np.uint32)
+        band = storage.white - band if storage.negative else band
+        grey[top : top + _BAND] = (band * 255 + storage.white // 2) // storage.white
+    return Image.fromarray(grey)
 
 
 def require_faithful(picture: Image.Image, storage: Storage, title: str) -> None:
