@@ -27,35 +27,42 @@ SMALL = [
 
 def test_a_training_goes_the_same_way_with_the_reference(tmp_path: Path, seed: int, capsys) -> None:
     output = tmp_path / "convergence.json"
-    common = [
-        "--iterations",
-        "3",
-        "--seed",
-        str(seed),
-        "--seeds",
-        "2",
-        "--threads",
-        "2",
-        "--output",
-        str(output),
-    ]
-    assert main(["convergence", *common, "--set", *SMALL]) == 0
-    by_seed = Results.load(output).extra["curves"]
-    assert list(by_seed) == [str(seed), str(seed + 1)]
-    for curves in by_seed.values():
-        assert list(curves) == list(LOSSES)
-        ours, yardstick = curves["ours"], curves["reference float64"]
-        assert all(value > 0 for value in ours["loss_unsupervised"])
-        assert len(yardstick["loss"]) == len(yardstick["active"]) == 3
-        assert all(count > 0 for count in yardstick["active"])
-        same = (changed_steps(ours) or [3])[0]  # from there on the loss is made of other pixels
-        assert same >= 1  # at first all trainings have the same weights
-        assert deviation([1, *ours["loss"][:same]], [1, *yardstick["loss"][:same]]) < 1e-4
-    assert by_seed[str(seed)]["ours"]["loss"] != by_seed[str(seed + 1)]["ours"]["loss"]
+    words = ["--iterations", "3", "--seed", str(seed), "--seeds", "1", "--threads", "2"]
+    assert main(["convergence", *words, "--output", str(output), "--set", *SMALL]) == 0
+    (curves,) = Results.load(output).extra["curves"].values()
+    assert list(curves) == list(LOSSES)
+    ours, yardstick = curves["ours"], curves["reference float64"]
+    assert all(value > 0 for value in ours["loss_unsupervised"])
+    assert len(yardstick["loss"]) == len(yardstick["active"]) == 3
+    assert all(count > 0 for count in yardstick["active"])
+    same = (changed_steps(ours) or [3])[0]  # from there on the loss is made of other pixels
+    assert same >= 1  # at first all trainings have the same weights
+    assert deviation([1, *ours["loss"][:same]], [1, *yardstick["loss"][:same]]) < 1e-4
     golden = Results.load(output).extra["golden"]
     assert golden["deviation"] <= golden["tolerance"] == TOLERANCE
     line = f"golden curve: largest relative distance {golden['deviation']:.1e} (allowed 1e-05)"
     assert line in capsys.readouterr().out
+
+
+def test_every_loss_is_trained_with_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def train(arguments, name, seed):
+        trained.append((seed, name))
+        curve = {"loss": [float(seed)], "loss_unsupervised": [1.0]}
+        masks, labels = [torch.ones(2, 4, dtype=torch.bool)], [torch.ones(12)]
+        return curve, Selection(LOSSES[name], None, masks, labels)
+
+    monkeypatch.setattr(convergence, "_train", train)
+    output = tmp_path / "c.json"
+    assert main(["convergence", "--seed", "7", "--seeds", "2", "--output", str(output)]) == 0
+    assert trained == [(seed, name) for seed in (7, 8) for name in LOSSES]
+    by_seed = Results.load(output).extra["curves"]
+    assert list(by_seed) == ["7", "8"]
+    losses = {name: curve["loss"] for name, curve in by_seed["8"].items()}
+    assert losses == {name: [8.0] for name in LOSSES}
 
 
 def test_a_loss_off_the_golden_curve_ends_with_code_1(

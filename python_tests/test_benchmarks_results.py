@@ -117,11 +117,10 @@ def test_the_report_needs_no_other_file(seed: int) -> None:
 
 
 def test_report_writes_every_figure_as_png_and_svg(tmp_path: Path, seed: int) -> None:
-    results = make_results(seed)
-    results.save(tmp_path / "a.json")
+    make_results(seed).save(tmp_path / "a.json")
     page, plots = tmp_path / "r.html", tmp_path / "plots"
     assert main(["report", str(tmp_path / "a.json"), "-o", str(page), "--plots", str(plots)]) == 0
-    assert page.read_text(encoding="utf-8") == render_report({"a": results})
+    assert page.read_text(encoding="utf-8").count("data:image/svg+xml;base64,") == 4
     axes = {  # of each figure, what stands along its vertical axis
         "a-time": "seconds (median)",
         "a-memory": "MiB",

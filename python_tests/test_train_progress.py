@@ -129,7 +129,6 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "predict": lambda run, to: [
         *("predict", str(run), _pictures(to / "images"), "--output", str(to / "masks")),
     ],
-    "figures": lambda run, to: ["figures", str(run), "--images", "2", "--output", str(to)],
     "data check": lambda run, to: ["data", "check", "synthetic", *TINY],
 }
 
