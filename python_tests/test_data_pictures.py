@@ -20,11 +20,11 @@ from PIL import Image
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load, to_mapping
-from cac_ext.train.runs.checkpoint import require_same_settings
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.check import check
 from cac_ext.train.data.pictures import read_ids, read_image, read_size
 from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.runs.checkpoint import require_same_settings
 
 
 @pytest.fixture(scope="module")
