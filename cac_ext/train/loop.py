@@ -107,7 +107,7 @@ def train(
         batch, crop_size = config.schedule.labelled_batch, config.augment.crop_size
         require_batch_statistics(network, batch, crop_size, "schedule.labelled_batch")
     context = MethodContext(config, splits, network, processes, pretrained=not has_checkpoint)
-    method = (build or build_method)(context)
+    method = build_method(context, build)
     everything = {**method.trained, **method.kept}
     for module in everything.values():
         module.to(device)

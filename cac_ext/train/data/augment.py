@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -37,6 +38,30 @@ def denormalise(image: Tensor) -> Tensor:
     return (image * std + mean).clamp(0, 1)
 
 
+def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
+    """Colour jitter, grey and blur (paper section 4.1) of uint8 ``[3, H, W]``, H and W at least 1.
+
+    It draws from torch's CPU generator.
+    """
+    augment = v2.Compose(
+        [
+            v2.RandomApply([v2.ColorJitter(*config.jitter_strength)], p=config.jitter),
+            v2.RandomGrayscale(p=config.grey),
+            v2.RandomApply([v2.GaussianBlur(_BLUR_KERNEL, _BLUR_SIGMA)], p=config.blur),
+        ]
+    )
+
+    def apply(image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        # The blur mirrors at the border and needs three rows and columns: edges are repeated.
+        missing = [0, 0, max(_BLUR_REACH - width, 0), max(_BLUR_REACH - height, 0)]
+        if any(missing):
+            image = VF.pad(image, missing, padding_mode="edge")
+        return augment(image)[:, :height, :width]
+
+    return apply
+
+
 class LabelledAugment:
     """Random scale, crop and mirroring of an image and its mask.
 
@@ -57,8 +82,8 @@ class LabelledAugment:
         image, mask = (scaled.part(whole, top, left, size, size) for whole in (image, mask))
         if torch.rand(()) < self.config.flip:
             image, mask = image.flip(-1), mask.flip(-1)
-        image = _pad(normalise(image), size, size, 0.0)
-        return LabelledSample(image, _pad(mask.long(), size, size, self.ignore_index))
+        image = pad(normalise(image), size, size, 0.0)
+        return LabelledSample(image, pad(mask.long(), size, size, self.ignore_index))
 
 
 class CropPairAugment:
@@ -78,14 +103,7 @@ class CropPairAugment:
         self.config = config
         self.sampler = sampler
         self.ignore_index = ignore_index
-        strength = config.jitter_strength
-        self.low_level = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(*strength)], p=config.jitter),
-                v2.RandomGrayscale(p=config.grey),
-                v2.RandomApply([v2.GaussianBlur(_BLUR_KERNEL, _BLUR_SIGMA)], p=config.blur),
-            ]
-        )
+        self.low_level = low_level_augmentation(config)
 
     def __call__(self, sample: dict) -> CropPairSample:
         image = tv_tensors.Image(sample["image"])
@@ -132,25 +150,16 @@ class CropPairAugment:
     def _mask_of_view(self, mask: Tensor, view: View) -> Tensor:
         size = self.sampler.crop_size
         crop = mask[view.top : view.top + size, view.left : view.left + size].long()
-        crop = _pad(crop, size, size, self.ignore_index)
+        crop = pad(crop, size, size, self.ignore_index)
         return crop.flip(-1) if view.flip else crop
 
     def _view(self, image: Tensor, view: View) -> Tensor:
         size = self.sampler.crop_size
         crop = image[:, view.top : view.top + size, view.left : view.left + size]
         inside = crop.numel() > 0  # False for a view that lies wholly in the padding
-        crop = normalise(self._augmented(crop)) if inside else crop.float()
-        crop = _pad(crop, size, size, 0.0)
+        crop = normalise(self.low_level(crop)) if inside else crop.float()
+        crop = pad(crop, size, size, 0.0)
         return crop.flip(-1) if view.flip else crop
-
-    def _augmented(self, crop: Tensor) -> Tensor:
-        """Low-level augmentation of what is visible, ``[3, H, W]`` uint8, H and W at least 1."""
-        height, width = crop.shape[1:]
-        # The blur mirrors at the border and needs three rows and columns: edges are repeated.
-        missing = [0, 0, max(_BLUR_REACH - width, 0), max(_BLUR_REACH - height, 0)]
-        if any(missing):
-            crop = VF.pad(crop, missing, padding_mode="edge")
-        return self.low_level(crop)[:, :height, :width]
 
     def _valid(self, view: View, height: int, width: int) -> Tensor:
         """Which features of a view are centred on the image itself, ``[h, w]`` bool."""
@@ -175,7 +184,7 @@ class CropPairAugment:
         return view.top + centres, view.left + columns
 
 
-def _pad(part: Tensor, height: int, width: int, fill: float) -> Tensor:
+def pad(part: Tensor, height: int, width: int, fill: float) -> Tensor:
     """Pads at the bottom and on the right, to at least this size."""
     missing = [0, max(width - part.shape[-1], 0), 0, max(height - part.shape[-2], 0)]
     plain = part.as_subclass(Tensor)

@@ -13,6 +13,8 @@ settings come as ``method.options.anything=...`` in ``context.config.method.opti
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cac_ext.train.config import Config
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
@@ -36,8 +38,10 @@ def check_method(config: Config) -> None:
         build.check(config)
 
 
-def build_method(context: MethodContext) -> Method:
-    """The method that ``config.method.name`` names.
+def build_method(
+    context: MethodContext, build: Callable[[MethodContext], Method] | None = None
+) -> Method:
+    """The method that ``config.method.name`` names, or what ``build`` makes.
 
     Raises:
         ConfigError: the name is neither registered nor an importable "package.module:name", or the
@@ -45,7 +49,8 @@ def build_method(context: MethodContext) -> Method:
         TypeError: a custom method breaks the contract.
     """
     config = context.config.method
-    build = find_builder(config.name, METHODS, "method.name")
+    if build is None:
+        build = find_builder(config.name, METHODS, "method.name")
     if config.name in METHODS and config.options:
         raise ConfigError(
             f"method.options is for custom methods; {config.name} knows no "

@@ -49,8 +49,14 @@ from torch.utils.data import Dataset
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import LabelledAugment
-from cac_ext.train.data.batches import LabelledBatch, collate_labelled, concatenate
+from cac_ext.train.data.batches import (
+    LabelledBatch,
+    collate_labelled,
+    collate_whole_crops,
+    concatenate,
+)
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
+from cac_ext.train.data.whole_crops import WholeCropAugment
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.optimizer import build_sgd
 from cac_ext.train.runtime.distributed import ALONE, Processes
@@ -255,6 +261,19 @@ class Method(ABC):
         """One batch of what `supervised_streams` has asked for."""
         labelled, more = batches["labelled"], batches.get("pseudo_labelled")
         return labelled if more is None else concatenate(labelled, more)
+
+    def whole_crop_stream(self, *, strong: int = 1, cutmix: float = 0.0) -> StreamRequest:
+        """`WholeCropBatch`es of the unlabelled images; see `WholeCropAugment`."""
+        schedule = self.context.config.schedule
+        return StreamRequest(
+            self.unlabelled_images(),
+            WholeCropAugment(self.context.config.augment, strong=strong, cutmix=cutmix),
+            collate_whole_crops,
+            schedule.unlabelled_batch,
+            "schedule.unlabelled_batch",
+            "unlabelled",
+            schedule.warmup_epochs * schedule.iterations_per_epoch,
+        )
 
     def unlabelled_images(self) -> Dataset:
         """The unlabelled images; the labelled ones if there are none (full data, section 4.1)."""

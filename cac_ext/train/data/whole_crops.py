@@ -1,0 +1,72 @@
+"""One crop of an unlabelled image, weakly and strongly augmented (FixMatch, UniMatch, CutMix)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from cac_ext.train.config import AugmentConfig
+from cac_ext.train.data.augment import low_level_augmentation, normalise, pad
+from cac_ext.train.data.batches import WholeCropSample
+from cac_ext.train.data.rescale import draw_scale
+
+_BOX_AREA = (0.02, 0.4)  # of the crop
+_BOX_ASPECT = (0.3, 1 / 0.3)  # width over height
+
+
+class WholeCropAugment:
+    """Random scale, crop and mirroring; then several draws of low-level augmentation.
+
+    A sample to a `WholeCropSample`. All versions show the same pixels in the same place.
+
+    Args:
+        config: sizes and probabilities; scales are those of unlabelled images.
+        strong: V, how many strong versions.
+        cutmix: probability of a CutMix box (Yun et al., ICCV 2019), for each strong version.
+    """
+
+    def __init__(self, config: AugmentConfig, *, strong: int = 1, cutmix: float = 0.0) -> None:
+        self.config = config
+        self.strong = strong
+        self.cutmix = cutmix
+        self.low_level = low_level_augmentation(config)
+
+    def __call__(self, sample: dict) -> WholeCropSample:
+        size = self.config.crop_size
+        image = tv_tensors.Image(sample["image"])
+        scaled = draw_scale(self.config.unlabelled_scale, self.config.base_size, image)
+        top = int(torch.randint(max(scaled.height - size, 0) + 1, ()))
+        left = int(torch.randint(max(scaled.width - size, 0) + 1, ()))
+        crop = scaled.part(image, top, left, size, size)
+        crop = crop.flip(-1) if torch.rand(()) < self.config.flip else crop
+        strong = [self._padded(self.low_level(crop)) for _ in range(self.strong)]
+        valid = torch.ones(crop.shape[-2:], dtype=torch.bool)
+        return WholeCropSample(
+            self._padded(crop),
+            torch.stack(strong) if strong else torch.zeros(0, 3, size, size),
+            pad(valid, size, size, False),
+            torch.stack([self._box(size) for _ in strong])
+            if strong
+            else torch.zeros(0, size, size, dtype=torch.bool),
+        )
+
+    def _padded(self, crop: Tensor) -> Tensor:
+        size = self.config.crop_size
+        return pad(normalise(crop), size, size, 0.0)
+
+    def _box(self, size: int) -> Tensor:
+        """Where another crop is pasted, ``[S, S]`` bool."""
+        box = torch.zeros(size, size, dtype=torch.bool)
+        if torch.rand(()) >= self.cutmix:
+            return box
+        area = size**2 * float(torch.empty(()).uniform_(*_BOX_AREA))
+        aspect = math.exp(float(torch.empty(()).uniform_(*map(math.log, _BOX_ASPECT))))
+        width = min(size, max(1, round(math.sqrt(area * aspect))))
+        height = min(size, max(1, round(math.sqrt(area / aspect))))
+        top = int(torch.randint(size - height + 1, ()))
+        left = int(torch.randint(size - width + 1, ()))
+        box[top : top + height, left : left + width] = True
+        return box

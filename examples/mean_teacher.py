@@ -1,0 +1,77 @@
+"""A custom method: Mean Teacher (Tarvainen and Valpola, NeurIPS 2017) for segmentation.
+
+From this folder, in two minutes on a CPU::
+
+    cac-ext train synthetic method.name=mean_teacher:MeanTeacher schedule.epochs=4
+
+The student learns from labels, and to predict for a strongly augmented crop what the teacher
+predicts for the crop as it is. The teacher is the running mean of the student, and is evaluated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cac_ext.train.methods import Method, MethodContext, Phase, Step, StreamRequest
+from cac_ext.train.methods.ramp import sigmoid_ramp
+from cac_ext.train.networks import SegmentationNetwork
+
+
+class MeanTeacher(Method):
+    """``method.options``: ``weight`` of the consistency, ``decay`` of the mean, ``rampup``."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        options = context.config.method.options
+        self.weight = float(options.get("weight", 10.0))
+        self.decay = float(options.get("decay", 0.99))
+        # Share of the iterations in which the weight rises.
+        self.rampup = float(options.get("rampup", 0.1)) * context.config.iterations
+        self.student = context.network
+        self.teacher = copy.deepcopy(context.network).requires_grad_(False)
+        self.trained["student"] = self.student
+        self.kept["teacher"] = self.teacher
+
+    @property
+    def evaluated(self) -> SegmentationNetwork:
+        return self.teacher
+
+    def streams(self) -> dict[str, StreamRequest]:
+        return {**self.supervised_streams(), "unlabelled": self.whole_crop_stream(strong=1)}
+
+    def step(self, step: Step) -> Iterator[Phase]:
+        labelled, crops = self.supervised_batch(step.batches), step.batches.get("unlabelled")
+        images = labelled.images
+        if crops is not None:
+            images = torch.cat([images, crops.strong[0]])
+        # One forward of all images: DDP and batch statistics want it so.
+        logits = step.modules["student"](images)  # [B + U, K, S, S]
+        supervised, finite = self.cross_entropy(logits[: len(labelled.images)], labelled.masks)
+        if not step.proceeds(finite & logits.detach().isfinite().all()):
+            return
+        if crops is None:
+            yield Phase(supervised, {"supervised": supervised})
+            return
+        consistency = self._consistency(logits[len(labelled.images) :], crops.weak, crops.valid)
+        weight = self.weight * sigmoid_ramp(step.iteration, self.rampup)
+        total = supervised + weight * consistency
+        yield Phase(total, {"supervised": supervised, "consistency": consistency})
+
+    def _consistency(self, student: Tensor, weak: Tensor, valid: Tensor) -> Tensor:
+        """Squared distance of class probabilities, a mean over the pixels that are no padding."""
+        with torch.no_grad():
+            teacher = self.teacher.eval()(weak).softmax(dim=1)  # [U, K, S, S]
+        distance = (student.softmax(dim=1) - teacher).square().sum(dim=1)  # [U, S, S]
+        return (distance * valid).sum() / valid.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def after_step(self, iteration: int) -> None:
+        decay = min(1 - 1 / (iteration + 1), self.decay)
+        for mean, value in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
+        for mean, value in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            mean.copy_(value)
