@@ -212,9 +212,12 @@ void run_block(unsigned index, int shared_bytes) {
   block.fibers.resize(block.threads);
   block.warps.assign(block.threads / 32, Warp{});
   for (int thread = 0; thread < block.threads; ++thread) {
-    if (static_cast<int>(stacks.size()) <= thread) stacks.emplace_back(new char[kStackBytes]);
+    // A warp's stacks at a time: every large allocation asks the kernel for memory.
+    if (static_cast<int>(stacks.size()) <= thread / 32) {
+      stacks.emplace_back(new char[32 * kStackBytes]);
+    }
     Fiber& fiber = block.fibers[thread];
-    fiber.stack = stacks[thread].get();
+    fiber.stack = stacks[thread / 32].get() + thread % 32 * kStackBytes;
     fiber.stack_bytes = kStackBytes;
     fiber.sanitizer_stack = nullptr;
     fiber.state = State::kReady;
