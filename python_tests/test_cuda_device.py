@@ -188,3 +188,24 @@ def test_float32_follows_the_matmul_precision(seed, precision, allowed):
         *case.to_float64().arguments(), confidence_threshold=0.3, reduction="mean"
     )
     assert abs(loss.double() - exact) <= allowed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_nan_reaches_the_losses_of_other_classes_and_no_more(seed, precision, dtype):
+    case = make_case(seed, 200, 300, 64, 3, dtype, "cuda")
+    features, negatives = case.features1.detach(), case.negatives.detach().clone()
+    labels, negative_labels = case.pseudo_labels1, torch.arange(300, device="cuda") % 3
+    negatives[64, 5] = torch.nan  # of class 1
+    features = features.clone().requires_grad_()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        losses = cac_ext.masked_contrastive_loss(
+            features, case.features2.detach(), negatives, labels, negative_labels
+        )
+        losses.sum().backward()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(losses.isnan(), labels != 1)
+    assert torch.equal(features.grad.isfinite().all(dim=1), labels == 1)

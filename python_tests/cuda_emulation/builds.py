@@ -23,9 +23,11 @@ ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 KEPT = ROOT / "build" / "cuda_emulation"
 
-COMPILE = ["-std=c++20", "-O1", "-g1", "-fno-strict-aliasing", "-ffp-contract=off"]
-COMPILE += ["-DCAC_DEVICE_EMULATION"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+COMPILE = ["-std=c++17", "-fno-strict-aliasing", "-ffp-contract=off", "-DCAC_DEVICE_EMULATION"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
+
+#: The kernels take longer to compile than to run; most of a run is the emulation.
+EMULATION_LEVEL, KERNEL_LEVEL, SANITIZED_KERNEL_LEVEL = "-O1", "-Og", "-O0"
 
 #: So many of the files used last stay; others go when no one has used them for an hour.
 FILES_KEPT = 200
@@ -50,20 +52,23 @@ def build(
     for; all others are those of the tree.
     """
     remove_unused()
-    stems = sorted([path.stem for path in (CSRC / "kernels" / "cuda").glob("*.cu")])
-    stems += sorted(path.stem for path in HERE.glob("*.cpp"))
+    kernels = [path.stem for path in (CSRC / "kernels" / "cuda").glob("*.cu")]
+    emulation = [path.stem for path in HERE.glob("*.cpp")]
     common = [*COMPILE, *(SANITIZE if sanitize else [])]
 
     def compile_one(stem: str) -> Path:
+        if stem in emulation:
+            return compiled(HERE / f"{stem}.cpp", CSRC, [*common, EMULATION_LEVEL])
+        options = [*common, SANITIZED_KERNEL_LEVEL if sanitize else KERNEL_LEVEL]
         changed = only is None or stem in only
-        return compiled(
-            stem, csrc if changed else CSRC, (*common, *flags) if changed else tuple(common)
-        )
+        folder = csrc if changed else CSRC
+        source = folder / "kernels" / "cuda" / f"{stem}.cu"
+        return compiled(source, folder, [*options, *(flags if changed else [])])
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         # The longest first.
-        longest_first = sorted(stems, key=lambda stem: not stem.startswith("stream"))
-        objects = sorted(pool.map(compile_one, longest_first))
+        stems = sorted(kernels + emulation, key=lambda stem: not stem.startswith("stream"))
+        objects = sorted(pool.map(compile_one, stems))
 
     def link(target: Path) -> None:
         run_command([compiler(), *common, *map(str, objects), "-o", str(target)])
@@ -71,12 +76,8 @@ def build(
     return kept("emulate", hash_of("link", *common, *(path.name for path in objects)), link)
 
 
-def compiled(stem: str, csrc: Path, flags: Sequence[str]) -> Path:
-    """The object of one source."""
-    if (HERE / f"{stem}.cpp").exists():
-        source = HERE / f"{stem}.cpp"
-    else:
-        source = csrc / "kernels" / "cuda" / f"{stem}.cu"
+def compiled(source: Path, csrc: Path, flags: Sequence[str]) -> Path:
+    """The object of one source, whose headers lie in ``csrc``."""
 
     def compile_it(target: Path) -> None:
         command = [compiler(), *flags, f"-I{csrc}", f"-I{HERE}", "-w", "-x", "c++"]
@@ -84,7 +85,7 @@ def compiled(stem: str, csrc: Path, flags: Sequence[str]) -> Path:
 
     headers = [csrc / "kernels", csrc / "kernels" / "cuda", HERE]
     key = hash_of(*flags, source.read_text(), *map(headers_of, headers))
-    return kept(f"{stem}.o", key, compile_it)
+    return kept(f"{source.stem}.o", key, compile_it)
 
 
 @functools.cache

@@ -94,7 +94,8 @@ struct Block {
   bool vote = false;      // of those who have come to the barrier
   bool vote_was = false;  // of the last barrier
   char* shared = nullptr;
-  const std::function<void()>* body = nullptr;
+  void (*body)(const void* params) = nullptr;
+  const void* params = nullptr;
 };
 
 Block block;
@@ -185,7 +186,7 @@ void run_another(bool same_warp_first = true) {
 
 void thread_main() {
   finish_switch(block.fibers[current], true);
-  (*block.body)();
+  block.body(block.params);
   block.fibers[current].state = State::kDone;
   run_another();
   fail("a finished thread was resumed");
@@ -211,9 +212,12 @@ void run_block(unsigned index, int shared_bytes) {
   block.fibers.resize(block.threads);
   block.warps.assign(block.threads / 32, Warp{});
   for (int thread = 0; thread < block.threads; ++thread) {
-    if (static_cast<int>(stacks.size()) <= thread) stacks.emplace_back(new char[kStackBytes]);
+    // A warp's stacks at a time: every large allocation asks the kernel for memory.
+    if (static_cast<int>(stacks.size()) <= thread / 32) {
+      stacks.emplace_back(new char[32 * kStackBytes]);
+    }
     Fiber& fiber = block.fibers[thread];
-    fiber.stack = stacks[thread].get();
+    fiber.stack = stacks[thread / 32].get() + thread % 32 * kStackBytes;
     fiber.stack_bytes = kStackBytes;
     fiber.sanitizer_stack = nullptr;
     fiber.state = State::kReady;
@@ -252,12 +256,14 @@ void clear_gaps(void* begin, size_t bytes) {
 #endif
 }
 
-void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body) {
+void run_grid(int64_t blocks, int threads, int shared_bytes, void (*body)(const void* params),
+              const void* params) {
   if (threads <= 0 || threads > 1024 || threads % 32 != 0) fail("bad number of threads");
   if (blocks <= 0 || blocks > 2147483647) fail("bad number of blocks");
   block.threads = threads;
   block.grid = static_cast<unsigned>(blocks);
-  block.body = &body;
+  block.body = body;
+  block.params = params;
   block.warp_order.clear();
   for (int64_t warp : order(threads / 32, settings.schedule)) {
     block.warp_order.push_back(static_cast<int>(warp));

@@ -12,12 +12,10 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -45,6 +43,13 @@ inline int2 make_int2(int x, int y) { return {x, y}; }
 
 namespace cac::emulation {
 
+// std::bit_cast, which C++17 does not have yet.
+template <class To, class From>
+constexpr To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return __builtin_bit_cast(To, from);
+}
+
 // A float32 of the device. Every operation that gives nan gives this one, as on a GPU; x86 hands on
 // the bits of an operand instead, or returns 0xffc00000. Only copies keep the bits of a nan.
 class Float {
@@ -52,16 +57,14 @@ class Float {
   static constexpr uint32_t kNan = 0x7fffffffu;
 
   Float() = default;
-  template <class T>
-    requires std::is_arithmetic_v<T>
+  template <class T, class = std::enable_if_t<std::is_arithmetic_v<T>>>
   constexpr Float(T x) : value_(static_cast<float>(x)) {}
-  template <class T>
-    requires std::is_arithmetic_v<T>
+  template <class T, class = std::enable_if_t<std::is_arithmetic_v<T>>>
   explicit constexpr operator T() const {
     return static_cast<T>(value_);
   }
 
-  static constexpr Float result(float x) { return x != x ? std::bit_cast<float>(kNan) : x; }
+  static constexpr Float result(float x) { return x != x ? bit_cast<float>(kNan) : x; }
 
   constexpr Float operator-() const { return -value_; }
   friend constexpr Float operator+(Float x, Float y) { return result(x.value_ + y.value_); }
@@ -71,7 +74,11 @@ class Float {
   Float& operator+=(Float x) { return *this = *this + x; }
   Float& operator*=(Float x) { return *this = *this * x; }
   friend constexpr bool operator==(Float x, Float y) { return x.value_ == y.value_; }
-  friend constexpr auto operator<=>(Float x, Float y) { return x.value_ <=> y.value_; }
+  friend constexpr bool operator!=(Float x, Float y) { return x.value_ != y.value_; }
+  friend constexpr bool operator<(Float x, Float y) { return x.value_ < y.value_; }
+  friend constexpr bool operator>(Float x, Float y) { return x.value_ > y.value_; }
+  friend constexpr bool operator<=(Float x, Float y) { return x.value_ <= y.value_; }
+  friend constexpr bool operator>=(Float x, Float y) { return x.value_ >= y.value_; }
 
  private:
   float value_;
@@ -98,7 +105,9 @@ extern Settings settings;
 // Statistics of the launches so far, for tests that promise that work is skipped.
 extern int64_t matrix_products;
 
-void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body);
+// `body(params)` is what every thread does.
+void run_grid(int64_t blocks, int threads, int shared_bytes, void (*body)(const void* params),
+              const void* params);
 
 // The operands and results of the 32 lanes of a warp meet here; `combine` runs once, when all 32
 // have come. Every lane must come to a collective of the same name.
@@ -110,16 +119,21 @@ void warp_collective(const char* name, const void* operand, void* result,
                      void (*combine)(Lanes& lanes));
 
 template <class Operand, class Result, class Combine>
-Result collective(const char* name, const Operand& operand, Combine) {
+Result collective(const char* name, const Operand& operand, Combine combine) {
+  struct Given {
+    const Operand& operand;
+    Combine combine;
+  };
+  const Given given{operand, combine};
   Result result{};
-  warp_collective(name, &operand, &result, [](Lanes& lanes) {
+  warp_collective(name, &given, &result, [](Lanes& lanes) {
     const Operand* operands[32];
     Result* results[32];
     for (int lane = 0; lane < 32; ++lane) {
-      operands[lane] = static_cast<const Operand*>(lanes.operands[lane]);
+      operands[lane] = &static_cast<const Given*>(lanes.operands[lane])->operand;
       results[lane] = static_cast<Result*>(lanes.results[lane]);
     }
-    Combine{}(operands, results);
+    static_cast<const Given*>(lanes.operands[0])->combine(operands, results);
   });
   return result;
 }
@@ -325,15 +339,15 @@ inline Float exp2_approx(Float x) {
   return result < 1.17549435e-38f ? Float(0) : Float::result(result);
 }
 
-inline uint32_t float_bits(Float x) { return std::bit_cast<uint32_t>(x); }
-inline Float bits_float(uint32_t bits) { return std::bit_cast<Float>(bits); }
+inline uint32_t float_bits(Float x) { return emulation::bit_cast<uint32_t>(x); }
+inline Float bits_float(uint32_t bits) { return emulation::bit_cast<Float>(bits); }
 
 inline uint16_t float_to_f16(Float x) {
   if (x != x) return 0x7fff;
-  return std::bit_cast<uint16_t>(static_cast<_Float16>(static_cast<float>(x)));
+  return emulation::bit_cast<uint16_t>(static_cast<_Float16>(static_cast<float>(x)));
 }
 inline Float f16_to_float(uint16_t bits) {
-  return Float::result(static_cast<float>(std::bit_cast<_Float16>(bits)));
+  return Float::result(static_cast<float>(emulation::bit_cast<_Float16>(bits)));
 }
 inline uint16_t float_to_bf16_nearest(Float x) {
   const uint32_t bits = float_bits(x);
@@ -368,7 +382,17 @@ template <class Params>
 void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, cudaStream_t,
             const Params& params) {
   if (shared_bytes > max_shared_bytes()) emulation::fail("more shared memory than there is");
-  emulation::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
+  struct Launch {
+    void (*kernel)(Params);
+    const Params& params;
+  };
+  const Launch this_one{kernel, params};
+  emulation::run_grid(
+      blocks, threads, shared_bytes,
+      [](const void* launch) {
+        static_cast<const Launch*>(launch)->kernel(static_cast<const Launch*>(launch)->params);
+      },
+      &this_one);
 }
 
 void mark_gap(void* begin, size_t bytes);

@@ -12,11 +12,11 @@ double element(Format format, const uint32_t* fragment, int index) {
   const auto half = static_cast<uint16_t>(fragment[index / 2] >> (16 * (index % 2)));
   switch (format) {
     case Format::kBFloat16:
-      return std::bit_cast<float>(static_cast<uint32_t>(half) << 16);
+      return bit_cast<float>(static_cast<uint32_t>(half) << 16);
     case Format::kFloat16:
-      return std::bit_cast<_Float16>(half);
+      return bit_cast<_Float16>(half);
     case Format::kTensorFloat32:
-      return std::bit_cast<float>(fragment[index] & 0xffffe000u);
+      return bit_cast<float>(fragment[index] & 0xffffe000u);
   }
   return 0;
 }
@@ -25,7 +25,7 @@ double element(Format format, const uint32_t* fragment, int index) {
 float round_towards_zero(double x) {
   const float y = static_cast<float>(x);
   if (!(std::fabs(static_cast<double>(y)) > std::fabs(x)) || std::isinf(x)) return y;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(y) - 1);
+  return bit_cast<float>(bit_cast<uint32_t>(y) - 1);
 }
 
 }  // namespace

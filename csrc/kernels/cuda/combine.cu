@@ -28,8 +28,9 @@ __device__ __forceinline__ SlotPieces pieces_of_slot(const CombineParams& params
   if (begin == end) return {0, tile_rows, 0};
   const int first = wave.worker_at(begin);
   const int last = wave.worker_at(end - 1);
-  return {static_cast<int64_t>(wave.piece(first, tile)) * tile_rows + slot % tile_rows, tile_rows,
-          last - first + 1};
+  return {
+      static_cast<int64_t>(Wave::piece(params.wave, first, tile)) * tile_rows + slot % tile_rows,
+      tile_rows, last - first + 1};
 }
 
 // The larger one, nan if one of them is: fmaxf passes nan over.

@@ -85,8 +85,8 @@ class Wave {
   }
 
   // Both numbers only grow along the line and one of them grows at every cut: no two pieces meet.
-  __device__ __forceinline__ int piece(int worker, int tile) const {
-    return worker + (tile - params_.first_tile);
+  static __device__ __forceinline__ int piece(const WaveParams& params, int worker, int tile) {
+    return worker + (tile - params.first_tile);
   }
 
  private:

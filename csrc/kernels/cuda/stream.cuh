@@ -14,10 +14,9 @@ namespace cac::cuda {
 constexpr float kLargestPlainScore = 0x1p20f;
 constexpr float kLargestFloat = 0x1.fffffep127f;
 
-// A block's tile: the first slot, which units it meets, and what it must be masked for.
+// A block's tile: which units it meets, and what it must be masked for.
 struct TileWork {
   int tile;
-  int first_slot;
   TileSpan span;
   int begin;  // its units from ...
   int end;    // ... to this one, counted within the tile
@@ -30,29 +29,27 @@ struct TileWork {
   }
 };
 
-// The sums of one piece of work, left in `partials`.
+// The sums of this block's piece of work in one tile, left in `partials`.
 template <class Arithmetic, class Shape, bool kOnline, bool kGradient>
-__device__ __forceinline__ void stream_piece(const StreamParams& params, const TileWork& work,
-                                             int piece) {
+__device__ __forceinline__ void stream_piece(const StreamParams& params, const TileWork& work) {
   char* tile_memory = device::dynamic_shared_memory();
   const device::SharedAddress tile = device::shared_address(tile_memory);
   const device::SharedAddress stages = tile + Shape::kTileBytes;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int num_active = *params.schedule.num_active;
   const float scale = params.scale;
 
-  const int count = work.end - work.begin;
+  // Unit i goes to stage i % kStages.
 #pragma unroll
   for (int ahead = 0; ahead < Shape::kStages - 1; ++ahead) {
-    if (ahead < count) {
-      load_unit<Shape, !kGradient>(params, stages + ahead * Shape::kStageBytes,
-                                   work.first_negative<Shape>(work.begin + ahead),
-                                   work.num_negatives);
+    const int unit = work.begin + ahead;
+    if (unit < work.end) {
+      load_unit<Shape, !kGradient>(params, stages + unit % Shape::kStages * Shape::kStageBytes,
+                                   work.first_negative<Shape>(unit), work.num_negatives);
     }
     device::commit_copies();
   }
-  load_anchors<Shape, Arithmetic>(params, tile_memory, work.first_slot, num_active, warp, lane);
+  load_anchors<Shape, Arithmetic>(params, tile_memory, work.tile * Shape::kTileRows, warp, lane);
 
   float outputs[Shape::kBlocksOf16][kGradient ? Shape::kOutputBlocks : 1][4];
   float sums[Shape::kBlocksOf16][2];
@@ -70,20 +67,19 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
   }
 
 #pragma unroll 1
-  for (int i = 0; i < count; ++i) {
+  for (int unit = work.begin; unit < work.end; ++unit) {
     device::wait_for_copies<Shape::kStages - 2>();
     // Also: every warp is done with the buffer that the next copy goes to.
     __syncthreads();
-    const int ahead = i + Shape::kStages - 1;
-    if (ahead < count) {
+    const int ahead = unit + Shape::kStages - 1;
+    if (ahead < work.end) {
       load_unit<Shape, !kGradient>(params, stages + ahead % Shape::kStages * Shape::kStageBytes,
-                                   work.first_negative<Shape>(work.begin + ahead),
-                                   work.num_negatives);
+                                   work.first_negative<Shape>(ahead), work.num_negatives);
     }
     device::commit_copies();
 
-    const device::SharedAddress stage = stages + i % Shape::kStages * Shape::kStageBytes;
-    const int first_negative = work.first_negative<Shape>(work.begin + i);
+    const device::SharedAddress stage = stages + unit % Shape::kStages * Shape::kStageBytes;
+    const int first_negative = work.first_negative<Shape>(unit);
     float scores[Shape::kBlocksOf16][Shape::kColumnBlocks][4];
     multiply_scores<Shape, Arithmetic>(scores, tile, stage, warp, lane);
 
@@ -91,14 +87,15 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
                          first_negative + Shape::kNegatives > work.span.hull_begin;
     if ((params.wave.mask_labels && in_hull) ||
         first_negative + Shape::kNegatives > work.num_negatives) {
-      const bool lost = mask_scores<Shape>(scores, params, work.first_slot, num_active,
-                                           first_negative, work.num_negatives, warp, lane);
       if constexpr (kGradient) {
-        if (__syncthreads_or(lost)) {
-          clear_unbounded_rows<Shape, Arithmetic>(tile_memory + (stage - tile));
+        // All warps have read the unit once when one of them knows.
+        if (__syncthreads_or(!finite_scores<Shape>(scores))) {
+          clear_unbounded_rows<Shape, Arithmetic>(stage);
           __syncthreads();
         }
       }
+      mask_scores<Shape>(scores, params, work.tile * Shape::kTileRows, first_negative,
+                         work.num_negatives, warp, lane);
     }
 
 #pragma unroll
@@ -168,6 +165,7 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
   device::wait_for_copies<0>();
 
   // The four lanes of a row hold different columns of it.
+  const int piece = Wave::piece(params.wave, static_cast<int>(blockIdx.x), work.tile);
   constexpr float kUnscaled = 1.0f / (1 << Arithmetic::kExponentOffset);
 #pragma unroll
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
@@ -223,7 +221,6 @@ __global__ __launch_bounds__(128) void stream_kernel(StreamParams params) {
       const int tile_begin = wave.tile_begin(work.tile);
       const int tile_end = wave.tile_begin(work.tile + 1);
       if (position < tile_end) {
-        work.first_slot = work.tile * Shape::kTileRows;
         work.begin = position - tile_begin;
         work.end = (tile_end < end ? tile_end : end) - tile_begin;
         if (params.wave.mask_labels) {
@@ -231,8 +228,7 @@ __global__ __launch_bounds__(128) void stream_kernel(StreamParams params) {
         } else {
           work.span = {wave.units(), wave.units(), 0, 0};
         }
-        stream_piece<Arithmetic, Shape, kOnline, kGradient>(params, work,
-                                                            wave.piece(worker, work.tile));
+        stream_piece<Arithmetic, Shape, kOnline, kGradient>(params, work);
         position = tile_begin + work.end;
         // The next piece writes the shared memory that slower warps may still read.
         __syncthreads();

@@ -80,13 +80,14 @@ __device__ __forceinline__ void load_unit(const StreamParams& params, device::Sh
 // barrier before the first unit makes them visible.
 template <class Shape, class Arithmetic>
 __device__ __forceinline__ void load_anchors(const StreamParams& params, char* tile_memory,
-                                             int first_slot, int num_active, int warp, int lane) {
+                                             int first_slot, int warp, int lane) {
   using Element = typename Arithmetic::Element;
   constexpr int kLane = Shape::kChannels / 32;
   constexpr int kRowsAtOnce = 4;  // loads in flight hide each other's latency
   static_assert(Shape::kWarpRows <= 32);
   const ContrastiveProblem& problem = params.problem;
   const int channels = static_cast<int>(problem.channels);
+  const int num_active = *params.schedule.num_active;
 
   // Lane i finds the warp's row i, at this address; 0 where there is none.
   unsigned long long own_row = 0;
@@ -243,13 +244,28 @@ __device__ __forceinline__ void multiply_outputs(
   }
 }
 
-// Negatives of an anchor's own class, and those behind the last one, get the score -inf. Returns
-// whether one of the scores taken away so was not finite.
+// Whether this thread's scores are all finite.
 template <class Shape>
-__device__ __forceinline__ bool mask_scores(
+__device__ __forceinline__ bool finite_scores(
+    const float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4]) {
+  float zeros[4] = {};
+#pragma unroll
+  for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+#pragma unroll
+    for (int n = 0; n < Shape::kColumnBlocks; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) zeros[i] = fmaf(scores[m][n][i], 0.0f, zeros[i]);
+    }
+  }
+  return zeros[0] + zeros[1] + zeros[2] + zeros[3] == 0.0f;
+}
+
+// Negatives of an anchor's own class, and those behind the last one, get the score -inf.
+template <class Shape>
+__device__ __forceinline__ void mask_scores(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
-    int first_slot, int num_active, int first_negative, int num_negatives, int warp, int lane) {
-  bool lost = false;
+    int first_slot, int first_negative, int num_negatives, int warp, int lane) {
+  const int num_active = *params.schedule.num_active;  // read here: the loop has no register for it
 #pragma unroll
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
@@ -265,26 +281,29 @@ __device__ __forceinline__ bool mask_scores(
         for (int i = 0; i < 2; ++i) {
           const int negative = first_negative + 8 * n + lane % 4 * 2 + i;
           if ((negative >= same_class.x && negative < same_class.y) || negative >= num_negatives) {
-            float& score = scores[m][n][2 * half + i];
-            lost = lost || !(fabsf(score) < INFINITY);
-            score = -INFINITY;
+            scores[m][n][2 * half + i] = -INFINITY;
           }
         }
       }
     }
   }
-  return lost;
 }
 
 // Makes zeros of the unit's rows that hold nan or infinity: a probability of 0 times them would be
 // nan. Whoever meets such a row unmasked has it in the sum already.
 template <class Shape, class Arithmetic>
-__device__ __forceinline__ void clear_unbounded_rows(char* stage_memory) {
+__device__ __forceinline__ void clear_unbounded_rows(device::SharedAddress stage) {
+  char* memory = device::dynamic_shared_memory();
+  memory += stage - device::shared_address(memory);
   constexpr int kWords = Shape::kRowBytes / 4;
-  for (int row = static_cast<int>(threadIdx.x); row < Shape::kNegatives; row += Shape::kThreads) {
-    auto* words = reinterpret_cast<uint32_t*>(stage_memory + row * Shape::kRowBytes);
+  const int row = static_cast<int>(threadIdx.x);
+  static_assert(Shape::kNegatives <= Shape::kThreads);
+  if (row < Shape::kNegatives) {
+    auto* words = reinterpret_cast<uint32_t*>(memory + row * Shape::kRowBytes);
     bool finite = true;
-    for (int i = 0; i < kWords; ++i) finite = finite && Arithmetic::all_finite(words[i]);
+#pragma unroll 1
+    for (int i = 0; i < kWords; ++i) finite &= Arithmetic::all_finite(words[i]);
+#pragma unroll 1
     for (int i = 0; i < kWords && !finite; ++i) words[i] = 0;
   }
 }
