@@ -50,11 +50,12 @@ def test_tuning_is_no_part_of_a_calls_memory_on_a_gpu(
     assert events == ["call"] * compiles + ["reset", "before", "call", "peak"]
 
 
-#: What the system rounds to, and what an allocator and an interpreter take beside.
+#: What the system rounds to, and what an allocator and an interpreter take beside. Blocks beyond
+#: 32 MiB are the system's own; smaller ones may come from what the allocator kept, or stay there.
 TOLERANCE = 6 * 2**20
 
 
-@pytest.mark.parametrize("mebibytes", [24, 96])
+@pytest.mark.parametrize("mebibytes", [80, 160])
 def test_the_growth_of_the_peak_is_what_was_allocated(mebibytes: int) -> None:
     size = mebibytes * 2**20
     before = torch.ones(64 * 2**20, dtype=torch.uint8)
@@ -91,7 +92,7 @@ def test_a_probe_finds_what_a_loss_allocates(monkeypatch: pytest.MonkeyPatch) ->
         "threads": torch.get_num_threads(),
         "limit_bytes": 2**30,
     }
-    for negatives in (1_024, 3_072):  # 32 and 96 MiB; the warm-up call has 256
+    for negatives in (2_048, 4_096):  # 64 and 128 MiB; the warm-up call has 256
         case = Case("known", A=16, N=negatives, C=8, K=3)
         use = memory_probe.probe({**request, "case": case.to_json()})
         wanted = negatives * Allocating.BYTES
@@ -108,17 +109,17 @@ def test_a_probe_finds_what_a_training_step_allocates(monkeypatch: pytest.Monkey
     from benchmarks import step_probe
 
     class Step:
-        """Keeps 16 MiB, and takes 48 MiB more in the step itself."""
+        """Keeps 64 MiB, and takes 96 MiB more in the step itself."""
 
         def __init__(self, config, loss, negatives, batch, device, seed) -> None:
-            self.weights = torch.ones(2**24 if batch > 2 else 1, dtype=torch.uint8)
+            self.weights = torch.ones(2**26 if batch > 2 else 1, dtype=torch.uint8)
             self.larger = batch > 2
 
         def warm_up(self) -> None:
             pass
 
         def run(self) -> None:
-            torch.ones(3 * 2**24 if self.larger else 1, dtype=torch.uint8)
+            torch.ones(3 * 2**25 if self.larger else 1, dtype=torch.uint8)
             time.sleep(0.05)
 
     monkeypatch.setattr(step_probe, "TrainingStep", Step)
@@ -126,7 +127,8 @@ def test_a_probe_finds_what_a_training_step_allocates(monkeypatch: pytest.Monkey
     request |= {"seed": 0, "threads": torch.get_num_threads(), "limit_bytes": 2**30}
     use = step_probe.probe(request)
     assert use.status == "ok"
-    assert 2**26 <= use.extra_bytes + 2**20 <= 2**26 + TOLERANCE
+    wanted = 2**26 + 3 * 2**25
+    assert wanted <= use.extra_bytes + 2**20 <= wanted + TOLERANCE
     assert 0.05 <= use.seconds < 5
     assert step_probe.probe({**request, "limit_bytes": 2**25}).status == "out_of_memory"
 
