@@ -80,14 +80,14 @@ def masked_logsumexp(
 ) -> Tensor:
     """``log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)``, the denominator's negatives (Eq. 5).
 
-    Negatives labelled ``ignore_index`` are left out; for anchors so labelled none counts.
+    Negatives labelled ``ignore_index`` are left out; anchors so labelled have the value 0.
     """
     negatives, negative_labels = _without_ignored(negatives, negative_labels, ignore_index)
     has_label = None if ignore_index is None else anchor_labels != ignore_index
     unit_anchors = _unit(_select(has_label, anchors), normalize)  # [A, C]
     logits = unit_anchors @ _unit(negatives, normalize).T / temperature  # [A, N]
-    counted = anchor_labels[:, None] != negative_labels
-    return _logsumexp(logits, counted if has_label is None else counted & has_label[:, None])
+    values = _logsumexp(logits, anchor_labels[:, None] != negative_labels)  # [A]
+    return values if has_label is None else values.masked_fill(~has_label, 0.0)
 
 
 def masked_contrastive_loss(

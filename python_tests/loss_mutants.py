@@ -116,7 +116,7 @@ def threshold_not_strict(*arguments, confidence_threshold=0.75, **options):
 
 
 def threshold_left_out(*arguments, confidence_threshold=0.75, **options):
-    return loss(*arguments, confidence_threshold=-1.0, **options)
+    return loss(*arguments, confidence_threshold=0.0, **options)
 
 
 def equal_confidences_active(x1, x2, c1, c2, *rest, **options):

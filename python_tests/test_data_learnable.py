@@ -73,7 +73,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def began(*_: object, **__: object) -> None:
         raise AssertionError("a step was made")
 
-    monkeypatch.setattr(loop, "compute_losses", began)
+    monkeypatch.setattr(loop, "take_step", began)
     monkeypatch.setattr(classifier, "RunLog", began)
 
 

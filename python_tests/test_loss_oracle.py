@@ -216,7 +216,7 @@ def test_ignored_pixels_are_inactive_and_ignored_negatives_absent():
     sums = reference.masked_logsumexp(
         x1, negatives, torch.tensor([0, 255]), labels, temperature=TAU, ignore_index=255
     )
-    close(sums, math.log(r(0) + r(-1)), -math.inf)
+    close(sums, math.log(r(0) + r(-1)), 0.0)
 
 
 def test_ignored_negatives_do_not_move_the_maximum_for_eps():
@@ -340,7 +340,7 @@ def test_an_inactive_anchor_has_gradient_zero_beside_a_nan():
 def test_the_oracle_and_what_it_judges_share_no_code():
     package = Path(reference.__file__).parent
     imported = {
-        path.name: {
+        path.relative_to(package).as_posix(): {
             name
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Import | ast.ImportFrom)
