@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _REDUCTIONS = ("active_mean", "active_mean_each", "mean", "sum", "none")
 
@@ -24,9 +25,18 @@ def cast_for_autocast(*features: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def forward_mode_is_on() -> bool:
+    """Whether forward-mode derivatives are being taken; never while compiling."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_mode_is_on() and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def reject_gradient(constant: Tensor, name: str) -> None:
-    """Raise if a gradient is asked for with respect to a constant of the loss."""
-    if torch.is_grad_enabled() and constant.requires_grad:
+    """Raise if a derivative is asked for with respect to a constant of the loss."""
+    if (torch.is_grad_enabled() and constant.requires_grad) or _has_tangent(constant):
         raise RuntimeError(
             f"{name} require a gradient, but they are constants of the loss: the gradient reaches "
             f"the anchors only (paper Eq. 6). Pass {name}.detach()"

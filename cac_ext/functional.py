@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cac_ext._arguments import (
     as_ignore_index,
     as_number,
     cast_for_autocast,
+    forward_mode_is_on,
     reject_gradient,
     require_agreement,
     require_flag,
@@ -88,10 +88,7 @@ def _require_fitting(
 def _wants_gradient(*features: Tensor) -> bool:
     if torch.is_grad_enabled() and any(x.requires_grad for x in features):
         return True
-    if torch.compiler.is_compiling():
-        return False
-    # Forward mode: a tangent wants the gradient too.
-    return forward_ad._current_level >= 0
+    return forward_mode_is_on()  # a tangent wants the gradient too
 
 
 def _apply(operator: str, function: Any, *arguments: Any) -> Any:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cac_ext import _C
+from cac_ext._arguments import forward_mode_is_on
 
 #: Chunk of negatives over which the authors' code takes the row maximum (only with ``eps`` > 0).
 LEADING_CHUNK = 8000
@@ -44,6 +45,12 @@ def _require_gradient(computed: bool, operator: str) -> None:
         )
 
 
+_NO_SECOND_DERIVATIVE = (
+    "the fused contrastive loss has no second derivative: it cannot be part of what is "
+    "differentiated twice"
+)
+
+
 class _ScaledRows(torch.autograd.Function):
     """`_scaled_rows` as a function of the anchors, whose second derivative is refused."""
 
@@ -61,10 +68,36 @@ class _ScaledRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            "the fused contrastive loss has no second derivative: it cannot be part of what is "
-            "differentiated twice"
-        )
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+
+class _AlongTangent(torch.autograd.Function):
+    """The values' change along a tangent of the anchors, ``[A]``: linear in the tangent alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(anchors: Tensor, gradient: Tensor, tangent: Tensor) -> Tensor:
+        return (gradient * tangent).sum(dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        if ctx.needs_input_grad[0]:
+            raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        (gradient,) = ctx.saved_tensors
+        return None, None, gradient * grad[:, None]
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
 
 
 def _scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,7 +108,8 @@ def _scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dty
 
 def _scale_rows(anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor) -> Tensor:
     """``gradient [A, C] * scale [A]`` of the rows ``kept [A]``, in the anchors' type."""
-    if torch.is_grad_enabled():  # create_graph=True, torch.func
+    # Only where somebody may differentiate once more: create_graph=True, torch.func, forward mode.
+    if torch.is_grad_enabled() or forward_mode_is_on():
         return _ScaledRows.apply(anchors, gradient, scale, kept, anchors.dtype)
     return _scaled_rows(gradient, scale, kept, anchors.dtype)
 
@@ -93,7 +127,7 @@ class _OneDirection(torch.autograd.Function):
         ctx.with_gradient = inputs[-1]
         ctx.num_inputs = len(inputs)
         ctx.save_for_backward(gradient, inputs[0])
-        ctx.save_for_forward(gradient)
+        ctx.save_for_forward(gradient, inputs[0])
 
     @classmethod
     def _backward(cls, ctx: Any, grad_value: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -108,8 +142,8 @@ class _OneDirection(torch.autograd.Function):
     @classmethod
     def _jvp(cls, ctx: Any, tangent: Tensor | None) -> tuple[Tensor | None, None]:
         _require_gradient(ctx.with_gradient, cls.operator)
-        (gradient,) = ctx.saved_tensors
-        return (None if tangent is None else (gradient * tangent).sum(dim=1)), None
+        gradient, anchors = ctx.saved_tensors
+        return (None if tangent is None else _AlongTangent.apply(anchors, gradient, tangent)), None
 
 
 class MaskedLogSumExp(_OneDirection):
@@ -169,7 +203,7 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
         ctx.with_gradient = inputs[-1]
         ctx.num_inputs = len(inputs)
         ctx.save_for_backward(gradient, direction, *inputs[:2])
-        ctx.save_for_forward(gradient, direction)
+        ctx.save_for_forward(gradient, direction, *inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -186,13 +220,14 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, None, None]:
         _require_gradient(ctx.with_gradient, "directional_contrastive_loss")
-        gradient, direction = ctx.saved_tensors  # [A, C], [A]
-        rows = [
-            torch.zeros_like(gradient[:, 0])
-            if tangent is None
-            else torch.where(direction == view, (gradient * tangent).sum(dim=1), 0.0)
-            for view, tangent in enumerate(tangents[:2], 1)
-        ]
+        gradient, direction, *features = ctx.saved_tensors  # [A, C], [A], 2 of [A, C]
+        rows = []
+        for view, tangent in enumerate(tangents[:2]):
+            along = torch.zeros_like(gradient[:, 0])
+            if tangent is not None:
+                change = _AlongTangent.apply(features[view], gradient, tangent)
+                along = torch.where(direction == view + 1, change, 0.0)
+            rows.append(along)
         return torch.stack(rows), None, None
 
 

@@ -109,3 +109,31 @@ def test_confidences_are_constants(rows):
     loss.backward()
     assert confidences.grad is None
     assert leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["directional", "one direction", "logsumexp"])
+def test_forward_mode_takes_no_second_derivative_for_a_constant(rows, name):
+    functions, anchors = losses(rows)
+    loss, tangent = functions[name], torch.ones_like(anchors)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.func.grad(lambda x: torch.func.jvp(loss, (x,), (tangent,))[1])(anchors)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.func.jvp(torch.func.grad(loss), (anchors,), (tangent,))
+    with forward_ad.dual_level():
+        value = loss(dual := forward_ad.make_dual(anchors.clone().requires_grad_(), tangent))
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(value, dual)
+    # What is linear in the tangent can be differentiated by it.
+    along = torch.func.grad(lambda t: torch.func.jvp(loss, (anchors,), (t,))[1])(tangent)
+    torch.testing.assert_close(along, torch.func.grad(loss)(anchors))
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_tangents_of_constants_are_refused(rows, which):
+    def loss(constant):
+        given = list(rows)
+        given[which] = constant
+        return cac_ext.masked_contrastive_loss(*given).sum()
+
+    with pytest.raises(RuntimeError, match="constants of the loss"):
+        torch.func.jvp(loss, (rows[which],), (torch.ones_like(rows[which]),))
