@@ -61,19 +61,29 @@ def _metrics(folder: Path, key: str) -> list[float]:
 def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
     normalizer: str, tmp_path: Path, seed: int
 ) -> None:
-    overrides = [*TINY, f"seed={seed}", f"method.normalizer={normalizer}"]
-    one = watched_training(tmp_path / "one", overrides)
-    (miou,) = _metrics(tmp_path / "one", "miou")[-1:]
-    mious = processes.run_together(2, _train, overrides, tmp_path / "two")
-    assert mious[0] == mious[1]
-    assert mious[0] == pytest.approx(miou, abs=0.02)  # single pixels may change their class
+    # Rounding may carry a pixel over a threshold, so that it becomes an anchor in one of the two
+    # trainings alone. Such a draw compares different losses, and another is taken.
+    for attempt in range(4):
+        overrides = [*TINY, f"seed={seed + attempt}", f"method.normalizer={normalizer}"]
+        folders = [tmp_path / f"one{attempt}", tmp_path / f"two{attempt}"]
+        one = watched_training(folders[0], overrides)
+        (miou,) = _metrics(folders[0], "miou")[-1:]
+        mious = processes.run_together(2, _train, overrides, folders[1])
+        assert mious[0] == mious[1]
+        assert mious[0] == pytest.approx(miou, abs=0.02)  # single pixels may change their class
+        shares = [_metrics(folder, "active_share") for folder in folders]
+        assert shares[1] == pytest.approx(shares[0], abs=0.02)
+        if shares[1] == pytest.approx(shares[0], abs=1e-4):
+            break
+    else:
+        raise AssertionError("every draw has other anchors in two processes than in one")
 
     for key in ("loss_supervised", "loss_unsupervised", "negatives"):
-        whole, shared = (_metrics(tmp_path / name, key) for name in ("one", "two"))
+        whole, shared = (_metrics(folder, key) for folder in folders)
         assert len(whole) == (6 if key == "loss_supervised" else 4)
         assert shared == pytest.approx(whole, rel=TOLERANCE), key
     # Beside what the training changed: the weights hardly move in so few steps.
-    state = read_checkpoint(tmp_path / "two" / "checkpoint.pt")["modules"]["model"]
+    state = read_checkpoint(folders[1] / "checkpoint.pt")["modules"]["model"]
     expected = one.update()
     update = replace(one, after={name: state[name] for name in one.after}).update()
     assert (update - expected).norm() <= 10 * TOLERANCE * expected.norm()

@@ -194,4 +194,4 @@ def test_no_module_has_bars_of_its_own() -> None:
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             if any(name.partition(".")[0] == "tqdm" for name in names):
                 found.append(path.relative_to(ROOT).as_posix())
-    assert found == ["cac_ext/train/progress.py"]
+    assert found == ["cac_ext/train/runtime/progress.py"]

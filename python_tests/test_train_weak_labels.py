@@ -49,8 +49,9 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def test_image_labels_are_the_classes_of_the_masks_without_background(
-    seed: int, capsys: pytest.CaptureFixture
+    seed: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cac_ext.train.runtime.progress.on_terminal", lambda *_: True)
     config = load("synthetic", [*TINY, f"seed={seed}"])
     splits = build_datasets(config.data)
     labels = read_image_labels(config.weak, config.data, splits)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.image_files import ImageFiles
 from cac_ext.train.data.sample import inspect_sample
+from cac_ext.train.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def scan_masks(
     read = ignored = 0
     smallest: tuple[int, int] | None = None
     order = np.random.default_rng(0).permutation(len(dataset)).tolist()  # lists go by class, often
-    bar = tqdm(order, description, unit="mask", leave=False, delay=1, disable=not progress)
+    bar = Progress(order, description, unit="mask", leave=False, disable=not progress)
     with torch.random.fork_rng(devices=[]):  # a data set of the user's may draw from it
         for index in bar:
             mask = read_mask(dataset, index, splits)
