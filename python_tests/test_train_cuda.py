@@ -13,7 +13,7 @@ import processes
 import pytest
 import torch
 from tiny_run import TINY_RUN
-from watched_training import assert_same_training, watched_training
+from watched_training import assert_same_training, holds_for_a_draw, watched_training
 
 from cac_ext.train import loop
 from cac_ext.train.cli.main import main
@@ -61,16 +61,20 @@ def test_every_precision_and_layout_trains_as_a_cpu_in_fp32_does(
 ) -> None:
     if device == "cpu" and network and precision != "bf16":
         pytest.skip("slow on a CPU, where one precision is enough")
-    settings = [*TINY, *network, f"seed={seed}", *(ONE_STEP if network else [])]
-    expected = watched_training(tmp_path / "cpu", settings)
-    assert len(expected.losses) == (1 if network else 4)
-    for layout in ("true",) if device == "cpu" else ("false", "true"):
-        options = [f"run.precision={precision}", f"run.channels_last={layout}"]
-        found = watched_training(tmp_path / layout, [*settings, *options], device)
-        assert set(found.devices) == {device}
-        assert set(found.channels_last) == {layout == "true"}
-        update = (UPDATE_BATCH_NORM if network else UPDATE)[precision]
-        assert_same_training(expected, found, losses=TOLERANCE[precision], update=update)
+
+    def check(seed: int) -> None:
+        settings = [*TINY, *network, f"seed={seed}", *(ONE_STEP if network else [])]
+        expected = watched_training(tmp_path / f"cpu{seed}", settings)
+        assert len(expected.losses) == (1 if network else 4)
+        for layout in ("true",) if device == "cpu" else ("false", "true"):
+            options = [f"run.precision={precision}", f"run.channels_last={layout}"]
+            found = watched_training(tmp_path / f"{layout}{seed}", [*settings, *options], device)
+            assert set(found.devices) == {device}
+            assert set(found.channels_last) == {layout == "true"}
+            update = (UPDATE_BATCH_NORM if network else UPDATE)[precision]
+            assert_same_training(expected, found, losses=TOLERANCE[precision], update=update)
+
+    holds_for_a_draw(seed, check)
 
 
 def test_a_run_is_resumed_evaluated_and_predicts(

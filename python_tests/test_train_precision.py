@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_run import TINY_RUN
-from watched_training import assert_same_training, watched_training
+from watched_training import assert_same_training, holds_for_a_draw, watched_training
 
 from cac_ext.train import loop
 from cac_ext.train.config import load
@@ -46,17 +46,20 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 def test_an_option_is_applied_and_changes_the_training_by_rounding_only(
     option: str, losses: float, update: float, tmp_path: Path, seed: int
 ) -> None:
-    plain = watched_training(tmp_path / "plain", [*TINY, f"seed={seed}"])
-    other = watched_training(tmp_path / "other", [*TINY, f"seed={seed}", option])
-    assert_same_training(plain, other, losses=losses, update=update)
-    if "precision" in option:
-        assert other.losses != plain.losses
-    assert plain.channels_last == plain.compiled == [False] * 4
-    assert other.channels_last == ["channels_last" in option] * 4
-    assert other.compiled == ["compile" in option] * 4
-    state = read_checkpoint(tmp_path / "other" / "checkpoint.pt")
-    floats = [tensor for tensor in state["modules"]["model"].values() if tensor.is_floating_point()]
-    assert all(tensor.dtype == torch.float32 for tensor in floats)
+    def check(seed: int) -> None:
+        plain = watched_training(tmp_path / f"plain{seed}", [*TINY, f"seed={seed}"])
+        other = watched_training(tmp_path / f"other{seed}", [*TINY, f"seed={seed}", option])
+        assert_same_training(plain, other, losses=losses, update=update)
+        if "precision" in option:
+            assert other.losses != plain.losses
+        assert plain.channels_last == plain.compiled == [False] * 4
+        assert other.channels_last == ["channels_last" in option] * 4
+        assert other.compiled == ["compile" in option] * 4
+        state = read_checkpoint(tmp_path / f"other{seed}" / "checkpoint.pt")["modules"]["model"]
+        floats = [tensor for tensor in state.values() if tensor.is_floating_point()]
+        assert all(tensor.dtype == torch.float32 for tensor in floats)
+
+    holds_for_a_draw(seed, check)
 
 
 def test_the_loss_scale_of_fp16_is_kept(
