@@ -105,7 +105,7 @@ def require_reduction(value: Any) -> None:
 
 
 def require_weights(weights: Any, features: Tensor, name: str) -> None:
-    """Raise unless ``weights`` is one finite factor for each row of ``features``."""
+    """Raise unless ``weights`` is one factor for each row of ``features``."""
     require_tensors(weights=weights)
     if weights.shape != features.shape[:1]:
         raise ValueError(

@@ -241,3 +241,8 @@ class Config:
     def iterations(self) -> int:
         """Optimiser steps of the whole run."""
         return self.schedule.epochs * self.schedule.iterations_per_epoch
+
+    @property
+    def warmup_iterations(self) -> int:
+        """Steps at the start of the run that look at no unlabelled image."""
+        return self.schedule.warmup_epochs * self.schedule.iterations_per_epoch

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cac_ext.train.config import Config
 from cac_ext.train.data.augment import CropPairAugment
-from cac_ext.train.data.batches import CropPairBatch, ViewBatch, collate_pairs
+from cac_ext.train.data.batches import CropPairBatch, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.truth import WithTruth
@@ -143,8 +143,7 @@ class Cac(Method):
 
     def _crop_pair_stream(self, config: Config) -> StreamRequest:
         schedule = config.schedule
-        first_iteration = schedule.warmup_epochs * schedule.iterations_per_epoch
-        if first_iteration >= config.iterations and self.context.processes.is_main:
+        if config.warmup_iterations >= config.iterations and self.context.processes.is_main:
             warnings.warn(
                 f"all of the run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
                 f"schedule.epochs {schedule.epochs}): it trains the supervised loss alone and "
@@ -172,7 +171,7 @@ class Cac(Method):
             schedule.unlabelled_batch,
             "schedule.unlabelled_batch",
             "unlabelled",
-            first_iteration,
+            config.warmup_iterations,
         )
 
     def step(self, step: Step) -> Iterator[Phase]:
@@ -303,6 +302,3 @@ def _share(active: tuple[Tensor, Tensor]) -> Tensor:
     """Share of overlap pixels that are an anchor in at least one direction, a scalar."""
     either = active[0] | active[1]  # [A]
     return either.float().mean() if len(either) else either.new_zeros(()).float()
-
-
-__all__ = ["Cac", "CacModel", "ViewBatch", "ViewOutputs", "build_model", "weak_weight"]

@@ -264,15 +264,15 @@ class Method(ABC):
 
     def whole_crop_stream(self, *, strong: int = 1, cutmix: float = 0.0) -> StreamRequest:
         """`WholeCropBatch`es of the unlabelled images; see `WholeCropAugment`."""
-        schedule = self.context.config.schedule
+        config = self.context.config
         return StreamRequest(
             self.unlabelled_images(),
-            WholeCropAugment(self.context.config.augment, strong=strong, cutmix=cutmix),
+            WholeCropAugment(config.augment, strong=strong, cutmix=cutmix),
             collate_whole_crops,
-            schedule.unlabelled_batch,
+            config.schedule.unlabelled_batch,
             "schedule.unlabelled_batch",
             "unlabelled",
-            schedule.warmup_epochs * schedule.iterations_per_epoch,
+            config.warmup_iterations,
         )
 
     def unlabelled_images(self) -> Dataset:

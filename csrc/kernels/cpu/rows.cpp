@@ -83,20 +83,26 @@ bool is_finite(float value) { return (to_bits(value) & 0x7f800000) != 0x7f800000
 bool is_finite(BFloat16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 bool is_finite(Float16 value) { return (value.bits & 0x7c00) != 0x7c00; }
 
-// The length of a row whose squares leave the range of their type: scaled by its largest element.
+// The length of a row as `largest` times `rest`, for rows whose squares leave the range of their
+// type. Their product may be infinite.
+struct ScaledNorm {
+  double largest;  // magnitude of the row's largest element
+  double rest;     // length of the row divided by it; 0 of a row of zeros
+};
+
 template <typename T>
-double scaled_norm(const T* row, int64_t channels) {
+ScaledNorm scaled_norm(const T* row, int64_t channels) {
   double largest = 0;
   for (int64_t c = 0; c < channels; ++c) {
     largest = std::max(largest, std::abs(static_cast<double>(widen(row[c]))));
   }
-  if (largest == 0) return 0;
+  if (largest == 0) return {0, 0};
   double sum = 0;
   for (int64_t c = 0; c < channels; ++c) {
     const double element = widen(row[c]) / largest;
     sum += element * element;
   }
-  return largest * std::sqrt(sum);
+  return {largest, std::sqrt(sum)};
 }
 
 // Sixteen chains: the order of summation is fixed, and the additions overlap.
@@ -114,7 +120,9 @@ double norm(const T* row, int64_t channels) {
   for (const Wide partial : sums) sum += partial;
   constexpr bool kFloat = sizeof(Wide) == sizeof(float);
   const bool in_range = sum > (kFloat ? 1e-25 : 1e-280) && sum < (kFloat ? 1e36 : 1e300);
-  return in_range ? std::sqrt(sum) : scaled_norm(row, channels);
+  if (in_range) return std::sqrt(sum);
+  const ScaledNorm scaled = scaled_norm(row, channels);
+  return scaled.largest * scaled.rest;
 }
 
 template <class Body>
@@ -172,16 +180,9 @@ void prepare_rows(const PrepareRows& rows, const ParallelFor& parallel_for) {
             const Wide scale = static_cast<Wide>(1.0 / std::max(length, kMinNorm));
             for (int64_t c = 0; c < rows.channels; ++c) narrow(widen(from[c]) * scale, to[c]);
           } else {  // the reciprocal is subnormal, or the length infinite
-            double largest = 0;
+            const ScaledNorm scaled = scaled_norm(from, rows.channels);
             for (int64_t c = 0; c < rows.channels; ++c) {
-              largest = std::max(largest, std::abs(static_cast<double>(widen(from[c]))));
-            }
-            double sum = 0;
-            for (int64_t c = 0; c < rows.channels; ++c) {
-              sum += widen(from[c]) / largest * (widen(from[c]) / largest);
-            }
-            for (int64_t c = 0; c < rows.channels; ++c) {
-              narrow(widen(from[c]) / largest / std::sqrt(sum), to[c]);
+              narrow(widen(from[c]) / scaled.largest / scaled.rest, to[c]);
             }
           }
           std::memset(to + rows.channels, 0,
