@@ -11,8 +11,8 @@ import torch
 from image_trees import SIZE, folder_overrides, folder_tree
 
 from cac_ext.train.config import load
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry
 from cac_ext.train.loop import train
 
 TINY = [
@@ -51,7 +51,7 @@ def one_image(path: Path, mask: Path | None = None, num_classes: int = 3) -> Ima
 
 
 def scene(rng: np.random.Generator) -> np.ndarray:
-    """RGB ``[24, 32, 3]`` of many shades and colours, smooth enough for lossy formats."""
+    """RGB ``[24, 32, 3]`` of many shades and colors, smooth enough for lossy formats."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     shades = [rows * 255 / (SIZE[0] - 1), columns * 255 / (SIZE[1] - 1), (rows + columns) * 4.0]
     order = rng.permutation(3)

@@ -50,7 +50,7 @@ def test_cities_are_read_in_order_and_masks_are_train_ids(
     assert sample["image"].shape == (3, 24, 32)
 
 
-def test_the_classes_have_their_names_and_colours(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_classes_have_their_names_and_colors(tmp_path: Path, rng: np.random.Generator) -> None:
     cityscapes_tree(tmp_path, rng, "labelTrainIds", [0])
     splits = build(tmp_path)
     assert splits.num_classes == 19

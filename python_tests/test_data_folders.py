@@ -23,9 +23,9 @@ from PIL import Image
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.list_file import Entry, format_list, read_list
-from cac_ext.train.data.listing import find_images
-from cac_ext.train.data.pictures import image_suffixes
+from cac_ext.train.data.files.find_images import find_images
+from cac_ext.train.data.files.list_file import Entry, format_list, read_list
+from cac_ext.train.data.files.pictures import image_suffixes
 from cac_ext.train.errors import DataError
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.mask_scan import scan_masks
+from cac_ext.train.data.checks.mask_scan import scan_masks
+from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.evaluate import Evaluation, absence_note

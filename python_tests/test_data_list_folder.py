@@ -12,7 +12,7 @@ from PIL import Image
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.check import check
+from cac_ext.train.data.checks.check import check
 from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import ConfigError, DataError
 
@@ -93,7 +93,7 @@ def test_missing_settings_are_all_named() -> None:
         ),
         (
             lambda f: Image.new("RGB", (60, 41), (128, 0, 0)).save(f / "mask1.png"),
-            ["mask1.png", "RGB", "(128, 0, 0)", "replace each colour"],
+            ["mask1.png", "RGB", "(128, 0, 0)", "replace each color"],
         ),
     ],
 )

@@ -27,11 +27,11 @@ from torch import nn
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import DatasetSplits, build_datasets
-from cac_ext.train.data.check import check
+from cac_ext.train.data.checks.check import check
 from cac_ext.train.data.classes import Classes
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry
-from cac_ext.train.data.pictures import picture_of_ids, read_ids
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry
+from cac_ext.train.data.files.pictures import picture_of_ids, read_ids
 from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.inference import SINGLE_SCALE
@@ -97,7 +97,7 @@ def palette_with_transparency(path: Path, ids: np.ndarray) -> None:
     picture.save(path, transparency=0)
 
 
-GREYS, RAMP = [(17 * k,) * 3 for k in range(16)], [(k,) * 3 for k in range(256)]
+GRAYS, RAMP = [(17 * k,) * 3 for k in range(16)], [(k,) * 3 for k in range(256)]
 #: name of the file -> (its writer, number of ids that are drawn)
 FORMS: dict[str, tuple[MaskWriter, int]] = {
     "1bit.png": (png(1), 2),
@@ -131,7 +131,7 @@ FORMS: dict[str, tuple[MaskWriter, int]] = {
     "float32.tif": (array(np.float32), 3),
     "la.tif": (converted("LA"), 3),
     "rgb.tif": (converted("RGB"), 3),
-    "4bit.bmp": (lambda path, ids: write_bmp(path, ids, 4, GREYS), 3),
+    "4bit.bmp": (lambda path, ids: write_bmp(path, ids, 4, GRAYS), 3),
     "8bit.bmp": (lambda path, ids: write_bmp(path, ids, 8, RAMP), 3),
     "2.pgm": (pgm(2), 3),
     "2-plain.pgm": (pgm(2, "P2"), 3),
@@ -193,25 +193,25 @@ def transparent(path: Path, ids: np.ndarray) -> None:
 
 
 REFUSED: dict[str, tuple[MaskWriter, list[str]]] = {
-    "colours.png": (
+    "colors.png": (
         lambda path, ids: Image.fromarray(np.stack([ids * 64, ids, ids], 2)).save(path),
-        ["mode RGB", "3 of them", "(64, 1, 1)", "replace each colour by the id of its class"],
+        ["mode RGB", "3 of them", "(64, 1, 1)", "replace each color by the id of its class"],
     ),
     "fractions.tif": (
         lambda path, ids: Image.fromarray(ids / np.float32(2)).save(path),
-        ["floats (mode F), 0.5 among them", "whole numbers"],
+        ["floats (mode F), such as 0.5", "whole numbers"],
     ),
     "nan.tif": (
         lambda path, ids: Image.fromarray(np.where(ids == 1, np.nan, ids).astype(np.float32)).save(
             path
         ),
-        ["nan among them"],
+        ["such as nan"],
     ),
     "mask.jpg": (lambda path, ids: Image.fromarray(ids).save(path), ["format JPEG", "PNG"]),
     "mask.webp": (lambda path, ids: Image.fromarray(ids).save(path), ["format WEBP", "PNG"]),
     "mask.avif": (lambda path, ids: Image.fromarray(ids).save(path), ["format AVIF", "PNG"]),
     "mask.jp2": (lambda path, ids: Image.fromarray(ids).save(path), ["format JPEG2000", "PNG"]),
-    "mask.gif": (lambda path, ids: Image.fromarray(ids * 2).save(path), ["GIF", "anew"]),
+    "mask.gif": (lambda path, ids: Image.fromarray(ids * 2).save(path), ["GIF", "renumber"]),
     "transparent.png": (transparent, ["mode LA", "transparent pixels"]),
     "rgb16.png": (
         lambda path, ids: write_png(path, np.stack([ids] * 3, 2), 16, 2),
@@ -219,13 +219,13 @@ REFUSED: dict[str, tuple[MaskWriter, list[str]]] = {
     ),
     "cmyk.tif": (
         lambda path, ids: Image.fromarray(ids).convert("CMYK").save(path),
-        ["mode CMYK", "replace each colour"],
+        ["mode CMYK", "replace each color"],
     ),
     "pages.tif": (
         lambda path, ids: write_tiff(path, ids, 8, subfile_types=(0, 0)),
         ["2 pages or frames"],
     ),
-    "two-greys.bmp": (
+    "two-grays.bmp": (
         lambda path, ids: write_bmp(path, ids // 2, 8, [(0, 0, 0), (255, 255, 255)]),
         ["BMP of 8 bits"],
     ),
@@ -378,7 +378,7 @@ def test_sbd_is_merged_with_voc_masks_that_can_be_read(
     for content, word in (
         (b"", "the file is empty"),
         (whole[:-50], "cannot read the mask"),
-        (None, "replace each colour"),
+        (None, "replace each color"),
     ):
         if content is None:
             Image.fromarray(scene(rng)).save(own)

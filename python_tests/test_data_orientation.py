@@ -15,8 +15,8 @@ from PIL import Image
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.check import check
-from cac_ext.train.data.pictures import read_image, read_size
+from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.files.pictures import read_image, read_size
 from cac_ext.train.errors import DataError
 
 
@@ -102,7 +102,7 @@ def test_a_teacher_labels_what_images_show(
     """Of a picture in several forms it makes one and the same pseudo label, upright."""
     folder_tree(tmp_path, rng, 2, 1)
     shown = scene(rng)
-    shown[..., 1:] = shown[..., :1]  # grey, so that a form of one channel shows the same
+    shown[..., 1:] = shown[..., :1]  # gray, so that a form of one channel shows the same
     write_png(tmp_path / "plain.png", shown, 8, 2)
     write_oriented(tmp_path / "turned.png", shown, 6)
     write_oriented(tmp_path / "turned.tif", shown, 7, compression="tiff_lzw")

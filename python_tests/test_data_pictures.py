@@ -21,8 +21,8 @@ from PIL import Image
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load, to_mapping
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.check import check
-from cac_ext.train.data.pictures import read_ids, read_image, read_size
+from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.files.pictures import read_ids, read_image, read_size
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runs.checkpoint import require_same_settings
 
@@ -38,8 +38,8 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def as_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.repeat(grey[..., None], 3, axis=2)
+def as_rgb(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def sixteen(values: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def pillow(mode: str, **options: object) -> PictureWriter:
 
 
 def with_alpha(mode: str) -> PictureWriter:
-    """Half of the pixels transparent; the colours beneath them are what counts."""
+    """Half of the pixels transparent; the colors beneath them are what counts."""
 
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(rgb).convert(mode.removesuffix("A"))
@@ -80,8 +80,8 @@ def transparent_palette(path: Path, rgb: np.ndarray) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-def grey_png(bits: int, color_type: int = 0) -> PictureWriter:
-    """Grey values of a depth; for colour types with alpha, transparent ones."""
+def gray_png(bits: int, color_type: int = 0) -> PictureWriter:
+    """Gray values of a depth; for color types with alpha, transparent ones."""
 
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         top = (1 << bits) - 1
@@ -98,7 +98,7 @@ def rgb_png_16(path: Path, rgb: np.ndarray) -> np.ndarray:
     return rgb
 
 
-def grey_tiff(bits: int, **options: object) -> PictureWriter:
+def gray_tiff(bits: int, **options: object) -> PictureWriter:
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         top = (1 << bits) - 1
         shown = np.rint(rgb[..., 0] / 255 * top).astype(np.uint16)
@@ -123,7 +123,7 @@ def packed_tiff_16(path: Path, rgb: np.ndarray) -> np.ndarray:
 
 
 def lab_tiff(path: Path, rgb: np.ndarray) -> np.ndarray:
-    """Greys: lightness alone, of CIE Lab."""
+    """Grays: lightness alone, of CIE Lab."""
     lightness = np.linspace(0, 100, SIZE[1])
     linear = np.where(lightness > 8, ((lightness + 16) / 116) ** 3, lightness / 903.3)
     shown = 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
@@ -157,12 +157,12 @@ def camera_mpo(path: Path, rgb: np.ndarray) -> np.ndarray:
 #: name of the file -> (its writer, which returns what it shows; how much what is read may differ)
 FORMS = {
     "8.png": (pillow("RGB"), 0),
-    "grey.png": (pillow("L"), 0),
+    "gray.png": (pillow("L"), 0),
     "1bit.png": (pillow("1"), 0),
-    "2bit.png": (grey_png(2), 0),
-    "4bit.png": (grey_png(4), 0),
-    "16bit.png": (grey_png(16), 0),
-    "16bit-alpha.png": (grey_png(16, 4), 1),
+    "2bit.png": (gray_png(2), 0),
+    "4bit.png": (gray_png(4), 0),
+    "16bit.png": (gray_png(16), 0),
+    "16bit-alpha.png": (gray_png(16, 4), 1),
     "16bit-rgb.png": (rgb_png_16, 1),
     "palette.png": (pillow("P"), 0),
     "palette-transparent.png": (transparent_palette, 0),
@@ -174,12 +174,12 @@ FORMS = {
     "cmyk.tif": (pillow("CMYK"), 1),
     "ycc.tif": (pillow("YCbCr"), 1),
     "lab.tif": (lab_tiff, 8),
-    "4bit.tif": (grey_tiff(4), 0),
-    "white-is-zero.tif": (grey_tiff(8, white_is_zero=True), 0),
-    "12bit.tif": (grey_tiff(12), 1),
-    "16bit.tif": (grey_tiff(16), 0),
-    "16bit-big-endian.TIF": (grey_tiff(16, order=">"), 0),
-    "16bit-white-is-zero.tif": (grey_tiff(16, white_is_zero=True), 0),
+    "4bit.tif": (gray_tiff(4), 0),
+    "white-is-zero.tif": (gray_tiff(8, white_is_zero=True), 0),
+    "12bit.tif": (gray_tiff(12), 1),
+    "16bit.tif": (gray_tiff(16), 0),
+    "16bit-big-endian.TIF": (gray_tiff(16, order=">"), 0),
+    "16bit-white-is-zero.tif": (gray_tiff(16, white_is_zero=True), 0),
     "16bit-packed.tif": (packed_tiff_16, 0),
     "16bit-rgb.tif": (rgb_tiff_16("<"), 1),
     "16bit-rgb-big-endian.tif": (rgb_tiff_16(">"), 1),
@@ -226,7 +226,7 @@ def test_an_image_is_read_for_what_it_shows(
 def test_every_form_is_predicted_and_found_in_a_folder(
     run_folder: Path, tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
-    """The overlay is half the image, half the classes' colours, and so tells the image."""
+    """The overlay is half the image, half the classes' colors, and so tells the image."""
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     shown = {name: write(images / name, scene(rng)) for name, (write, _) in FORMS.items()}
@@ -273,7 +273,7 @@ REFUSED = {
     "moves.gif": (animation, ["2 pages or frames"]),
     "moves.png": (animation, ["2 pages or frames"]),
     "moves.webp": (animation, ["2 pages or frames"]),
-    "two-greys.bmp": (
+    "two-grays.bmp": (
         lambda path: write_bmp(path, np.ones(SIZE, int), 8, [(0, 0, 0), (255, 255, 255)]),
         ["BMP of 8 bits", "save it as a PNG"],
     ),

@@ -13,7 +13,7 @@ from scipy.io import savemat
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.voc import colour_map
+from cac_ext.train.data.datasets.voc import color_map
 
 #: Images with VOC's mask alone, with both, with SBD's alone; the first is of validation.
 VOC_ONLY, BOTH, SBD_ONLY = (
@@ -47,7 +47,7 @@ def trees(tmp_path: Path, seed: int) -> tuple[Path, Path, dict[str, np.ndarray]]
             write_mat(sbd / f"dataset/cls/{name}.mat", masks[name])
             write_mat(sbd / f"dataset/inst/{name}.mat", masks[name], "GTinst")
         if name not in SBD_ONLY:
-            palette = [part for colour in colour_map(256) for part in colour]
+            palette = [part for color in color_map(256) for part in color]
             path = voc / f"SegmentationClass/{name}.png"
             masks[name] = draw_mask(path, rng, [*range(21), 255], palette=palette)
     lists = voc / "ImageSets/Segmentation"
@@ -141,4 +141,4 @@ def test_what_does_not_fit_is_named(trees, tmp_path: Path, capsys: pytest.Captur
     write_mat(path, np.zeros((24, 31), np.uint8))
     assert "is 31 x 24 pixels, but its image" in error(sbd, voc)
     (voc / f"JPEGImages/{SBD_ONLY[0]}.jpg").unlink()
-    assert "is VOC 2012 whole?" in error(sbd, voc)
+    assert "is VOC 2012 complete?" in error(sbd, voc)

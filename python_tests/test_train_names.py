@@ -207,7 +207,7 @@ def test_a_palette_that_does_not_fit_the_classes_is_refused(
     import test_data_check
 
     monkeypatch.setattr(test_data_check.OwnDataset, "palette", palette, raising=False)
-    with pytest.raises(ConfigError, match=r"palette .* must be 2 colours"):
+    with pytest.raises(ConfigError, match=r"palette .* must be 2 colors"):
         build_datasets(DataConfig(name="test_data_check:OwnDataset"))
 
 
