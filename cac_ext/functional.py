@@ -7,7 +7,7 @@ type of features see `directional_contrastive_loss`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -233,6 +233,50 @@ def masked_contrastive_loss(
     return loss
 
 
+@overload
+def directional_contrastive_loss(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor | PreparedNegatives,
+    negative_labels: Tensor | None = ...,
+    *,
+    temperature: float = ...,
+    confidence_threshold: float = ...,
+    weights: Tensor | None = ...,
+    reduction: str = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_direction: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def directional_contrastive_loss(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor | PreparedNegatives,
+    negative_labels: Tensor | None = ...,
+    *,
+    temperature: float = ...,
+    confidence_threshold: float = ...,
+    weights: Tensor | None = ...,
+    reduction: str = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_direction: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
 def directional_contrastive_loss(
     features1: Tensor,
     features2: Tensor,
@@ -250,7 +294,8 @@ def directional_contrastive_loss(
     normalize: bool = True,
     eps: float = 0.0,
     ignore_index: int | None = None,
-) -> Tensor:
+    return_direction: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The directional contrastive loss of both directions (paper Eq. 1-8) in one fused pass.
 
     A pixel of view 1 is an anchor towards view 2 where view 2 is the more confident one and its
@@ -286,10 +331,12 @@ def directional_contrastive_loss(
         ignore_index: Label that does not take part, as in `torch.nn.functional.cross_entropy`:
             anchors of it have the loss and the gradient 0 and are not counted, negatives of it
             count for no anchor.
+        return_direction: Also return the direction in which each pixel is an anchor (Eq. 7).
 
     Returns:
         A scalar, [2] for "active_mean_each", [2, A] for "none"; float32 (float64 for float64
-        features).
+        features). With ``return_direction`` a pair of it and the direction, [A] int8: 1 if the
+        pixel of view 1 is the anchor (1 -> 2), 2 if that of view 2 is (2 -> 1), 0 if neither.
 
     Leaf tensors that have unit length already get, with ``normalize=True``, a gradient without the
     part along themselves, which ``normalize=False`` gives. Behind a layer that normalizes, as in
@@ -325,6 +372,7 @@ def directional_contrastive_loss(
     temperature, eps = as_number(temperature, "temperature"), as_number(eps, "eps")
     confidence_threshold = as_number(confidence_threshold, "confidence_threshold")
     require_flag(normalize, "normalize")
+    require_flag(return_direction, "return_direction")
     require_reduction(reduction)
     ignore_index = as_ignore_index(ignore_index)
     rows = {
@@ -338,7 +386,7 @@ def directional_contrastive_loss(
         require_weights(weights, features1, "features1")
     features1, features2 = cast_for_autocast(features1, features2)
     prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
-    loss, _, direction = _apply(
+    losses, _, direction = _apply(
         "directional_contrastive_loss",
         DirectionalContrastiveLoss,
         features1,
@@ -358,4 +406,5 @@ def directional_contrastive_loss(
         ignore_index,
         _wants_gradient(features1, features2),
     )
-    return _reduce(loss, direction, weights, reduction)
+    loss = _reduce(losses, direction, weights, reduction)
+    return (loss, direction) if return_direction else loss

@@ -189,16 +189,18 @@ def directional_contrastive_loss(
     normalize: bool = True,
     eps: float = 0.0,
     ignore_index: int | None = None,
-) -> Tensor:
+    return_direction: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The directional contrastive loss of both directions (Eq. 1-8).
 
-    A pixel whose anchor's label is ``ignore_index`` is inactive in that direction.
+    A pixel whose anchor's label is ``ignore_index`` is inactive in that direction. With
+    ``return_direction`` the direction of each pixel as well, [A]: 1, 2, or 0 for no anchor.
     """
     active = direction_masks(confidences1, confidences2, confidence_threshold)  # [2, A]
     views = ((features1, features2, pseudo_labels1), (features2, features1, pseudo_labels2))
     if ignore_index is not None:
         active = active & torch.stack([labels != ignore_index for _, _, labels in views])
-    loss = torch.stack(
+    losses = torch.stack(
         [
             masked_contrastive_loss(
                 anchors,
@@ -215,4 +217,5 @@ def directional_contrastive_loss(
             for direction, (anchors, positives, labels) in enumerate(views)
         ]
     )  # [2, A]
-    return reduce_directions(loss, active, weights, reduction)
+    loss = reduce_directions(losses, active, weights, reduction)
+    return (loss, active[0] + 2 * active[1]) if return_direction else loss

@@ -169,10 +169,9 @@ def train(
 
     def together(work: Callable[[], T]) -> T:
         """Runs ``work`` between two steps. If it fails in any process, what is done is saved."""
-        failure: Exception | None = None
-        result = None
         try:
             result = work()
+            failure: Exception | None = None
         except NonFiniteError:  # the weights are not worth saving
             raise
         except Exception as error:  # a file, a worker, a disk: anything may fail after days

@@ -109,8 +109,8 @@ class StreamRequest:
     """
 
     images: Dataset
-    augment: Callable[[dict], Any]
-    collate: Callable[[list], Any]
+    augment: Callable[[dict[str, Any]], Any]
+    collate: Callable[[list[Any]], Any]
     batch_size: int
     batch_key: str
     name: str
@@ -211,18 +211,9 @@ class Method(ABC):
         """
         return self.context.network
 
-    def parameter_groups(self) -> list[dict]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer ``sgd`` changes: groups with ``params`` and a ``learning_rate``."""
-        optimizer = self.context.config.optimizer
-        rate, factor = optimizer.learning_rate, optimizer.backbone_factor
-        groups = []
-        for name, module in self.trained.items():
-            if isinstance(module, SegmentationNetwork):
-                groups += module.parameter_groups(rate, factor)
-            else:
-                params = list(module.parameters())
-                groups.append({"name": name, "params": params, "learning_rate": rate})
-        return groups
+        return self.groups_of(self.trained)
 
     def build_optimizers(self) -> dict[str, Optimizer]:
         """The optimizers by name; each parameter group has a ``learning_rate`` that decays."""
@@ -241,6 +232,18 @@ class Method(ABC):
         return {}
 
     # What most methods need.
+
+    def groups_of(self, modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+        """Parameter groups at the configured learning rate; backbones have their factor of it."""
+        optimizer = self.context.config.optimizer
+        rate = optimizer.learning_rate
+        groups = []
+        for name, module in modules.items():
+            if isinstance(module, SegmentationNetwork):
+                groups += module.parameter_groups(rate, optimizer.backbone_factor)
+            elif params := list(module.parameters()):
+                groups.append({"name": name, "params": params, "learning_rate": rate})
+        return groups
 
     @property
     def normalizing(self) -> Processes:

@@ -17,11 +17,20 @@ import torch
 from torch import Tensor
 
 
-def count_classes(pseudo_labels: Tensor, true_labels: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each pseudo label and true class, ``[K, K]`` int64, from ``[M]`` and ``[M]``."""
+def count_classes(
+    pseudo_labels: Tensor,  # [M]
+    true_labels: Tensor,  # [M], -1 where unknown
+    num_classes: int,
+    counted: Tensor | None = None,  # [M] bool
+) -> Tensor:
+    """Pixels of each pseudo label and true class, ``[K, K]`` int64. It waits for no device."""
     known = true_labels >= 0  # [M]
-    cells = pseudo_labels[known] * num_classes + true_labels[known]
-    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    if counted is not None:
+        known = known & counted
+    cells = torch.where(known, pseudo_labels * num_classes + true_labels, num_classes**2)
+    counts = pseudo_labels.new_zeros(num_classes**2 + 1)  # the last cell takes the unknown
+    counts.scatter_add_(0, cells, torch.ones_like(cells))
+    return counts[:-1].view(num_classes, num_classes)
 
 
 def negative_precision(
