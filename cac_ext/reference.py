@@ -1,8 +1,8 @@
 """Eager PyTorch oracle of the fused loss, written to be read beside the paper's equations.
 
 Every function holds the whole ``[A, N]`` matrix and leaves the gradient to autograd. Use it with
-float64 inputs to judge an implementation, never to train: at the paper's size the matrix alone
-takes 1.3 GB a direction in float32. It shares no code with what it judges.
+float64 inputs to judge an implementation, never to train: at the paper's size the matrix of one
+direction alone takes 1.3 GB in float32. It shares no code with the implementations that it judges.
 
 Source: Lai et al., "Semi-supervised Semantic Segmentation with Directional Context-aware
 Consistency", CVPR 2021, Eq. 1-8.
@@ -151,7 +151,7 @@ def reduce_directions(
     weights: Tensor | None,  # [A]
     reduction: str,
 ) -> Tensor:
-    """Both directions' losses to what ``reduction`` of the loss says: [2, A], [2] or a scalar."""
+    """The losses of both directions, reduced: [2, A], [2] or a scalar."""
     if weights is not None:
         loss = loss * weights
     if reduction == "none":

@@ -31,7 +31,7 @@ from cac_ext.train.runtime.seeding import derive_seed
 
 
 class ViewOutputs(NamedTuple):
-    """What the unlabelled branch makes of V views; h x w features each."""
+    """The outputs of the unlabelled branch for V views, with h x w features each."""
 
     projections: Tensor  # [V, C, h, w], unit length at each position
     confidences: Tensor  # [V, h, w] largest class probability
@@ -40,12 +40,12 @@ class ViewOutputs(NamedTuple):
 
 
 class CacModel(nn.Module):
-    """All that is trained, with one forward for a whole step, as DDP and torch.compile want it.
+    """All trained modules, with one forward for a whole step, as DDP and torch.compile need it.
 
     Args:
-        network: what remains for inference.
+        network: the part that inference needs.
         projector: see `networks/projector.py`.
-        weak_classifier: of pseudo labels from image-level labels (paper section 3.5), or None.
+        weak_classifier: learns pseudo labels made from image-level labels (section 3.5), or None.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CacModel(nn.Module):
         self.weak_classifier = weak_classifier
 
     def forward(self, labelled: Tensor, views: Tensor | None) -> tuple[Tensor, ViewOutputs | None]:
-        """Logits ``[B, K, S, S]``, and for views ``[V, 3, S, S]`` their outputs."""
+        """Logits ``[B, K, S, S]`` of the labelled images, and the outputs of the views."""
         logits = self.network(labelled)
         return logits, None if views is None else self.view_outputs(views)
 
@@ -68,7 +68,7 @@ class CacModel(nn.Module):
         """``[V, 3, S, S]`` to projections, confidences and pseudo labels."""
         whole = self.network.features(views)
         features = self.network.pool(whole)  # [V, F, h, w]
-        with torch.no_grad():  # neither gradient nor dropout noise in what is taken for the truth
+        with torch.no_grad():  # pseudo labels carry neither gradient nor dropout noise
             probabilities = self.network.classifier(features.detach()).softmax(dim=1)
             confidences, pseudo_labels = probabilities.max(dim=1)
         projections = self.projector(features)
@@ -85,13 +85,13 @@ def build_model(config: Config, network: SegmentationNetwork) -> CacModel:
     projector: nn.Module = NoProjector()
     if config.method.projector:
         projector = Projector(network.encoder.out_channels, config.method.projector_channels)
-    # The weak classifier is like the main one, of a user's own network as well.
+    # A copy, so that it fits a custom network too.
     weak_classifier = copy.deepcopy(network.classifier) if config.weak.pseudo_labels else None
     return CacModel(network, projector, weak_classifier)
 
 
 class CropPairOutputs(NamedTuple):
-    """What a step made of its crop pairs, for pictures."""
+    """Crop pairs of a step and their outputs, for pictures."""
 
     pairs: CropPairBatch
     confidences: Tensor  # [2B, h, w], view 1's first
@@ -107,7 +107,7 @@ class Truth(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """What a step takes from the outputs of one view."""
+    """The part of one view's outputs that a step uses."""
 
     overlap: Overlap
     features: Tensor  # [M, C] of the new negatives, no gradient
@@ -117,11 +117,11 @@ class Branch(NamedTuple):
 
 
 class Cac(Method):
-    """The paper's method with every switch of its Table 3; with none of them SupOnly.
+    """The paper's method with every switch of its Table 3.
 
     Args:
         context: see `Method`.
-        loss: stands in for `cac_ext.directional_contrastive_loss`, to compare implementations.
+        loss: replaces `cac_ext.directional_contrastive_loss`, to compare implementations.
     """
 
     def __init__(
@@ -163,10 +163,10 @@ class Cac(Method):
         schedule = config.schedule
         if config.warmup_iterations >= config.iterations and self.context.processes.is_main:
             warnings.warn(
-                f"all of the run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
+                f"the whole run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
                 f"schedule.epochs {schedule.epochs}): it trains the supervised loss alone and "
-                "never looks at a crop pair. Set schedule.warmup_epochs below schedule.epochs, "
-                "e.g. to 0, or method.unsupervised_weight=0 where that is meant",
+                "uses no crop pair. Set schedule.warmup_epochs below schedule.epochs, "
+                "e.g. to 0, or method.unsupervised_weight=0 if that is intended",
                 stacklevel=2,
             )
         splits = self.context.splits
@@ -195,7 +195,7 @@ class Cac(Method):
     def step(self, step: Step) -> Iterator[Phase]:
         """``cross entropy + lambda * consistency + lambda_w * weak`` (Eq. 10).
 
-        The weak term is there with a weak classifier. This step's negatives go into the bank.
+        The weak term needs a weak classifier. The new negatives of the step go into the bank.
         """
         self._latest = None
         labelled = self.supervised_batch(step.batches)
@@ -207,7 +207,7 @@ class Cac(Method):
         supervised, finite = self.cross_entropy(logits, labelled.masks)
         if pairs is not None:
             valid = torch.cat([pairs.view1.valid, pairs.view2.valid])  # [2B, h, w]
-            # Padding never counts.
+            # Padding takes no part.
             finite = finite & (outputs.projections.isfinite().all(dim=1) | ~valid).all()
         if not step.proceeds(finite):
             return
@@ -316,7 +316,7 @@ class Cac(Method):
 
 
 def weak_weight(config: Config, iteration: int) -> float:
-    """lambda_w of Eq. 10: a sigmoid ramp over the first ``weak.rampup`` of all iterations."""
+    """lambda_w of Eq. 10: a sigmoid ramp over the share ``weak.rampup`` of all iterations."""
     return config.weak.weight * sigmoid_ramp(iteration, config.weak.rampup * config.iterations)
 
 

@@ -1,4 +1,4 @@
-"""Does the fused loss run on this device? Asked before training, not after its warm-up."""
+"""Checks before training, rather than after the warm-up, that the fused loss runs here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cac_ext.train.runtime.precision import autocast
 
 
 def require_fused_loss(config: Config) -> None:
-    """Computes the run's loss and its gradient once, of two pixels, where the run will need it.
+    """Compute the loss of the run and its gradient once, for two pixels, on the run's device.
 
-    Draws nothing at random.
+    Draws nothing at random. Does nothing if the run never needs the loss.
 
     Raises:
-        ConfigError: the loss was not built for the device, or the device cannot run it.
+        ConfigError: the loss was not built for the device, or fails on it.
     """
     method = config.method
     needs_pairs = method.unsupervised_weight > 0 or config.weak.pseudo_labels

@@ -1,14 +1,14 @@
-"""How many of the selected negatives are negatives in truth (paper section 3.4 and Fig. 6).
+"""The share of selected negatives that are true negatives (paper section 3.4 and Fig. 6).
 
 The paper's precision is "the number of true negative samples" divided by "the number of all
-selected negative samples". A pair of an active anchor and a negative is *selected* where their
-pseudo labels differ (Eq. 5), and a *true* negative where their true classes differ as well. Pixels
-whose true class is not known (-1) are left out, on both sides.
+selected negative samples". A pair of an active anchor and a negative is *selected* if their pseudo
+labels differ (Eq. 5), and a *true* negative if their true classes differ as well. Pixels with an
+unknown true class (-1) are left out on both sides.
 
-Whether a pair counts depends on four classes alone. So pixels are counted by pseudo label and true
-class, ``[K, K]``, and the sums over all pairs are sums over the classes of two such tables: the
-matrix of anchors times negatives is never held, and the counts of several processes, and of the
-memory bank's steps, simply add up.
+Whether a pair counts depends on four classes only. So pixels are counted by pseudo label and true
+class, ``[K, K]``, and sums over all pairs become sums over the classes of two such tables. The
+matrix of anchors times negatives is never held, and the counts of several processes and of the
+steps in the memory bank add up.
 """
 
 from __future__ import annotations
