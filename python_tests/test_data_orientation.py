@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folder_run import one_image, scene, trained_on_a_folder
+from folder_run import one_image, scene
 from image_trees import SIZE, draw_mask, folder_overrides, folder_tree
 from picture_files import exif_bytes, turned, write_png
 from PIL import Image
@@ -18,18 +17,6 @@ from cac_ext.train.data import build_datasets
 from cac_ext.train.data.checks.check import check
 from cac_ext.train.data.files.pictures import read_image, read_size
 from cac_ext.train.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with trained_on_a_folder(tmp_path_factory.mktemp("trained")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
 
 ORIENTED = {
     "photo.jpg": {"quality": 100, "subsampling": 0},

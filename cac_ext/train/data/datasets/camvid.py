@@ -21,11 +21,10 @@ from cac_ext.train.data.datasets.file_splits import (
     find_root,
     require_fixed_classes,
 )
-from cac_ext.train.data.files.find_images import visible_files
+from cac_ext.train.data.files.find_images import require_images
 from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.files.list_file import Entry, read_list, relative_name
 from cac_ext.train.data.files.stored_samples import Ids
-from cac_ext.train.errors import DataError
 
 CLASS_NAMES = (
     "sky",
@@ -84,11 +83,8 @@ def _entries(root: Path, part: str) -> list[Entry]:
     if (root / "lists").is_dir():
         return read_list(root / "lists" / f"{part}.txt", root, with_masks=True)
     folder = root / part
-    images = visible_files(folder, "*.png")
-    if not images:
-        raise DataError(f"there are no images *.png in {folder}")
     masks = root / f"{part}{_MASKS_END}"
     return [
         Entry(relative_name(image, root), image, masks / image.name, str(folder))
-        for image in images
+        for image in require_images(folder, "*.png")
     ]

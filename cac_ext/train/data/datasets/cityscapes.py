@@ -26,7 +26,7 @@ from cac_ext.train.data.datasets.file_splits import (
     find_root,
     require_fixed_classes,
 )
-from cac_ext.train.data.files.find_images import visible_files
+from cac_ext.train.data.files.find_images import require_images
 from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.files.list_file import Entry, relative_name
 from cac_ext.train.data.files.stored_samples import Ids
@@ -80,11 +80,8 @@ def build(config: DataConfig) -> DatasetSplits:
 
 def _entries(root: Path, part: str) -> list[Entry]:
     folder = root / "leftImg8bit" / part
-    images = visible_files(folder, f"*/*{_IMAGE_END}")
-    if not images:
-        raise DataError(f"there are no images CITY/*{_IMAGE_END} in {folder}")
     entries = []
-    for image in images:
+    for image in require_images(folder, f"*/*{_IMAGE_END}"):
         stem = image.name.removesuffix(_IMAGE_END)
         mask = root / "gtFine" / part / image.parent.name / f"{stem}{_TRAIN_IDS_END}"
         entries.append(_existing_mask(Entry(relative_name(image, root), image, mask, str(folder))))

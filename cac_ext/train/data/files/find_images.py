@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cac_ext.train.data.files.pictures import image_suffixes
+from cac_ext.train.errors import DataError
 
 _HIDDEN_FOLDERS = ("__MACOSX",)  # macOS adds it to archives
 
@@ -36,6 +37,14 @@ def is_hidden(relative: Path) -> bool:
 def visible_files(folder: Path, pattern: str) -> list[Path]:
     """The files below ``folder`` that match ``pattern``, sorted, without hidden ones."""
     return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder)))
+
+
+def require_images(folder: Path, pattern: str) -> list[Path]:
+    """`visible_files`; DataError if there are none."""
+    images = visible_files(folder, pattern)
+    if not images:
+        raise DataError(f"there are no images {pattern} in {folder}")
+    return images
 
 
 def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> FoundImages:
