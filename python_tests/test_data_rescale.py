@@ -1,4 +1,4 @@
-"""A part of a scaled picture is that part of the whole one, at the cost of the part."""
+"""A part of a scaled picture equals that part of the whole one, at the cost of the part."""
 
 from __future__ import annotations
 

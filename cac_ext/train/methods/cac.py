@@ -84,7 +84,7 @@ def build_model(config: Config, network: SegmentationNetwork) -> CacModel:
     """The network with the projector and the weak classifier that the configuration asks for."""
     projector: nn.Module = NoProjector()
     if config.method.projector:
-        projector = Projector(network.encoder.out_channels, config.method.projector_channels)
+        projector = Projector(network.out_channels, config.method.projector_channels)
     # A copy, so that it fits a custom network too.
     weak_classifier = copy.deepcopy(network.classifier) if config.weak.pseudo_labels else None
     return CacModel(network, projector, weak_classifier)
