@@ -71,7 +71,7 @@ def test_help_says_how_lists_go_with_seeds(command: str, capsys: pytest.CaptureF
         ("schedule=5", ["schedule", "section", "schedule.epochs"]),
         ("schedule.epochs=0", ["schedule.epochs", "greater than 0", "0"]),
         ("method.iou_range=[0.5,0.1]", ["method.iou_range", "low <= high"]),
-        ("augment.flip=2", ["augment.flip", "within 0 and 1"]),
+        ("augment.flip=2", ["augment.flip", "between 0 and 1"]),
         ("seed", ["key=value", "seed"]),
     ],
 )

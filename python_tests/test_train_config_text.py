@@ -162,7 +162,7 @@ def test_a_number_with_zeros_in_front_is_decimal(tmp_path: Path) -> None:
         ("run.compile=2", ["run.compile", "true or false", "2"]),
         ("data.class_names=road,car", ["data.class_names", "list", "[a, b]", "road,car"]),
         ("method.iou_range=0.5", ["method.iou_range", "list"]),
-        ("data.root.x=1", ["data.root.x", "none below"]),
+        ("data.root.x=1", ["data.root.x", "no keys below"]),
         ("data.class_names=[a", ["data.class_names", "cannot read"]),
         ("name=", ["name", "not empty"]),
     ],

@@ -139,7 +139,7 @@ def test_a_run_that_ends_in_any_stage_goes_on(
             assert child.exitcode == -signal.SIGKILL, stage
         else:
             assert child.exitcode == 143, stage
-            assert f"To go on: cac-ext resume {broken}" in (tmp_path / "stderr").read_text()
+            assert f"To resume: cac-ext resume {broken}" in (tmp_path / "stderr").read_text()
         command = ["resume", str(broken)]
     assert main(command) == 0
     assert_same_run(whole, broken)
