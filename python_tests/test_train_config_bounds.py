@@ -1,4 +1,4 @@
-"""Every number of a configuration has bounds, which the schema holds beside it."""
+"""Every number of a configuration has bounds, which stand beside it in the schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cac_ext.train.errors import ConfigError
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
-    """Key, type and field of every key that is no section."""
+    """Key, type and field of every key that is not a section."""
     hints = get_type_hints(schema)
     for f in fields(schema):
         if is_dataclass(hints[f.name]):
@@ -48,7 +48,7 @@ def test_every_number_refuses_what_is_out_of_its_bounds(key: str, hint: Any, f: 
     assert "bounds" in f.metadata, f"{key} has no bounds: make it by bounds.number"
     bounds = f.metadata["bounds"]
     each = [bounds] if isinstance(bounds, Bounds) else list(bounds)
-    base = None  # of a number that stands alone
+    base = None  # for a single number
     if typing.get_origin(hint) in (list, tuple):
         base = list(_get(load("voc"), key))
         each = [bounds] * len(base) if isinstance(bounds, Bounds) else each

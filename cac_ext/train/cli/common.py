@@ -20,7 +20,7 @@ from cac_ext.train.runtime.signals import TrainingStopped
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 #: Failures of a disk or of permissions: the user can fix them, so they get no traceback.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-FOLDER_HELP = "run folder to create (default: NAME-DATE-TIME in the folder of the key 'output')"
+FOLDER_HELP = "folder to write to (default: a new one in the folder 'output' of CONFIG)"
 #: Files from which an interrupted command can continue: network, image classifier, pseudo labels.
 _PROGRESS = ("checkpoint.pt", "classifier.pt", "pseudo_labels.json")
 _KEYS_HELP = "`cac-ext config --explain` documents every key"
@@ -35,7 +35,9 @@ def escape_unprintable_letters() -> None:
 
 def config_help() -> str:
     """Help of an argument that names a configuration."""
-    return f"a shipped configuration ({', '.join(configuration.shipped())}) or the path of a YAML"
+    return (
+        f"a shipped configuration ({', '.join(configuration.shipped())}) or the path of a YAML file"
+    )
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,9 @@ def add_run_commands(commands: Commands) -> None:
         "its original size. Prints a table of the classes and writes evaluation.json and "
         "confusion_matrix.png into RUN_FOLDER/evaluation/NAME; NAME consists of the options.",
     )
-    evaluate.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="of `cac-ext train`")
+    evaluate.add_argument(
+        "folder", metavar="RUN_FOLDER", type=Path, help="folder of a finished run"
+    )
     evaluate.add_argument(
         "overrides",
         metavar="key=value",
@@ -48,7 +50,7 @@ def add_run_commands(commands: Commands) -> None:
         "earlier predictions only with --overwrite. The run's data need not be there. Exit code "
         "1: some images could not be read; the others are done.",
     )
-    predict.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="of `cac-ext train`")
+    predict.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="folder of a finished run")
     predict.add_argument(
         "images", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="files, folders of images"
     )

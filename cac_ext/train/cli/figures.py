@@ -14,7 +14,7 @@ def add_figure_commands(commands: Commands) -> None:
     """Adds ``figures`` to the command line's grammar."""
     figures = commands.add_parser(
         "figures",
-        help="show how context changes a network's features: t-SNE, Grad-CAM",
+        help="draw how context changes a network's features: t-SNE, Grad-CAM",
         description="Draws the paper's Fig. 3 and Fig. 1 for your runs, on pairs of overlapping "
         "crops of validation images. features_tsne.png: t-SNE of the overlap's features in crop 1, "
         "in crop 2, and in crop 1 with changed colors, in the colors of the classes. Also prints "
@@ -27,7 +27,7 @@ def add_figure_commands(commands: Commands) -> None:
         "runs",
         metavar="RUN_FOLDER",
         nargs="+",
-        help="of `cac-ext train`; after them key=value for changed data and device, e.g. "
+        help="folders of finished runs; after them key=value for changed data and device, e.g. "
         "data.root=... device=cpu",
     )
     figures.add_argument(

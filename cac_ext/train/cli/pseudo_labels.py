@@ -18,7 +18,7 @@ def add_pseudo_label_commands(commands: Commands) -> None:
     """Adds ``weak`` and ``self-training`` to the command line's grammar."""
     weak = commands.add_parser(
         "weak",
-        help="pseudo labels from image-level labels",
+        help="make pseudo labels from image-level labels",
         description="Uses image-level labels of the unlabelled images (paper section 3.5): trains "
         "an image classifier, then makes pseudo labels from its class activation maps. One class "
         "must be the background (data.background_class). `cac-ext train CONFIG "
@@ -38,7 +38,7 @@ def add_pseudo_label_commands(commands: Commands) -> None:
     train.add_argument(
         "--folder",
         type=Path,
-        help="folder of the classifier (default: NAME-classifier in the folder of 'output')",
+        help="folder of the classifier (default: NAME-classifier in the folder 'output' of CONFIG)",
     )
     train.set_defaults(command=_train_classifier)
 
@@ -55,9 +55,9 @@ def add_pseudo_label_commands(commands: Commands) -> None:
         "folder",
         metavar="CLASSIFIER_FOLDER",
         type=Path,
-        help="of `cac-ext weak train-classifier`",
+        help="folder of `cac-ext weak train-classifier`",
     )
-    add_overrides(labels, "e.g. image_classifier.foreground=0.4")
+    add_overrides(labels, "changed settings, e.g. image_classifier.foreground=0.4")
     labels.add_argument(
         "--output", type=Path, help="folder of the masks (default: pseudo_labels in that folder)"
     )
@@ -65,7 +65,7 @@ def add_pseudo_label_commands(commands: Commands) -> None:
 
     student = commands.add_parser(
         "self-training",
-        help="pseudo labels from a trained network",
+        help="make pseudo labels with a trained network",
         description="Self-training: a trained network, the teacher, labels the unlabelled images. "
         "`cac-ext train CONFIG method.unsupervised_weight=0 self_training.pseudo_labels=auto` "
         "trains the teacher, makes its labels and trains the student.",
@@ -79,8 +79,10 @@ def add_pseudo_label_commands(commands: Commands) -> None:
         "and writes to pseudo_labels.json, the labelled share and, if the images have masks, its "
         "accuracy.",
     )
-    labels.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="run of the teacher")
-    add_overrides(labels, "e.g. self_training.confidence_threshold=0.7")
+    labels.add_argument(
+        "folder", metavar="RUN_FOLDER", type=Path, help="folder of the teacher's run"
+    )
+    add_overrides(labels, "changed settings, e.g. self_training.confidence_threshold=0.7")
     labels.add_argument(
         "--output", type=Path, help="folder of the masks (default: pseudo_labels in that folder)"
     )

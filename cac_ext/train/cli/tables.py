@@ -57,7 +57,7 @@ def add_table_commands(commands: Commands) -> None:
     ablate.add_argument(
         "--folder",
         type=Path,
-        help="folder of the runs and results (default: TABLE in the folder of the key 'output')",
+        help="folder of the runs and results (default: TABLE in the folder 'output')",
     )
     ablate.set_defaults(command=_ablate)
 

@@ -41,7 +41,9 @@ def add_train_commands(commands: Commands) -> None:
         "(data.num_workers=...), and another device may continue (device=cpu), with results that "
         "differ by rounding. Settings that would change the result are refused.",
     )
-    resume.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="an interrupted run")
+    resume.add_argument(
+        "folder", metavar="RUN_FOLDER", type=Path, help="folder of an interrupted run"
+    )
     add_overrides(resume, "changed settings, e.g. data.root=... data.num_workers=4")
     resume.set_defaults(command=_resume)
 
