@@ -200,7 +200,7 @@ def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
     image = torch.stack([rows + 100, columns + 100, rows + columns]).to(torch.uint8)
     sample = {"image": image, "name": "coordinates", "truth": truth, "mask": truth}
     config = AugmentConfig(
-        crop_size=64, unlabelled_scale=(scale, scale), flip=0.5, blur=0.0, jitter=0.0, grey=0.0
+        crop_size=64, unlabelled_scale=(scale, scale), flip=0.5, blur=0.0, jitter=0.0, gray=0.0
     )
     augment = CropPairAugment(config, CropPairSampler(64, grid, (0.1, 1.0), 0.5), -1)
     for _ in range(12):
