@@ -11,7 +11,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr float kLn2 = 0.693147180559945309f;
 
-// Where one slot's sums lie among the partials, which the workers left whose shares touch its tile.
+// Where the sums of one slot lie: one index for each partial of its tile.
 struct SlotPartials {
   int64_t first;
   int64_t stride;
