@@ -1,4 +1,4 @@
-#include "kernels/cpu/contrastive.h"
+#include "kernels/cpu/solver.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,21 +6,22 @@
 #include <new>
 #include <vector>
 
-#include "kernels/cpu/plan.h"
+#include "kernels/cpu/schedule.h"
 #include "kernels/row_math.h"
 
 namespace cac::cpu {
 namespace {
 
 constexpr double kLog2e = 1.4426950408889634;
-// Tiles that share a loaded block of negatives: enough to pay for its transposition (bf16), few
-// enough that their sums stay in the L2 cache.
+// Tiles that use one loaded unit: enough to pay for its transposition (bf16), few enough that their
+// partials stay in the L2 cache.
 constexpr int64_t kGroupTiles = 16;
-// Tasks wanted, so that many cores find work. A constant: results must not depend on the threads.
+// Tasks wanted, so that many cores find work. A constant, because results must not depend on the
+// number of threads.
 constexpr int64_t kWantedTasks = 64;
-// Stands for "no maximum yet": below every logit, and finite so that differences are.
+// Stands for "no maximum yet": below every logit, and finite so that differences are finite.
 constexpr double kNoMaximum = -kLogitLimit;
-// The bounded shift's range, and a little for rows whose unit length is rounded.
+// The range of the bounded shift, and a little more for rows whose unit length is rounded.
 constexpr double kLargestBoundedLogit = 1.001 / kBoundedShiftTemperature;
 
 class AlignedBuffer {
@@ -61,49 +62,52 @@ class Solver {
       : problem_(problem),
         parallel_for_(parallel_for),
         kernel_(kernel),
-        lanes_(kernel_.lanes),
+        tile_slots_(kernel_.tile_slots),
         channels_(round_up(problem.padded_channels, kernel_.channel_multiple)),
-        plan_(plan_tiles(problem, lanes_)),
-        num_groups_((plan_.num_tiles + kGroupTiles - 1) / kGroupTiles),
-        tile_elements_(channels_ * lanes_),
+        schedule_(make_schedule(problem, tile_slots_)),
+        num_groups_((schedule_.num_tiles + kGroupTiles - 1) / kGroupTiles),
+        tile_elements_(channels_ * tile_slots_),
         tile_anchor_bytes_(tile_elements_ * kernel_.anchor_parts * size_of(kernel_.anchor)),
         accumulator_bytes_(size_of(kernel_.accumulator)),
         with_gradient_(problem.gradients != nullptr),
         online_(online),
-        num_splits_(choose_splits()),
-        anchors_(plan_.num_tiles * tile_anchor_bytes_),
-        row_maximum_(problem.eps > 0 ? plan_.num_tiles * lanes_ * accumulator_bytes_ : 0),
-        shift_(num_splits_ * plan_.num_tiles * lanes_ * accumulator_bytes_),
-        sum_(num_splits_ * plan_.num_tiles * lanes_),
+        num_shares_(choose_shares()),
+        packed_anchors_(schedule_.num_tiles * tile_anchor_bytes_),
+        row_maximum_(problem.eps > 0 ? schedule_.num_tiles * tile_slots_ * accumulator_bytes_ : 0),
+        shift_(num_shares_ * schedule_.num_tiles * tile_slots_ * accumulator_bytes_),
+        sum_(num_shares_ * schedule_.num_tiles * tile_slots_),
         weighted_(with_gradient_
-                      ? num_splits_ * plan_.num_tiles * tile_elements_ * accumulator_bytes_
+                      ? num_shares_ * schedule_.num_tiles * tile_elements_ * accumulator_bytes_
                       : 0) {}
 
   void run() {
-    parallel_for_(plan_.num_tiles, [&](int64_t tile) { pack_tile(tile); });
+    parallel_for_(schedule_.num_tiles, [&](int64_t tile) { pack_tile(tile); });
     if (problem_.eps > 0) find_row_maximum();
-    parallel_for_(num_groups_ * num_splits_,
+    parallel_for_(num_groups_ * num_shares_,
                   [&](int64_t task) { run_group(task % num_groups_, task / num_groups_); });
-    parallel_for_(plan_.num_tiles, [&](int64_t tile) { finish_tile(tile); });
+    parallel_for_(schedule_.num_tiles, [&](int64_t tile) { finish_tile(tile); });
   }
 
  private:
-  // Shares of the negatives; their partial sums take at most half the memory of the negatives.
-  int64_t choose_splits() const {
-    if (plan_.num_tiles == 0) return 1;
-    const int64_t blocks = (problem_.num_negatives + kernel_.row_block - 1) / kernel_.row_block;
+  // Shares of the negatives; the partials take at most half the memory of the negatives.
+  int64_t choose_shares() const {
+    if (schedule_.num_tiles == 0) return 1;
     const int64_t by_memory = problem_.num_negatives * size_of(kernel_.element) /
-                              (2 * plan_.num_tiles * lanes_ * accumulator_bytes_);
+                              (2 * schedule_.num_tiles * tile_slots_ * accumulator_bytes_);
     const int64_t by_tasks = (kWantedTasks + num_groups_ - 1) / num_groups_;
-    return std::max<int64_t>(1, std::min({blocks / 4, by_memory, by_tasks}));
+    return std::max<int64_t>(1, std::min({num_units() / 4, by_memory, by_tasks}));
+  }
+
+  int64_t num_units() const {
+    return (problem_.num_negatives + kernel_.unit_negatives - 1) / kernel_.unit_negatives;
   }
 
   struct Lengths {
-    double divisor;  // of what was read, to make it unit length; 1 without normalization
+    double divisor;  // makes the row that was read unit length; 1 without normalization
     double norm;     // of the features
   };
 
-  // Reads an anchor's features of one view.
+  // Reads the features of one view at an anchor's pixel.
   Lengths read_features(int view, int64_t anchor, double* row) const {
     read_row(problem_.features[view], problem_.feature_dtype, anchor * problem_.row_strides[view],
              problem_.channels, row);
@@ -117,64 +121,69 @@ class Solver {
     return {rest, largest * rest};
   }
 
-  int anchor_view(int64_t anchor) const { return problem_.direction[anchor] == kTowards1; }
+  int anchor_view(int64_t anchor) const { return problem_.direction[anchor] == kSecondToFirst; }
 
   // Unit anchors times log2(e) / tau, so that exp2(a . n) is r(a, n).
   void pack_tile(int64_t tile) {
-    std::byte* tile_anchors = anchors_.at(tile * tile_anchor_bytes_);
-    std::memset(tile_anchors, 0, tile_anchor_bytes_);
+    std::byte* packed_tile = packed_anchors_.at(tile * tile_anchor_bytes_);
+    std::memset(packed_tile, 0, tile_anchor_bytes_);
     std::vector<double> row(channels_, 0.0), rounded(channels_);
-    std::vector<std::byte> packed(channels_ * size_of(kernel_.anchor));
-    for (int lane = 0; lane < lanes_; ++lane) {
-      const int64_t anchor = plan_.lane_anchor[tile * lanes_ + lane];
+    std::vector<std::byte> packed_row(channels_ * size_of(kernel_.anchor));
+    for (int slot = 0; slot < tile_slots_; ++slot) {
+      const int64_t anchor = schedule_.anchors[tile * tile_slots_ + slot];
       if (anchor < 0) continue;
       const Lengths lengths = read_features(anchor_view(anchor), anchor, row.data());
       const double scale = kLog2e / problem_.temperature / lengths.divisor;
       for (double& element : row) element *= scale;
       for (int part = 0;;) {
-        write_row(row.data(), channels_, kernel_.anchor, 0, packed.data());
-        pack_lane(packed, lane, tile_anchors + part * tile_anchor_bytes_ / kernel_.anchor_parts);
+        write_row(row.data(), channels_, kernel_.anchor, 0, packed_row.data());
+        pack_slot(packed_row, slot, packed_tile + part * tile_anchor_bytes_ / kernel_.anchor_parts);
         if (++part == kernel_.anchor_parts) break;
-        read_row(packed.data(), kernel_.anchor, 0, channels_, rounded.data());
+        read_row(packed_row.data(), kernel_.anchor, 0, channels_, rounded.data());
         for (int64_t c = 0; c < channels_; ++c) row[c] -= rounded[c];
       }
     }
   }
 
-  void pack_lane(const std::vector<std::byte>& row, int lane, std::byte* tile_anchors) const {
+  void pack_slot(const std::vector<std::byte>& row, int slot, std::byte* packed_part) const {
     const int pairs = kernel_.channel_pairs;
     const size_t element_bytes = size_of(kernel_.anchor);
     const size_t bytes = pairs * element_bytes;
     for (int64_t c = 0; c < channels_; c += pairs) {
-      std::memcpy(tile_anchors + (c * lanes_ + lane * pairs) * element_bytes,
+      std::memcpy(packed_part + (c * tile_slots_ + slot * pairs) * element_bytes,
                   &row[c * element_bytes], bytes);
     }
   }
 
-  TileGroup group_of(int64_t group, int64_t split, const AlignedBuffer& scratch) {
+  // Partials lie share after share, tile after tile.
+  int64_t partial_of(int64_t share, int64_t tile) const {
+    return share * schedule_.num_tiles + tile;
+  }
+
+  TileGroup group_of(int64_t group, int64_t share, const AlignedBuffer& scratch) {
     const int64_t first = group * kGroupTiles;
-    const int64_t slot = split * plan_.num_tiles + first;
+    const int64_t partial = partial_of(share, first);
     TileGroup task{};
-    task.num_tiles = static_cast<int>(std::min(kGroupTiles, plan_.num_tiles - first));
-    task.anchors = anchors_.at(first * tile_anchor_bytes_);
-    task.masks = &plan_.masks[first];
-    task.lane_begin = &plan_.lane_begin[first * lanes_];
-    task.lane_end = &plan_.lane_end[first * lanes_];
+    task.num_tiles = static_cast<int>(std::min(kGroupTiles, schedule_.num_tiles - first));
+    task.anchors = packed_anchors_.at(first * tile_anchor_bytes_);
+    task.spans = &schedule_.spans[first];
+    task.interval_begin = &schedule_.interval_begin[first * tile_slots_];
+    task.interval_end = &schedule_.interval_end[first * tile_slots_];
     task.negatives = problem_.negatives;
     task.negative_channels = problem_.padded_channels;
     task.channels = channels_;
     task.with_gradient = with_gradient_;
     task.mode = online_ ? TileMode::kOnlineMax : TileMode::kBoundedShift;
-    task.shift = shift_.at(slot * lanes_ * accumulator_bytes_);
-    task.sum = &sum_[slot * lanes_];
+    task.shift = shift_.at(partial * tile_slots_ * accumulator_bytes_);
+    task.sum = &sum_[partial * tile_slots_];
     task.weighted =
-        with_gradient_ ? weighted_.at(slot * tile_elements_ * accumulator_bytes_) : nullptr;
+        with_gradient_ ? weighted_.at(partial * tile_elements_ * accumulator_bytes_) : nullptr;
     task.scratch = scratch.at(0);
     return task;
   }
 
   void fill_shift(const TileGroup& task, double value) const {
-    const int64_t count = task.num_tiles * lanes_;
+    const int64_t count = task.num_tiles * tile_slots_;
     if (kernel_.accumulator == DType::kFloat64) {
       std::fill_n(static_cast<double*>(task.shift), count, value);
     } else {
@@ -182,21 +191,21 @@ class Solver {
     }
   }
 
-  void run_group(int64_t group, int64_t split) {
+  void run_group(int64_t group, int64_t share) {
     const AlignedBuffer scratch(kernel_.scratch_bytes(channels_));
-    TileGroup task = group_of(group, split, scratch);
-    const int64_t blocks = (problem_.num_negatives + kernel_.row_block - 1) / kernel_.row_block;
-    const auto row_of = [&](int64_t part) {
-      const int64_t row = part * blocks / num_splits_ * kernel_.row_block;
-      return static_cast<int32_t>(std::min(row, problem_.num_negatives));
-    };
-    task.row_begin = row_of(split);
-    task.row_end = row_of(split + 1);
+    TileGroup task = group_of(group, share, scratch);
+    task.share_begin = begin_of_share(share);
+    task.share_end = begin_of_share(share + 1);
     fill_shift(task, online_ ? kNoMaximum : 0.0);
     kernel_.run(task);
   }
 
-  // The largest logit over the leading negatives, whatever their class (ContrastiveProblem::eps).
+  int32_t begin_of_share(int64_t share) const {
+    const int64_t negative = share * num_units() / num_shares_ * kernel_.unit_negatives;
+    return static_cast<int32_t>(std::min(negative, problem_.num_negatives));
+  }
+
+  // The largest logit over the leading negatives of every class (ContrastiveProblem::eps).
   void find_row_maximum() {
     const size_t row_bytes = problem_.padded_channels * size_of(kernel_.element);
     const AlignedBuffer leading(problem_.num_leading_rows * row_bytes);
@@ -209,15 +218,15 @@ class Solver {
     parallel_for_(num_groups_, [&](int64_t group) {
       const AlignedBuffer scratch(kernel_.scratch_bytes(channels_));
       TileGroup task = group_of(group, 0, scratch);
-      const std::vector<TileMask> nothing_masked(task.num_tiles, TileMask{0, 0, 0, 0});
-      task.masks = nothing_masked.data();
+      const std::vector<TileSpan> nothing_masked(task.num_tiles, TileSpan{0, 0, 0, 0});
+      task.spans = nothing_masked.data();
       task.negatives = leading.at(0);
-      task.row_begin = 0;
-      task.row_end = static_cast<int32_t>(problem_.num_leading_rows);
+      task.share_begin = 0;
+      task.share_end = static_cast<int32_t>(problem_.num_leading_rows);
       task.mode = TileMode::kMaxOnly;
       task.with_gradient = false;
       task.weighted = nullptr;
-      task.shift = row_maximum_.at(group * kGroupTiles * lanes_ * accumulator_bytes_);
+      task.shift = row_maximum_.at(group * kGroupTiles * tile_slots_ * accumulator_bytes_);
       fill_shift(task, kNoMaximum);
       kernel_.run(task);
     });
@@ -229,52 +238,54 @@ class Solver {
                : reinterpret_cast<const float*>(buffer.at(0))[index];
   }
 
-  // Combines the shares in their order, then finishes each anchor of the tile.
+  // Combines the partials of the shares in order, then finishes each anchor of the tile.
   void finish_tile(int64_t tile) {
-    std::vector<double> maximum(lanes_, kNoMaximum), total(lanes_, 0.0);
-    std::vector<double> weighted(with_gradient_ ? tile_elements_ : 0, 0.0);  // [channels_][lanes]
-    for (int64_t split = 0; split < num_splits_; ++split) {
-      const int64_t slot = (split * plan_.num_tiles + tile) * lanes_;
-      for (int lane = 0; lane < lanes_; ++lane) {
-        maximum[lane] = std::max(maximum[lane], accumulator_value(shift_, slot + lane));
+    std::vector<double> maximum(tile_slots_, kNoMaximum), total(tile_slots_, 0.0);
+    std::vector<double> weighted(with_gradient_ ? tile_elements_ : 0, 0.0);  // [channels_][slots]
+    for (int64_t share = 0; share < num_shares_; ++share) {
+      const int64_t first = partial_of(share, tile) * tile_slots_;
+      for (int slot = 0; slot < tile_slots_; ++slot) {
+        maximum[slot] = std::max(maximum[slot], accumulator_value(shift_, first + slot));
       }
     }
-    std::vector<double> scale(lanes_);
-    for (int64_t split = 0; split < num_splits_; ++split) {
-      const int64_t slot = split * plan_.num_tiles + tile;
-      for (int lane = 0; lane < lanes_; ++lane) {
-        const double shift = accumulator_value(shift_, slot * lanes_ + lane);
-        scale[lane] = shift == maximum[lane] ? 1.0 : std::exp2(shift - maximum[lane]);
-        total[lane] += scale[lane] * sum_[slot * lanes_ + lane];
+    std::vector<double> scale(tile_slots_);
+    for (int64_t share = 0; share < num_shares_; ++share) {
+      const int64_t partial = partial_of(share, tile);
+      for (int slot = 0; slot < tile_slots_; ++slot) {
+        const double shift = accumulator_value(shift_, partial * tile_slots_ + slot);
+        scale[slot] = shift == maximum[slot] ? 1.0 : std::exp2(shift - maximum[slot]);
+        total[slot] += scale[slot] * sum_[partial * tile_slots_ + slot];
       }
       if (!with_gradient_) continue;
       if (kernel_.accumulator == DType::kFloat64) {
-        add_scaled<double>(slot, scale, weighted);
+        add_scaled<double>(partial, scale, weighted);
       } else {
-        add_scaled<float>(slot, scale, weighted);
+        add_scaled<float>(partial, scale, weighted);
       }
     }
-    for (int lane = 0; lane < lanes_; ++lane) {
-      const int64_t anchor = plan_.lane_anchor[tile * lanes_ + lane];
+    for (int slot = 0; slot < tile_slots_; ++slot) {
+      const int64_t anchor = schedule_.anchors[tile * tile_slots_ + slot];
       if (anchor < 0) continue;
       const double row_maximum =
-          problem_.eps > 0 ? accumulator_value(row_maximum_, tile * lanes_ + lane) / kLog2e : 0.0;
-      finish_anchor(anchor, total[lane], maximum[lane] / kLog2e, row_maximum,
-                    weighted.data() + lane);
+          problem_.eps > 0 ? accumulator_value(row_maximum_, tile * tile_slots_ + slot) / kLog2e
+                           : 0.0;
+      finish_anchor(anchor, total[slot], maximum[slot] / kLog2e, row_maximum,
+                    weighted.data() + slot);
     }
   }
 
   template <typename T>
-  void add_scaled(int64_t slot, const std::vector<double>& scale, std::vector<double>& to) const {
-    const T* from = reinterpret_cast<const T*>(weighted_.at(0)) + slot * tile_elements_;
+  void add_scaled(int64_t partial, const std::vector<double>& scale,
+                  std::vector<double>& to) const {
+    const T* from = reinterpret_cast<const T*>(weighted_.at(0)) + partial * tile_elements_;
     for (int64_t c = 0; c < channels_; ++c) {
-      for (int lane = 0; lane < lanes_; ++lane) {
-        to[c * lanes_ + lane] += scale[lane] * from[c * lanes_ + lane];
+      for (int slot = 0; slot < tile_slots_; ++slot) {
+        to[c * tile_slots_ + slot] += scale[slot] * from[c * tile_slots_ + slot];
       }
     }
   }
 
-  // sum: of exp(logit - shift); weighted [C], `lanes_` apart: sum of exp(logit - shift) n.
+  // sum: of exp(logit - shift); weighted [C], `tile_slots_` apart: sum of exp(logit - shift) n.
   void finish_anchor(int64_t anchor, double sum, double shift, double row_maximum,
                      const double* weighted) {
     const int64_t channels = problem_.channels;
@@ -291,18 +302,18 @@ class Solver {
       }
     }
     const double log_sum = sum > 0.0 ? std::log(sum) + shift : -INFINITY;
-    const RowResult<double> result =
-        row_result(problem_.objective, log_sum, positive_logit, problem_.eps,
-                   std::max(row_maximum, positive_logit));
+    const AnchorResult<double> result =
+        anchor_result(problem_.objective, log_sum, positive_logit, problem_.eps,
+                      std::max(row_maximum, positive_logit));
     write_row(&result.value, 1, value_dtype(), anchor, problem_.values);
-    // A vector without direction keeps the gradient 0, with which the output was filled.
+    // Without a direction the gradient stays 0, with which the output was filled.
     if (!with_gradient_ || (problem_.normalize && lengths.norm <= kMinNorm)) return;
 
     const double negatives_scale = sum > 0.0 ? result.weight_negatives / sum : 0.0;
     double along_anchor = 0.0;
     for (int64_t c = 0; c < channels; ++c) {
       gradient[c] =
-          (negatives_scale * weighted[c * lanes_] - result.weight_positive * positive[c]) /
+          (negatives_scale * weighted[c * tile_slots_] - result.weight_positive * positive[c]) /
           problem_.temperature;
       along_anchor += gradient[c] * unit[c];
     }
@@ -322,27 +333,27 @@ class Solver {
   const ContrastiveProblem& problem_;
   const ParallelFor& parallel_for_;
   const TileKernel& kernel_;
-  const int lanes_;
-  const int64_t channels_;  // of packed anchors and weighted sums
-  const TilePlan plan_;
+  const int tile_slots_;
+  const int64_t channels_;  // of packed anchors and of weighted
+  const Schedule schedule_;
   const int64_t num_groups_;
   const int64_t tile_elements_;
   const size_t tile_anchor_bytes_;
   const size_t accumulator_bytes_;
   const bool with_gradient_;
   const bool online_;
-  const int64_t num_splits_;
-  AlignedBuffer anchors_;      // [tiles][parts][channels_ x lanes]
-  AlignedBuffer row_maximum_;  // [tiles][lanes]
-  AlignedBuffer shift_;        // [splits][tiles][lanes]
-  std::vector<double> sum_;    // [splits][tiles][lanes]
-  AlignedBuffer weighted_;     // [splits][tiles][channels_][lanes]
+  const int64_t num_shares_;
+  AlignedBuffer packed_anchors_;  // [tiles][parts][channels_ x slots]
+  AlignedBuffer row_maximum_;     // [tiles][slots]
+  AlignedBuffer shift_;           // [shares][tiles][slots]
+  std::vector<double> sum_;       // [shares][tiles][slots]
+  AlignedBuffer weighted_;        // [shares][tiles][channels_][slots]
 };
 
 }  // namespace
 
-void contrastive(const ContrastiveProblem& problem, double largest_logit, const TileKernel& kernel,
-                 const ParallelFor& parallel_for) {
+void solve(const ContrastiveProblem& problem, double largest_logit, const TileKernel& kernel,
+           const ParallelFor& parallel_for) {
   const bool is_double = problem.feature_dtype == DType::kFloat64;
   std::memset(problem.values, 0, problem.num_anchors * (is_double ? 8 : 4));
   if (problem.gradients != nullptr) {

@@ -1,5 +1,5 @@
-#include "kernels/contrastive.h"
-#include "kernels/cuda/plan.h"
+#include "kernels/cuda/schedule.h"
+#include "kernels/problem.h"
 
 namespace cac::cuda {
 namespace {
@@ -7,34 +7,34 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 
-// Anchors are sorted by the middle of their class's interval of negatives, in 256 steps. Two
-// classes share a step only if both hold less than 1/128 of the negatives: what a tile that mixes
-// them fails to skip is that little. (Beginnings would not do: a rare class and a large one behind
-// it begin close together.) Inactive anchors come last.
+// Anchors are sorted by the middle of their interval, in 256 steps. Two classes are in one step
+// only if both hold less than 1/128 of the negatives: a tile that mixes them fails to skip no more
+// than that. (The beginnings of the intervals would not do: a rare class and a large one after it
+// begin close together.) Inactive anchors come last.
 constexpr int kClassBuckets = 256;
 constexpr int kInactiveBucket = kClassBuckets;
 constexpr int kBuckets = kClassBuckets + 1;
 constexpr int kSharedBytes = (kWarps + 1) * kBuckets * static_cast<int>(sizeof(int32_t));
 
-// Loads that a warp has in flight before it waits for the first.
+// Loads that a warp starts before it waits for the first.
 constexpr int kUnroll = 4;
 
-// Negatives that count. The schedule is laid out as if there were no others.
-__device__ __forceinline__ int count_valid(const PlanParams& params) {
+// Number of negatives that count. The schedule ignores all others.
+__device__ __forceinline__ int count_valid(const ScheduleParams& params) {
   int64_t count = params.num_negatives;
   if (params.num_valid != nullptr && *params.num_valid < count) count = *params.num_valid;
   return count < 0 ? 0 : static_cast<int>(count);
 }
 
 // The valid negatives of the anchor's class.
-__device__ __forceinline__ int2 interval_of(const PlanParams& params, int valid, int anchor) {
+__device__ __forceinline__ int2 interval_of(const ScheduleParams& params, int valid, int anchor) {
   const int64_t begin = params.same_class_begin[anchor];
   const int64_t end = params.same_class_end[anchor];
   return make_int2(static_cast<int>(begin < valid ? begin : valid),
                    static_cast<int>(end < valid ? end : valid));
 }
 
-__device__ __forceinline__ int bucket_of(const PlanParams& params, int valid, int anchor) {
+__device__ __forceinline__ int bucket_of(const ScheduleParams& params, int valid, int anchor) {
   if (params.direction[anchor] == kInactive) return kInactiveBucket;
   const int2 interval = interval_of(params, valid, anchor);
   const int64_t twice_middle = static_cast<int64_t>(interval.x) + interval.y;
@@ -42,9 +42,9 @@ __device__ __forceinline__ int bucket_of(const PlanParams& params, int valid, in
 }
 
 // Calls visit(anchor, bucket, peers) for the warp's segment of anchors, 32 at a time and in order;
-// `peers` are the lanes that hold an anchor of the same bucket, bucket is -1 behind the end.
+// `peers` are the lanes that hold an anchor of the same bucket, bucket is -1 beyond the end.
 template <class Visit>
-__device__ __forceinline__ void for_each_anchor(const PlanParams& params, int valid, int warp,
+__device__ __forceinline__ void for_each_anchor(const ScheduleParams& params, int valid, int warp,
                                                 int lane, Visit visit) {
   const int segment = (params.num_anchors + kWarps * 32 - 1) / (kWarps * 32) * 32;
   const int64_t begin = static_cast<int64_t>(warp) * segment;
@@ -75,9 +75,9 @@ __device__ __forceinline__ T warp_inclusive_sum(T x, int lane) {
   return x;
 }
 
-// A stable counting sort with one row of counters a warp, so that nothing depends on timing.
-__device__ __forceinline__ int sort_anchors(const PlanParams& params, int valid, int warp, int lane,
-                                            int32_t* counts, int32_t* starts) {
+// A stable counting sort. Each warp has its own counters, so that nothing depends on timing.
+__device__ __forceinline__ int sort_anchors(const ScheduleParams& params, int valid, int warp,
+                                            int lane, int32_t* counts, int32_t* starts) {
   for (int i = threadIdx.x; i < kWarps * kBuckets; i += kThreads) counts[i] = 0;
   __syncthreads();
 
@@ -89,7 +89,7 @@ __device__ __forceinline__ int sort_anchors(const PlanParams& params, int valid,
   });
   __syncthreads();
 
-  // Counts become, warp after warp, offsets within the bucket, then `starts` those of the buckets.
+  // Counts become offsets within the bucket, warp after warp, and `starts` those of the buckets.
   for (int bucket = threadIdx.x; bucket < kBuckets; bucket += kThreads) {
     int32_t total = 0;
     for (int i = 0; i < kWarps; ++i) {
@@ -118,7 +118,7 @@ __device__ __forceinline__ int sort_anchors(const PlanParams& params, int valid,
     if (bucket >= 0 && (peers & lanes_below) == 0) mine[bucket] = offset + __popc(peers);
     if (bucket >= 0) {
       const int32_t slot = starts[bucket] + offset + __popc(peers & lanes_below);
-      params.schedule.order[slot] = anchor;
+      params.schedule.anchors[slot] = anchor;
       params.schedule.intervals[slot] = interval_of(params, valid, anchor);
     }
     __syncwarp();
@@ -126,11 +126,11 @@ __device__ __forceinline__ int sort_anchors(const PlanParams& params, int valid,
   return starts[kInactiveBucket];
 }
 
-// Which units the tile of the slots [begin, end) meets. Returns their number.
-__device__ __forceinline__ int span_of_tile(const PlanParams& params, int all, int begin, int end,
-                                            int lane, TileSpan& span) {
+// Finds the span of the tile with the slots [begin, end). Returns the number of its units.
+__device__ __forceinline__ int span_of_tile(const ScheduleParams& params, int all, int begin,
+                                            int end, int lane, TileSpan& span) {
   const int units = (all + params.unit_negatives - 1) / params.unit_negatives;
-  // [common_begin, common_end) belongs to the class of every anchor of the tile.
+  // [common_begin, common_end) is inside the intervals of all slots.
   int common_begin = 0;
   int common_end = all;
   int hull_begin = all;
@@ -156,19 +156,19 @@ __device__ __forceinline__ int span_of_tile(const PlanParams& params, int all, i
   }
   span = {units, units, hull_begin, hull_end};
   if (begin >= end) {
-    span.low_units = 0;
+    span.skip_begin = 0;
   } else if (common_begin < common_end) {
     const int low = (common_begin + params.unit_negatives - 1) / params.unit_negatives;
     const int high = common_end == all ? units : common_end / params.unit_negatives;
     if (low < high) {
-      span.low_units = low;
-      span.high_first = high;
+      span.skip_begin = low;
+      span.skip_end = high;
     }
   }
-  return span.low_units + units - span.high_first;
+  return span.skip_begin + units - span.skip_end;
 }
 
-__global__ __launch_bounds__(kThreads) void plan_kernel(PlanParams params) {
+__global__ __launch_bounds__(kThreads) void schedule_kernel(ScheduleParams params) {
   int32_t* counts = reinterpret_cast<int32_t*>(device::dynamic_shared_memory());
   int32_t* starts = counts + kWarps * kBuckets;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -185,8 +185,8 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(PlanParams params) {
   __syncthreads();
 
   for (int tile = warp; tile < params.max_tiles; tile += kWarps) {
-    const int64_t begin = static_cast<int64_t>(tile) * params.tile_rows;
-    const int64_t limit = begin + params.tile_rows;
+    const int64_t begin = static_cast<int64_t>(tile) * params.tile_slots;
+    const int64_t limit = begin + params.tile_slots;
     const int64_t end = limit < num_active ? limit : num_active;
     TileSpan span;
     const int units =
@@ -212,8 +212,8 @@ __global__ __launch_bounds__(kThreads) void plan_kernel(PlanParams params) {
 
 }  // namespace
 
-void launch_plan(const PlanParams& params, cudaStream_t stream) {
-  device::launch(plan_kernel, 1, kThreads, kSharedBytes, stream, params);
+void launch_schedule(const ScheduleParams& params, cudaStream_t stream) {
+  device::launch(schedule_kernel, 1, kThreads, kSharedBytes, stream, params);
 }
 
 }  // namespace cac::cuda

@@ -1,4 +1,4 @@
-#include "ops/contrastive.h"
+#include "ops/operators.h"
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
@@ -20,8 +20,8 @@
 namespace cac {
 namespace {
 
-// Chunk of negatives over which the authors' code takes the row maximum.
-constexpr int64_t kLeadingChunk = 8000;
+// Number of negatives over which the authors' code takes the row maximum: its first chunk.
+constexpr int64_t kMaxLeadingRows = 8000;
 // Stands for the label of ignored negatives.
 constexpr int64_t kIgnoredKey = std::numeric_limits<int64_t>::max();
 
@@ -29,30 +29,30 @@ at::Tensor with_contiguous_channels(const at::Tensor& features) {
   return features.stride(1) == 1 || features.size(1) == 1 ? features : features.contiguous();
 }
 
-// What prepare_negatives() returned.
+// The tensors that prepare_negatives() returns.
 struct Prepared {
   at::Tensor features;      // [N, Cp]
   at::Tensor labels;        // [N]
-  at::Tensor leading_rows;  // [min(N, 8000)]; undefined where eps is not known
+  at::Tensor leading_rows;  // [min(N, 8000)]; undefined for operators without eps
   at::Tensor num_valid;     // []
 };
 
-// Where an anchor takes part: everywhere, if no label is ignored.
+// [A] mask of the labels that count; undefined if all do.
 at::Tensor not_ignored(const at::Tensor& labels, std::optional<int64_t> ignore_index) {
   return ignore_index.has_value() ? labels.to(at::kLong).ne(*ignore_index) : at::Tensor();
 }
 
-// The direction of anchors that are all of the first view's features, [A].
-at::Tensor towards_second(const at::Tensor& anchors, const at::Tensor& active,
-                          const at::Tensor& counted) {
-  static_assert(kInactive == 0 && kTowards2 == 1, "a bool is a direction");
+// [A] directions if the first view holds all anchors.
+at::Tensor all_first_to_second(const at::Tensor& anchors, const at::Tensor& active,
+                               const at::Tensor& counted) {
+  static_assert(kInactive == 0 && kFirstToSecond == 1, "a bool is a direction");
   if (active.defined() && counted.defined()) {
     return active.logical_and(counted).to(at::kChar);
   }
   const at::Tensor& mask = active.defined() ? active : counted;
   return mask.defined()
              ? mask.to(at::kChar).contiguous()
-             : at::full({anchors.size(0)}, kTowards2, anchors.options().dtype(at::kChar));
+             : at::full({anchors.size(0)}, kFirstToSecond, anchors.options().dtype(at::kChar));
 }
 
 struct Options {
@@ -63,8 +63,8 @@ struct Options {
   bool with_gradient;
 };
 
-// Values [A] and gradients [A, C] (or [0, C]) of the anchors, features[direction[i] - 1] for pixel
-// i, whose labels are anchor_labels[i].
+// Values [A] and gradients [A, C] (or [0, C]) of the anchors. Pixel i has its anchor in
+// features[direction[i] - 1], with the label anchor_labels[i].
 std::tuple<at::Tensor, at::Tensor> run(const Options& options,
                                        const std::array<at::Tensor, 2>& features,
                                        const at::Tensor& direction, const at::Tensor& anchor_labels,
@@ -109,7 +109,7 @@ std::tuple<at::Tensor, at::Tensor> run(const Options& options,
   }
   problem.values = values.mutable_data_ptr();
   problem.gradients = options.with_gradient ? gradients.mutable_data_ptr() : nullptr;
-  backend_for(first.device().type()).contrastive(problem);
+  backend_for(first.device().type()).solve(problem);
   return {values, gradients};
 }
 
@@ -123,14 +123,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> prepare_negatives(
   const Backend& backend = backend_for(negatives.device().type());
   backend.check_finite(negatives, "negatives");
 
-  // Ignored negatives come last: no label is larger than theirs.
+  // Ignored negatives come last, because no label is larger than their key.
   at::Tensor keys = negative_labels.to(at::kLong);
   const at::Tensor counted = not_ignored(negative_labels, ignore_index);
   at::Tensor num_valid;
   if (counted.defined()) {
     TORCH_CHECK_VALUE(
         !backend.reads_values() || !keys.eq(kIgnoredKey).logical_and_(counted).any().item<bool>(),
-        "negative_labels must be below 2^63 - 1 where an ignore_index is given");
+        "negative_labels must be below 2^63 - 1 if ignore_index is given");
     keys = at::where(counted, keys, kIgnoredKey);
     num_valid = counted.sum();
   } else {
@@ -160,11 +160,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> prepare_negatives(
   at::Tensor rank = at::empty_like(order);
   rank.scatter_(0, order, at::arange(order.size(0), order.options()));
   if (counted.defined()) {
-    // The first negatives that count, in the order given; ignored ones behind them.
+    // First the negatives that count, in the given order, then the ignored ones.
     rank = rank.index_select(0, std::get<1>(at::sort(counted.logical_not(), /*stable=*/true,
                                                      /*dim=*/0, /*descending=*/false)));
   }
-  const at::Tensor leading_rows = rank.narrow(0, 0, std::min(kLeadingChunk, rank.size(0))).clone();
+  const at::Tensor leading_rows =
+      rank.narrow(0, 0, std::min(kMaxLeadingRows, rank.size(0))).clone();
   return {features, labels, leading_rows, num_valid};
 }
 
@@ -180,7 +181,7 @@ std::tuple<at::Tensor, at::Tensor> masked_logsumexp(
   backend_for(anchors.device().type()).check_finite(anchors, "anchors");
 
   const at::Tensor direction =
-      towards_second(anchors, {}, not_ignored(anchor_labels, ignore_index));
+      all_first_to_second(anchors, {}, not_ignored(anchor_labels, ignore_index));
   return run({Objective::kLogSumExp, temperature, normalize, 0.0, with_gradient}, {anchors, {}},
              direction, anchor_labels, prepared);
 }
@@ -211,8 +212,8 @@ std::tuple<at::Tensor, at::Tensor> masked_contrastive_loss(
   backend.check_finite(anchors, "anchors");
   backend.check_finite(positives, "positives");
 
-  const at::Tensor direction = towards_second(anchors, active.value_or(at::Tensor()),
-                                              not_ignored(anchor_labels, ignore_index));
+  const at::Tensor direction = all_first_to_second(anchors, active.value_or(at::Tensor()),
+                                                   not_ignored(anchor_labels, ignore_index));
   return run({Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
              {anchors, positives}, direction, anchor_labels,
              {negatives, negative_labels, leading_rows, num_valid});
@@ -241,26 +242,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> directional_contrastive_loss(
   backend.check_finite(features1, "features1");
   backend.check_finite(features2, "features2");
 
-  // Paper Eq. 7: the less confident view is the anchor, if the other is confident enough.
-  at::Tensor towards2 =
+  // Paper Eq. 7: the less confident view holds the anchor, if the other is confident enough.
+  at::Tensor first_to_second =
       confidences1.lt(confidences2).logical_and_(confidences2.gt(confidence_threshold));
-  at::Tensor towards1 =
+  at::Tensor second_to_first =
       confidences2.lt(confidences1).logical_and_(confidences1.gt(confidence_threshold));
   if (ignore_index.has_value()) {
-    towards2.logical_and_(not_ignored(pseudo_labels1, ignore_index));
-    towards1.logical_and_(not_ignored(pseudo_labels2, ignore_index));
+    first_to_second.logical_and_(not_ignored(pseudo_labels1, ignore_index));
+    second_to_first.logical_and_(not_ignored(pseudo_labels2, ignore_index));
   }
-  const at::Tensor direction =
-      towards2.to(at::kChar).mul_(kTowards2).add_(towards1.to(at::kChar), kTowards1);  // [A]
+  const at::Tensor direction = first_to_second.to(at::kChar)
+                                   .mul_(kFirstToSecond)
+                                   .add_(second_to_first.to(at::kChar), kSecondToFirst);  // [A]
   const at::Tensor anchor_labels =
-      at::where(towards1, pseudo_labels2.to(at::kLong), pseudo_labels1.to(at::kLong));
+      at::where(second_to_first, pseudo_labels2.to(at::kLong), pseudo_labels1.to(at::kLong));
   const auto [values, gradients] =
       run({Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
           {features1, features2}, direction, anchor_labels,
           {negatives, negative_labels, leading_rows, num_valid});
   const at::Tensor zeros = at::zeros_like(values);
-  const at::Tensor loss =
-      at::stack({at::where(towards2, values, zeros), at::where(towards1, values, zeros)});
+  const at::Tensor loss = at::stack(
+      {at::where(first_to_second, values, zeros), at::where(second_to_first, values, zeros)});
   return {loss, gradients, direction};
 }
 
