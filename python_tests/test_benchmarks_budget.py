@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import loss_case, loss_check, memory
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
-from benchmarks.children import Ended
-from benchmarks.correctness import Check
+from benchmarks.documents.report import render_report
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.implementations.official import official_loss
-from benchmarks.loss_check import FIRST_IDEA
-from benchmarks.loss_table import loss_table
-from benchmarks.report import render_report
-from benchmarks.results import Results
+from benchmarks.loss import case as loss_case
+from benchmarks.loss import check as loss_check
+from benchmarks.loss.check import FIRST_N
+from benchmarks.loss.correctness import Check
+from benchmarks.loss.table import loss_table
+from benchmarks.measure import memory
+from benchmarks.measure.children import Ended
+from benchmarks.measure.results import Results
 
 ROOT = Path(__file__).parent.parent
 SMALL = Case("small", A=64, N=1_500, C=16, K=5)
@@ -34,7 +36,7 @@ LARGE = Case("large", A=64, N=40_000, C=16, K=5)
 def run_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs the command on made-up cases within a budget; results, seconds and what was printed."""
     monkeypatch.setitem(CASES, "made-up", [SMALL, LARGE])
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
 
     def run(budget: float, *arguments: str) -> tuple[Results, float]:
         output = tmp_path / "out.json"
@@ -128,7 +130,7 @@ def test_a_part_tells_what_the_whole_would_cost(run_loss, monkeypatch: pytest.Mo
 def test_a_slow_check_is_not_begun(run_loss, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = slow_down(monkeypatch, "naive", lambda count: count * 2e-4)
     results, _ = run_loss(4, "--implementations", "ours:float32", "naive", "--no-memory")
-    assert set(calls) == {FIRST_IDEA["N"]}
+    assert set(calls) == {FIRST_N}
     row = results.find("small", "naive", "float32", "both")
     assert row.status == "skipped"
     assert "checking its result would take about" in row.detail
@@ -228,8 +230,8 @@ def test_a_compiler_that_fails_is_a_row(
 #: One implementation hangs at real size, and only there. Run as a user runs it.
 STUCK = """
 import sys, time
-import benchmarks.machine_limits as limits
-import benchmarks.steps as steps
+import benchmarks.measure.limits as limits
+import benchmarks.measure.steps as steps
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
 from benchmarks.implementations import IMPLEMENTATIONS
@@ -332,7 +334,7 @@ def test_a_step_is_begun_only_if_it_fits(
 ) -> None:
     pytest.importorskip("torchvision")
     pytest.importorskip("omegaconf")
-    from benchmarks import step
+    from benchmarks.step import run as step
 
     clock = [0.0]
     deadline = 1_000.0
@@ -350,7 +352,7 @@ def test_a_step_is_begun_only_if_it_fits(
     monkeypatch.setattr(step.StepRun, "_time", timed)
     monkeypatch.setattr(step.time, "monotonic", lambda: clock[0])
     run = step.StepRun.__new__(step.StepRun)
-    from benchmarks.training_step import step_config
+    from benchmarks.step.training_step import step_config
 
     run.arguments = type("Arguments", (), {"losses": ["ours"], "batch": 2, "seed": 0, "repeats": 2})
     run.config, run.device = step_config("synthetic", TRAINING[:3]), torch.device("cpu")
@@ -386,7 +388,7 @@ def test_trainings_that_do_not_fit_are_named(tmp_path: Path, capsys) -> None:
 
 def test_a_training_that_fits_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("omegaconf")
-    from benchmarks import convergence
+    from benchmarks.convergence import command as convergence
 
     clock = [0.0]
     monkeypatch.setattr(convergence.time, "monotonic", lambda: clock[0])

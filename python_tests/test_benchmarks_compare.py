@@ -9,7 +9,7 @@ import torch
 from test_benchmarks_results import SIZES, make_results
 
 from benchmarks.__main__ import main
-from benchmarks.results import Results, Row
+from benchmarks.measure.results import Results, Row
 
 
 @pytest.fixture

@@ -11,11 +11,18 @@ pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 pytest.importorskip("tensorboard")
 
-from benchmarks import convergence, plots
 from benchmarks.__main__ import main
-from benchmarks.convergence import LOSSES, YARDSTICK, Selection, changed_steps, convergence_table
-from benchmarks.golden import TOLERANCE, deviation
-from benchmarks.results import Results
+from benchmarks.convergence import command as convergence
+from benchmarks.convergence.command import (
+    LOSSES,
+    YARDSTICK,
+    Selection,
+    changed_steps,
+    convergence_table,
+)
+from benchmarks.convergence.golden import TOLERANCE, deviation
+from benchmarks.documents import plots
+from benchmarks.measure.results import Results
 
 SMALL = [
     *("augment.crop_size=33", "network.width=16", "method.projector_channels=16"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,11 +15,11 @@ from test_benchmarks_results import make_results
 from benchmarks import __main__ as command_line
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
+from benchmarks.documents.report import render_report
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.loss_case import LossCase
-from benchmarks.loss_table import loss_table
-from benchmarks.report import render_report
-from benchmarks.results import Results, keeping
+from benchmarks.loss.case import LossCase
+from benchmarks.loss.table import loss_table
+from benchmarks.measure.results import Results, keeping
 
 FIRST = Case("first", A=64, N=512, C=16, K=5)
 SECOND = Case("second", A=64, N=1_200, C=16, K=5)
@@ -28,7 +29,7 @@ SECOND = Case("second", A=64, N=1_200, C=16, K=5)
 def run_until(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `loss` on two cases until the given one, where the naive loss raises the given error."""
     monkeypatch.setitem(CASES, "two", [FIRST, SECOND])
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
     output = tmp_path / "new" / "folder" / "out.json"
     words = ["loss", "--cases", "two", "--implementations", "ours:float32", "naive", "--no-memory"]
     words += ["--threads", "2", "--repeats", "2", "--output", str(output)]
@@ -128,10 +129,10 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(
     make_results(seed).save(path)
     before = path.read_bytes()
 
-    def full(self: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device", str(self))
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(source))
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         make_results(seed + 1).save(path)
     assert path.read_bytes() == before
@@ -182,7 +183,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("benchmarks.loss.LossRun", None)  # nothing may be measured
+    monkeypatch.setattr("benchmarks.loss.command.LossRun", None)  # nothing may be measured
     for output in (tmp_path / "file" / "out.json", tmp_path):
         assert main(["loss", "--output", str(output)]) == 2
         error = capsys.readouterr().err
@@ -222,10 +223,11 @@ def test_an_interrupted_step_run_keeps_the_steps_made(
 ) -> None:
     pytest.importorskip("torchvision")
     pytest.importorskip("omegaconf")
-    from benchmarks import step, training_step
-    from benchmarks.memory import MemoryUse
+    from benchmarks.measure.memory import MemoryUse
+    from benchmarks.step import training_step
+    from benchmarks.step.run import StepRun
 
-    monkeypatch.setattr(step.StepRun, "_memory", lambda *arguments: MemoryUse("ok", 2**20))
+    monkeypatch.setattr(StepRun, "_memory", lambda *arguments: MemoryUse("ok", 2**20))
     # Two numbers of negatives, each with a warm-up and two steps.
     interrupt_at(6, monkeypatch, training_step.TrainingStep, "run")
     output = tmp_path / "step.json"
@@ -249,7 +251,7 @@ def test_an_interrupted_convergence_run_keeps_whole_curves(
     pytest.importorskip("torchvision")
     pytest.importorskip("omegaconf")
     pytest.importorskip("tensorboard")
-    from benchmarks import convergence
+    from benchmarks.convergence import command as convergence
 
     def train(arguments, name, seed):
         curve = {"loss": [1.0, 2.0], "loss_unsupervised": [1.0, 1.0]}

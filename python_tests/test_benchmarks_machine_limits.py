@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from benchmarks import machine_limits
-from benchmarks.machine_limits import MatrixRate, MatrixRates, memory_bandwidth
+from benchmarks.measure import limits
+from benchmarks.measure.limits import MatrixRate, MatrixRates, memory_bandwidth
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list:
     def multiply(left, right, out):
         made.append((*left.shape, right.shape[1], right.is_contiguous()))
 
-    monkeypatch.setattr(machine_limits, "_SIZES", {"cpu": (4e9, 2**20)})
+    monkeypatch.setattr(limits, "_SIZES", {"cpu": (4e9, 2**20)})
     monkeypatch.setattr(torch, "mm", multiply)
     return made
 
@@ -54,7 +54,7 @@ def test_the_rate_is_the_best_median(multiplied: list, monkeypatch: pytest.Monke
         work()
         return next(seconds)
 
-    monkeypatch.setattr(machine_limits, "_timed", timed)
+    monkeypatch.setattr(limits, "_timed", timed)
     for _ in range(3):
         rate.sample()
     result = rate.result()
@@ -129,14 +129,14 @@ def test_a_type_without_time_or_memory_has_the_reason_in_place_of_a_rate(
 def test_the_bandwidth_is_of_bytes_read_and_written_within_its_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine_limits, "_SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr(limits, "_SIZES", {"cpu": (1e8, 2**20)})
     seconds = iter([0.5, 0.25, 9.0])
 
     def timed(device, work):
         work()
         return next(seconds)
 
-    monkeypatch.setattr(machine_limits, "_timed", timed)
+    monkeypatch.setattr(limits, "_timed", timed)
     assert memory_bandwidth(CPU, repeats=3) == 2 * 2**20 / 0.5
     seconds = iter([30.0, 1.0])
     assert memory_bandwidth(CPU, seconds=20.0) == 2 * 2**20 / 30.0

@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 
-from benchmarks import memory_probe
 from benchmarks.cases import CASES, Case, make_inputs
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
-from benchmarks.memory import limited_memory, measure_on_gpu
-from benchmarks.memory_probe import PeakGrowth
-from benchmarks.results import Results
+from benchmarks.measure import memory_probe
+from benchmarks.measure.memory import limited_memory, measure_on_gpu
+from benchmarks.measure.memory_probe import PeakGrowth
+from benchmarks.measure.results import Results
 
 TINY = Case("tiny", A=16, N=32, C=8, K=3)
 
@@ -106,7 +106,7 @@ def test_a_probe_finds_what_a_loss_allocates(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_probe_finds_what_a_training_step_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
     pytest.importorskip("omegaconf")
-    from benchmarks import step_probe
+    from benchmarks.step import probe as step_probe
 
     class Step:
         """Keeps 64 MiB, and takes 96 MiB more in the step itself."""
@@ -151,7 +151,7 @@ def test_a_timed_call_obeys_the_limit_without_any_memory_measurement(run_loss_on
 def test_by_default_a_call_may_take_what_is_free(
     run_loss_on, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.memory.available_memory", lambda: 64 * 2**20)
+    monkeypatch.setattr("benchmarks.measure.memory.available_memory", lambda: 64 * 2**20)
     results = run_loss_on(Case("matrix", A=2_048, N=16_384, C=8, K=3), "--no-memory")
     assert results.find("matrix", "naive", "float32", "both").status == "out_of_memory"
 
@@ -161,7 +161,7 @@ def run_loss_on(tmp_path, monkeypatch: pytest.MonkeyPatch):
     """Runs `benchmarks loss` of ours and naive on one case and returns what it wrote."""
     from benchmarks.__main__ import main
 
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
 
     def run(case: Case, *arguments: str) -> Results:
         monkeypatch.setitem(CASES, case.name, [case])

@@ -10,9 +10,9 @@ from test_benchmarks_results import SIZES, make_results
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import plots
-from benchmarks.plots import COLOURS
-from benchmarks.results import Results, Row
+from benchmarks.documents import plots
+from benchmarks.documents.plots import COLOURS
+from benchmarks.measure.results import Results, Row
 
 
 def test_the_title_names_the_anchors_of_the_series_drawn(seed: int) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from test_benchmarks_results import make_results
 
 from benchmarks.__main__ import main
-from benchmarks.readme import updated
-from benchmarks.results import Results, Row
+from benchmarks.documents.readme import updated
+from benchmarks.measure.results import Results, Row
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine
-from benchmarks.results import Results
+from benchmarks.measure import machine
+from benchmarks.measure.results import Results
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="no scheduling policies here")

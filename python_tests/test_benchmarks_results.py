@@ -16,11 +16,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from benchmarks.__main__ import main
-from benchmarks.compare import compare
-from benchmarks.loss_table import loss_table
-from benchmarks.plots import COLOURS
-from benchmarks.report import render_report
-from benchmarks.results import SCHEMA, Results, Row
+from benchmarks.documents.compare import compare
+from benchmarks.documents.plots import COLOURS
+from benchmarks.documents.report import render_report
+from benchmarks.loss.table import loss_table
+from benchmarks.measure.results import SCHEMA, Results, Row
 
 SIZES = (1_000, 4_000, 16_000)
 

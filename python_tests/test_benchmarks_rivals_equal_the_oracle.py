@@ -7,9 +7,9 @@ import torch
 
 import cac_ext
 from benchmarks.cases import Case, find_cases, make_inputs
-from benchmarks.correctness import check
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.implementations.flex_attention import FlexAttention
+from benchmarks.loss.correctness import check
 from benchmarks.operations import Workload
 
 EAGER = ["ours", "official", "naive", "tiled", "flash-attention"]

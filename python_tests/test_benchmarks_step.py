@@ -9,12 +9,12 @@ pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 
 import cac_ext
-from benchmarks import step as step_command
-from benchmarks import step_probe
 from benchmarks.__main__ import main
-from benchmarks.contenders import NO_LOSS
-from benchmarks.results import Results
-from benchmarks.training_step import TrainingStep, step_config
+from benchmarks.implementations.contenders import NO_LOSS
+from benchmarks.measure.results import Results
+from benchmarks.step import probe as step_probe
+from benchmarks.step import run as step_run
+from benchmarks.step.training_step import TrainingStep, step_config
 
 SMALL = ["augment.crop_size=33", "network.width=16", "method.projector_channels=16"]
 
@@ -54,7 +54,7 @@ def test_a_step_meets_exactly_the_negatives_asked_for(
 def test_the_command_reports_rows_and_the_papers_own_figures_apart(
     tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_probe, asked = step_command.run_probe, []
+    run_probe, asked = step_run.run_probe, []
 
     def probe(module, request, limit_bytes, timeout):
         asked.append(timeout)
@@ -63,7 +63,7 @@ def test_the_command_reports_rows_and_the_papers_own_figures_apart(
         # The same here, without the seconds in which a process of its own starts.
         return step_probe.probe({**request, "limit_bytes": 0, "threads": torch.get_num_threads()})
 
-    monkeypatch.setattr(step_command, "run_probe", probe)
+    monkeypatch.setattr(step_run, "run_probe", probe)
     output = tmp_path / "step.json"
     sizes = ["--negatives", "500", "19200", "--batch", "2", "--repeats", "1"]
     arguments = ["--losses", "ours", "--threads", "2", "--set", *SMALL, "--output", str(output)]

@@ -12,12 +12,12 @@ import torch
 pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 
-from benchmarks.contenders import NO_LOSS
-from benchmarks.memory import MemoryUse
-from benchmarks.results import Results
-from benchmarks.step import SEARCH_SHARE, StepRun
-from benchmarks.step_search import END, MEMORY, TIME, describe, find_largest
-from benchmarks.step_table import step_table
+from benchmarks.implementations.contenders import NO_LOSS
+from benchmarks.measure.memory import MemoryUse
+from benchmarks.measure.results import Results
+from benchmarks.step.run import StepRun
+from benchmarks.step.search import END, MEMORY, SEARCH_SHARE, TIME, describe, find_largest
+from benchmarks.step.table import step_table
 
 
 class Machine:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.children import Ended, run_child
-from benchmarks.results import Kept
-from benchmarks.steps import Steps
+from benchmarks.measure.children import Ended, run_child
+from benchmarks.measure.results import Kept
+from benchmarks.measure.steps import Steps
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_terminal_gets_a_bar_that_moves_while_a_single_call_lasts() -> None:
 def test_a_call_that_does_not_come_back_is_given_up_and_nothing_is_measured_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("benchmarks.steps.LEAST_GRACE", 0.2)
+    monkeypatch.setattr("benchmarks.measure.steps.LEAST_GRACE", 0.2)
     given_up: list[tuple[str, float]] = []
     went_on, stop = threading.Event(), threading.Event()
 

@@ -18,7 +18,7 @@ import sys
 sys.modules.update(dict.fromkeys({hidden}))  # importing None fails as if it were not installed
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
-import benchmarks.machine_limits as limits
+import benchmarks.measure.limits as limits
 
 limits._SIZES = {{"cpu": (1e8, 2**20)}}
 CASES["tiny"] = [Case("tiny", A=64, N=512, C=16, K=5)]
