@@ -77,11 +77,12 @@ def test_a_device_that_torch_does_not_have_is_told(
 
 def test_a_loss_that_is_not_finite_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     original = cac_ext.directional_contrastive_loss
-    monkeypatch.setattr(
-        cac_ext,
-        "directional_contrastive_loss",
-        lambda *a, **k: original(*a, **k) * torch.nan,
-    )
+
+    def broken(*arguments, **options):
+        loss, direction = original(*arguments, **options)
+        return loss * torch.nan, direction
+
+    monkeypatch.setattr(cac_ext, "directional_contrastive_loss", broken)
     with pytest.raises(ConfigError, match="gives nan"):
         require_fused_loss(load("synthetic", TINY_RUN))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch.optim import SGD, Optimizer
 
 from cac_ext.train.config import OptimizerConfig
 
 
-def build_sgd(config: OptimizerConfig, groups: list[dict]) -> Optimizer:
+def build_sgd(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
     """SGD over parameter groups, each with its own ``learning_rate``."""
     return SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay

@@ -50,6 +50,7 @@ class ViewBatch(NamedTuple):
 
     images: Tensor  # [B, 3, S, S] float32
     valid: Tensor  # [B, h, w] bool
+    on_image: Tensor  # [P] int64, the flat positions in [B, h, w] that are valid
     overlap: Tensor  # [A] int64, flat positions in [B, h, w]
     masks: Tensor | None = None  # [B, S, S] int64
     truth: Tensor | None = None  # [B, h, w] int32
@@ -108,9 +109,12 @@ def collate_pairs(samples: list[CropPairSample]) -> CropPairBatch:
 
 def _collate_views(samples: list[ViewSample]) -> ViewBatch:
     positions = samples[0].valid.numel()  # h w
+    valid = torch.stack([sample.valid for sample in samples])  # [B, h, w]
     return ViewBatch(
         torch.stack([sample.image for sample in samples]),
-        torch.stack([sample.valid for sample in samples]),
+        valid,
+        # Found here, on the CPU: on a GPU the host would wait to learn how many there are.
+        valid.flatten().nonzero().squeeze(1),
         torch.cat([sample.overlap + index * positions for index, sample in enumerate(samples)]),
         _stack_known([sample.mask for sample in samples]),
         _stack_known([sample.truth for sample in samples]),
