@@ -380,7 +380,7 @@ def test_trainings_that_do_not_fit_are_named(tmp_path: Path, capsys) -> None:
     first, others = results.extra["skipped"]
     assert first.startswith("training with reference float64, seed 0: would take about ")
     assert "of the time budget are left" in first
-    assert others == "other trainings with seed 0: nothing to hold them against"
+    assert others == "other trainings with seed 0: no float64 curve to compare with"
     assert f"SKIPPED {first}" in capsys.readouterr().out
     assert "SKIPPED" in render_report({"none": results})
     assert json.loads(output.read_text())["settings"]["time_budget"] == 60
@@ -388,13 +388,13 @@ def test_trainings_that_do_not_fit_are_named(tmp_path: Path, capsys) -> None:
 
 def test_a_training_that_fits_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("omegaconf")
-    from benchmarks.convergence import command as convergence
+    from benchmarks.convergence import training
 
     clock = [0.0]
-    monkeypatch.setattr(convergence.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
 
     def train(steps: int, deadline: float) -> None:
-        pace = convergence.Pace(steps, deadline)
+        pace = training.Pace(steps, deadline)
         pace.step()  # as the trainer tries the loss
         clock[0] = 10.0  # the first step warms up
         for _ in range(steps):
@@ -403,6 +403,6 @@ def test_a_training_that_fits_is_not_stopped(monkeypatch: pytest.MonkeyPatch) ->
 
     train(steps=20, deadline=31.5)
     clock[0] = 0.0
-    with pytest.raises(convergence.OutOfTimeError, match="would take about 20 s, and"):
+    with pytest.raises(training.OutOfTimeError, match="would take about 20 s, and"):
         train(steps=20, deadline=25.0)
     assert clock[0] < 15  # as soon as it was clear

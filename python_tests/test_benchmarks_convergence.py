@@ -13,14 +13,9 @@ pytest.importorskip("tensorboard")
 
 from benchmarks.__main__ import main
 from benchmarks.convergence import command as convergence
-from benchmarks.convergence.command import (
-    LOSSES,
-    YARDSTICK,
-    Selection,
-    changed_steps,
-    convergence_table,
-)
 from benchmarks.convergence.golden import TOLERANCE, deviation
+from benchmarks.convergence.table import changed_steps, convergence_table
+from benchmarks.convergence.training import LOSSES, YARDSTICK, Selection
 from benchmarks.documents import plots
 from benchmarks.measure.results import Results
 
@@ -56,13 +51,13 @@ def test_every_loss_is_trained_with_every_seed(
 ) -> None:
     trained = []
 
-    def train(arguments, name, seed):
+    def train(name, arguments, seed):
         trained.append((seed, name))
         curve = {"loss": [float(seed)], "loss_unsupervised": [1.0]}
         masks, labels = [torch.ones(2, 4, dtype=torch.bool)], [torch.ones(12)]
         return curve, Selection(LOSSES[name], None, masks, labels)
 
-    monkeypatch.setattr(convergence, "_train", train)
+    monkeypatch.setattr(convergence, "train_with", train)
     output = tmp_path / "c.json"
     assert main(["convergence", "--seed", "7", "--seeds", "2", "--output", str(output)]) == 0
     assert trained == [(seed, name) for seed in (7, 8) for name in LOSSES]

@@ -252,14 +252,15 @@ def test_an_interrupted_convergence_run_keeps_whole_curves(
     pytest.importorskip("omegaconf")
     pytest.importorskip("tensorboard")
     from benchmarks.convergence import command as convergence
+    from benchmarks.convergence.training import LOSSES, Selection
 
-    def train(arguments, name, seed):
+    def train(name, arguments, seed):
         curve = {"loss": [1.0, 2.0], "loss_unsupervised": [1.0, 1.0]}
         made = [torch.ones(2, 4, dtype=torch.bool)] * 2, [torch.ones(12)] * 2
-        return curve, convergence.Selection(convergence.LOSSES[name], None, *made)
+        return curve, Selection(LOSSES[name], None, *made)
 
-    monkeypatch.setattr(convergence, "_train", train)
-    interrupt_at(3, monkeypatch, convergence, "_train")
+    monkeypatch.setattr(convergence, "train_with", train)
+    interrupt_at(3, monkeypatch, convergence, "train_with")
     output = tmp_path / "convergence.json"
     assert main(["convergence", "--threads", "2", "--output", str(output)]) == 130
     results = Results.load(output)

@@ -133,4 +133,4 @@ def test_a_block_that_cannot_be_read_is_no_text(tmp_path: Path, seed: int, capsy
     ):
         document.write_text(f"{start}\n{end}\n")
         assert main(["readme", str(document), "--check"]) == 2
-        assert "is no block" in capsys.readouterr().err
+        assert "is not a block" in capsys.readouterr().err

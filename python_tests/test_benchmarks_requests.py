@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.loss import command as loss_command
 from benchmarks.__main__ import main
+from benchmarks.loss import command as loss_command
 
 
 @pytest.fixture
@@ -17,9 +17,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list:
     """The arguments of every start of `benchmarks loss`, which measures nothing here."""
     starts: list = []
     threads = torch.get_num_threads()
-    monkeypatch.setattr(
-        loss_command, "run", lambda arguments: starts.append(arguments) or 0
-    )
+    monkeypatch.setattr(loss_command, "run", lambda arguments: starts.append(arguments) or 0)
     yield starts
     torch.set_num_threads(threads)
 

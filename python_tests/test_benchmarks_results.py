@@ -17,7 +17,7 @@ from matplotlib.image import imread
 
 from benchmarks.__main__ import main
 from benchmarks.documents.compare import compare
-from benchmarks.documents.plots import COLOURS
+from benchmarks.documents.plots import COLORS
 from benchmarks.documents.report import render_report
 from benchmarks.loss.table import loss_table
 from benchmarks.measure.results import SCHEMA, Results, Row
@@ -134,8 +134,8 @@ def test_report_writes_every_figure_as_png_and_svg(tmp_path: Path, seed: int) ->
         texts = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
         assert {label, "ours fp32", "official fp32"} <= texts
         pixels = imread(plots / f"{figure}.png")[:, :, :3]
-        for name in ("ours", "official"):  # lines, bars or points in the implementation's colour
-            distance = abs(pixels - to_rgb(COLOURS[name])).max(axis=2)
+        for name in ("ours", "official"):  # lines, bars or points in the implementation's color
+            distance = abs(pixels - to_rgb(COLORS[name])).max(axis=2)
             assert (distance < 0.01).sum() > 100, (figure, name)
 
 

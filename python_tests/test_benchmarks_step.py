@@ -130,7 +130,7 @@ def test_a_rival_refuses_an_option_that_it_would_ignore(seed: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--negatives", "1"], "--negatives must be 2 at least, one of each view, but got 1"),
+        (["--negatives", "1"], "--negatives must be at least 2, one of each view, but got 1"),
         (["--config", "sinthetic"], "there is no configuration 'sinthetic'"),
         (["--set", "augment.crop=33"], "crop_size"),
     ],

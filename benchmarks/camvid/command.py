@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 
 import torch
 
+from benchmarks.camvid.table import METHODS, CamvidResults, Run, Weights, camvid_table, gains_of
 from benchmarks.errors import UsageError
 from benchmarks.measure.machine import describe_commit, describe_machine, describe_software
-from cac_ext.train.runtime.text_tables import markdown_table
+from cac_ext.train.runtime.json_files import read_json, write_json
 
 DESCRIPTION = """
 Trains DeepLabv3+ on an ImageNet ResNet-50 with CamVid, an eighth of it labelled, at equal
-iterations. comparison: the supervised loss alone (SupOnly) and the whole method (CAC), each seed
-with labelled images of its own. negatives: Table 4's sweep of their number, with the first seed.
-Settings are those of cac_ext/configs/camvid.yaml, on a GPU in bf16 if it can. DIR of --output
-receives a JSON file and a table of each part, picture.png, and the run folders in runs/. The same
-command goes on where an interrupted one stopped.
+iterations. comparison: the supervised loss alone (SupOnly) and the whole method (CAC); each seed
+has its own labelled images. negatives: the numbers of negatives of Table 4, with the first seed.
+The settings are those of cac_ext/configs/camvid.yaml, on a GPU in bf16 if it can. DIR of --output
+receives a JSON file and a table of each part, picture.png, and the run folders in runs/. After an
+interruption the same command resumes.
 """
 
-METHODS = {"sup_only": "SupOnly", "cac": "CAC"}
 PARTS = ("comparison", "negatives")
-#: To see on any CPU that everything runs.
+#: Settings with which everything runs on any CPU in minutes.
 QUICK = (
     "augment.crop_size=133",
     "schedule.epochs=2",
@@ -52,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="of the ResNet-50 (default: torchvision's, downloaded); those of the original ResNet "
-        "need network.stride_in=1x1 as well",
+        help="of the ResNet-50 (default: those of torchvision, downloaded); those of the original "
+        "ResNet also need network.stride_in=1x1",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="where to write")
     parser.add_argument("--seeds", default="0,1,2", help="default %(default)s; --quick: the first")
@@ -64,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a few iterations to prove that all of it runs, also on a CPU",
     )
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings of the training, which win"
+        "overrides", metavar="key=value", nargs="*", help="settings of the training; they come last"
     )
 
 
@@ -77,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--seeds takes integers like 0,1,2, but got {arguments.seeds}")
     device = find_device(load("camvid", _settings(arguments)).device)
     output = Path(arguments.output)
-    # Others have other folders: what is kept names none.
+    # The command in the result file names no folders.
     named = {"data": "DATA", "output": "OUTPUT", "weights": arguments.weights and "WEIGHTS"}
     anonymous = argparse.Namespace(**{**vars(arguments), **named})
     for part in PARTS if arguments.only is None else (arguments.only,):
@@ -86,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         code = cac_ext(command)
         if code:
             return code
-        results = {
+        results: CamvidResults = {
             "part": part,
             "quick": arguments.quick,
             "command": f"cac-ext {shlex.join(_command(part, anonymous))}",
@@ -97,17 +95,17 @@ def run(arguments: argparse.Namespace) -> int:
             "runs": _collect(output / "runs" / part),
         }
         if part == "comparison":
-            results["gains"] = _gains(results["runs"])
+            results["gains"] = gains_of(results["runs"])
             shutil.copy(output / "runs" / part / "picture.png", output / "picture.png")
         text = camvid_table(results)
-        (output / f"{part}.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output / f"{part}.json", results)
         (output / f"{part}.md").write_text(text + "\n", encoding="utf-8")
         print(f"\n{text}\n\nwritten: {output / part}.json, {output / part}.md")
     return 0
 
 
 def _command(part: str, arguments: argparse.Namespace) -> list[str]:
-    """What `cac-ext` is given for a part."""
+    """The arguments of `cac-ext` for a part."""
     seeds = arguments.seeds.split(",")
     seeds = seeds[:1] if arguments.quick or part == "negatives" else seeds
     if part == "comparison":
@@ -116,38 +114,38 @@ def _command(part: str, arguments: argparse.Namespace) -> list[str]:
         rows = ["--rows", *QUICK_ROWS] if arguments.quick else []
         command = ["ablate", "table4", "--config", "camvid", *rows]
     command += ["--seeds", ",".join(seeds), "--folder", f"{arguments.output}/runs/{part}"]
-    # Table 4 is PSPNet's; here both parts have one network.
+    # Table 4 has PSPNet; here both parts share one network.
     return [*command, "network.name=deeplabv3plus", *_settings(arguments)]
 
 
 def _settings(arguments: argparse.Namespace) -> list[str]:
-    """What differs from camvid.yaml; the user's settings last."""
-    # The list of labelled images goes with the seed, as in the paper's three lists.
+    """Settings beside those of camvid.yaml; those of the user come last."""
+    # The labelled images depend on the seed, like the three lists of the paper.
     settings = [f"data.root={arguments.data}", "data.labelled_ratio=1/8", "data.split_seed=${seed}"]
     if arguments.weights:
         settings += [f"network.weights={arguments.weights}"]
     if torch.cuda.is_available():
-        # A crop pair takes a core 35 ms, eight a step: the GPU must not wait for them.
+        # A core makes a crop pair in 35 ms and a step needs eight: the GPU must not wait for them.
         workers = max(1, min(8, (os.cpu_count() or 1) // 2))  # of each branch
         settings += ["run.channels_last=true", f"data.num_workers={workers}"]
         settings += ["run.precision=bf16"] if torch.cuda.is_bf16_supported() else []
     return [*settings, *(QUICK if arguments.quick else ()), *arguments.overrides]
 
 
-def _describe_weights(path: str | None) -> dict:
+def _describe_weights(path: str | None) -> Weights:
     if path is None or not Path(path).is_file():
         return {"name": "those of the configuration"}
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return {"name": Path(path).name, "sha256": digest}
 
 
-def _collect(folder: Path) -> list[dict]:
-    """The runs of a part, with what their logs tell."""
+def _collect(folder: Path) -> list[Run]:
+    """The runs of a part, with figures from their logs."""
     from cac_ext.train.runs.log import read_metrics
 
-    runs = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    runs: list[Run] = read_json(folder / "results.json")
     for run in runs:
-        name = run.get("method", run.get("row"))
+        name = run["method"] if "method" in run else run["row"]
         lines = read_metrics(folder / f"{name}-seed{run['seed']}" / "metrics.jsonl")
         steps = [line for line in lines if "loss" in line]
         steps = [line for line in steps if "negatives" in line] or steps  # without the warm-up
@@ -156,81 +154,10 @@ def _collect(folder: Path) -> list[dict]:
         run["iterations"] = lines[-1]["iteration"]
         if steps:
             run["images_per_second"] = median(line["images_per_second"] for line in steps)
-            if torch.cuda.is_available():  # of a CPU's process it is the peak of all runs so far
+            if torch.cuda.is_available():  # on a CPU it is the peak of all runs of this process
                 run["memory_mib"] = max(line["memory_mib"] for line in steps)
         if steps and "negatives" in steps[-1]:
             run["negatives"] = steps[-1]["negatives"]
             late = steps[-max(1, len(steps) // 4) :]
             run["active_share"] = fmean(line["active_share"] for line in late)
     return runs
-
-
-def _gains(runs: Sequence[dict]) -> dict:
-    """mIoU of CAC less that of SupOnly, in [-1, 1], of each seed and their mean."""
-    miou = {(run["method"], run["seed"]): run["miou"] for run in runs}
-    seeds = {run["seed"]: None for run in runs}
-    by_seed = {str(seed): miou["cac", seed] - miou["sup_only", seed] for seed in seeds}
-    return {"by_seed": by_seed, "mean": fmean(by_seed.values())}
-
-
-def camvid_table(results: dict) -> str:
-    """Markdown: a part's figures in percent, how they came about, and the command."""
-    if results["part"] == "comparison":
-        tables = [_seed_table(results), _class_table(results["runs"])]
-    else:
-        tables = [_negatives_table(results["runs"])]
-    machine, run = results["machine"], results["runs"][-1]
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    notes = ["A few iterations, to prove that it runs: these figures say nothing."]
-    return "\n\n".join(
-        [
-            *(notes if results["quick"] else []),
-            *tables,
-            f"CamVid, 1/8 labelled, {run['iterations']} iterations, validation images at their own "
-            f"size. {where}; torch {results['software']['torch']}; backbone weights: "
-            f"{results['weights']['name']}; commit {results['commit'].get('commit', 'unknown')}.",
-            f"    {results['command']}",
-        ]
-    )
-
-
-def _seed_table(results: dict) -> str:
-    seeds = list(results["gains"]["by_seed"])
-    rows = []
-    for method, title in METHODS.items():
-        found = [run["miou"] for run in results["runs"] if run["method"] == method]
-        rows.append([title, *map(_percent, [*found, fmean(found)])])
-    gains = [*results["gains"]["by_seed"].values(), results["gains"]["mean"]]
-    rows.append(["gain", *(f"{100 * gain:+.2f}" for gain in gains)])
-    return markdown_table(["mIoU", *(f"seed {seed}" for seed in seeds), "mean"], rows)
-
-
-def _class_table(runs: Sequence[dict]) -> str:
-    rows = []
-    for name in runs[0]["class_iou"]:
-        means = []
-        for method in METHODS:
-            of_seeds = [run["class_iou"][name] for run in runs if run["method"] == method]
-            of_seeds = [iou for iou in of_seeds if iou is not None]
-            means.append(fmean(of_seeds) if of_seeds else float("nan"))
-        rows.append([name, *map(_percent, means), f"{100 * (means[1] - means[0]):+.2f}"])
-    return markdown_table(["IoU, mean of the seeds", *METHODS.values(), "gain"], rows)
-
-
-def _negatives_table(runs: Sequence[dict]) -> str:
-    rows = [
-        [
-            run["row"].removeprefix("negatives-"),
-            f"{run.get('negatives', 0):.0f}",
-            _percent(run["miou"]),
-            f"{run.get('images_per_second', 0):.1f}",
-            f"{run['memory_mib']:.0f}" if "memory_mib" in run else "-",
-        ]
-        for run in runs
-    ]
-    header = ["row of Table 4", "negatives of an anchor", "mIoU", "images/s", "memory [MiB]"]
-    return markdown_table(header, rows)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"

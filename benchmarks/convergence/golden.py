@@ -1,8 +1,8 @@
-"""A small training whose loss curve is kept: a change of the loss must show its proof here.
+"""A small training whose loss curve is kept: a change of the loss shows here.
 
-Two views of fixed random pixels pass an MLP as projector; pseudo labels and confidences come from a
-fixed classifier; the other pixels are the negatives. Everything but the loss runs in float64, so
-that the curve is the same on every machine to the accuracy of the loss alone.
+Two views of fixed random pixels pass an MLP as projector. Pseudo labels and confidences come from a
+fixed classifier. The other pixels are the negatives. Everything but the loss runs in float64, so
+that the curves of two machines differ by the accuracy of the loss alone.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cac_ext import reference
 from cac_ext.train.runtime.json_files import read_json, write_json
 
 GOLDEN_FILE = Path(__file__).parent / "golden_curve.json"
-#: Of the loss: the curve of a float32 implementation stays this near to the golden one.
+#: Largest relative distance of a float32 implementation from the golden curve.
 TOLERANCE = 1e-5
 
 STEPS = 60
 _A, _N, _INPUTS, _C, _K = 256, 600, 24, 32, 7
 _LEARNING_RATE = 0.05
 
-#: Arguments as `cac_ext.directional_contrastive_loss` takes them, from features1 on.
+#: Takes the positional arguments of `cac_ext.directional_contrastive_loss`.
 Loss = Callable[..., Tensor]
 
 
 def train_curve(loss: Loss, dtype: torch.dtype, steps: int = STEPS) -> list[float]:
-    """The loss before each update; ``dtype`` is that of the features the loss is given."""
+    """The loss before each update, computed from features of type ``dtype``."""
     generator = torch.Generator().manual_seed(20210)
 
     def noise(*size: int) -> Tensor:
@@ -61,15 +62,20 @@ def train_curve(loss: Loss, dtype: torch.dtype, steps: int = STEPS) -> list[floa
     return curve
 
 
+def oracle(*arguments: Tensor) -> Tensor:
+    """The reference loss with its default settings."""
+    loss = reference.directional_contrastive_loss(*arguments)
+    assert isinstance(loss, Tensor)
+    return loss
+
+
 def read_golden() -> list[float]:
     return read_json(GOLDEN_FILE)["loss"]
 
 
 def write_golden() -> None:
-    """From the float64 oracle; nothing else may write it."""
-    from cac_ext import reference
-
-    curve = train_curve(reference.directional_contrastive_loss, torch.float64)
+    """Write the curve of the float64 oracle; nothing else may write it."""
+    curve = train_curve(oracle, torch.float64)
     data = {
         "written_by": "python -m benchmarks convergence --update-golden",
         "loss": [round(value, 9) for value in curve],

@@ -1,8 +1,9 @@
-"""``python -m benchmarks compare A.json B.json``: what changed, and whether it is noise."""
+"""``python -m benchmarks compare A.json B.json``: what changed beyond noise."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,17 +14,21 @@ from benchmarks.measure import units
 from benchmarks.measure.results import Results, Row
 from cac_ext.train.runtime.text_tables import aligned_table
 
-#: With fewer calls than this on either side the spread is unknown, and only a gross change counts.
+#: With fewer calls than this on either side the spread is unknown: only a gross change counts.
 ENOUGH_SAMPLES = 3
 GROSS = 0.5
-#: Memory is nearly free of noise; allocators still round.
+#: Memory has little noise, but allocators round: both bounds must be passed.
 MEMORY_SHARE = 0.10
 MEMORY_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row of both files. ``low`` and ``high`` bound the ratio B / A by the 20-80% bands."""
+    """One row of both files.
+
+    ``ratio`` is B / A of the medians, between ``low`` and ``high`` by the 20-80% bands; nan if a
+    side was not timed.
+    """
 
     key: tuple[str, str, str, str]
     before: Row
@@ -35,25 +40,26 @@ class Change:
         return bool(self.before.samples and self.after.samples)
 
     @property
-    def ratio(self) -> float | None:
-        return self.after.median / self.before.median if self.timed else None
+    def ratio(self) -> float:
+        return self.after.median / self.before.median
 
     @property
-    def low(self) -> float | None:
-        return self.after.p20 / self.before.p80 if self.timed else None
+    def low(self) -> float:
+        return self.after.p20 / self.before.p80
 
     @property
-    def high(self) -> float | None:
-        return self.after.p80 / self.before.p20 if self.timed else None
+    def high(self) -> float:
+        return self.after.p80 / self.before.p20
 
     @property
-    def memory_ratio(self) -> float | None:
+    def memory_ratio(self) -> float:
+        """Nan if it is unknown."""
         if not self.before.extra_memory or self.after.extra_memory is None:
-            return None
+            return math.nan
         return self.after.extra_memory / self.before.extra_memory
 
     def verdict(self) -> str:
-        """Empty for no change beyond noise; a regression's verdict has an exclamation mark."""
+        """Empty without a change beyond noise; that of a regression has an exclamation mark."""
         if self.before.status == "ok" != self.after.status and self.after.status != "skipped":
             return f"{self.after.status.replace('_', ' ')}!"
         found = []
@@ -64,12 +70,11 @@ class Change:
                 found.append("slower!")
             elif self.high < 1 and self.ratio < 1 / (1 + margin):
                 found.append("faster")
-        if self.memory_ratio is not None:
-            difference = self.after.extra_memory - self.before.extra_memory
-            if self.memory_ratio > 1 + MEMORY_SHARE and difference > MEMORY_BYTES:
-                found.append("more memory!")
-            elif self.memory_ratio < 1 / (1 + MEMORY_SHARE) and -difference > MEMORY_BYTES:
-                found.append("less memory")
+        difference = (self.after.extra_memory or 0) - (self.before.extra_memory or 0)
+        if self.memory_ratio > 1 + MEMORY_SHARE and difference > MEMORY_BYTES:
+            found.append("more memory!")
+        elif self.memory_ratio < 1 / (1 + MEMORY_SHARE) and -difference > MEMORY_BYTES:
+            found.append("less memory")
         return ", ".join(found)
 
     @property
@@ -77,7 +82,7 @@ class Change:
         return "!" in self.verdict()
 
 
-#: What makes two runs the same experiment: settings of the whole run, and sizes of each case.
+#: Two runs are the same experiment if these agree: settings of the run, and sizes of each case.
 SETTINGS = {"loss": ("seed",), "step": ("seed", "config", "overrides", "batch")}
 SIZES = {
     "loss": ("A", "N", "C", "K", "active_share", "background_share"),
@@ -90,31 +95,31 @@ def check_kinds(before: Results, after: Results, names: tuple[str, str] = ("A", 
     for results, name in zip((before, after), names, strict=True):
         if results.kind not in SETTINGS:
             raise UsageError(
-                f"{name} is a {results.kind!r} result, which has curves and no rows to compare; "
+                f"{name} is a {results.kind!r} result, with curves instead of rows to compare; "
                 f"to see it: python -m benchmarks report {name}"
             )
     if before.kind != after.kind:
         raise UsageError(
             f"{names[0]} is a {before.kind!r} result and {names[1]} a {after.kind!r} result; "
-            "two of one kind can be compared, and `python -m benchmarks report` takes any"
+            "give two of one kind; python -m benchmarks report takes any"
         )
 
 
 def different_experiment(before: Results, after: Results, case: str) -> str:
-    """In what the two runs of a case are not the same experiment; empty if they are."""
-    found = [
+    """How the two runs of a case differ as experiments; empty if they do not."""
+    found: list[tuple[str, object, object]] = [
         (name, before.settings.get(name), after.settings.get(name))
         for name in SETTINGS[before.kind]
     ]
-    sizes = before.cases.get(case, {}), after.cases.get(case, {})
-    found += [(name, *(size.get(name) for size in sizes)) for name in SIZES[before.kind]]
-    # A case that could not be run in one of the files has no sizes there.
+    one_case, other_case = before.cases.get(case, {}), after.cases.get(case, {})
+    found += [(name, one_case.get(name), other_case.get(name)) for name in SIZES[before.kind]]
+    # A case that could not run has no sizes in its file.
     found = [item for item in found if item[1] != item[2] and None not in item[1:]]
     return ", ".join(f"{name} is {one} in A and {other} in B" for name, one, other in found)
 
 
 def compare(before: Results, after: Results, threshold: float = 0.05) -> list[Change]:
-    """Every row that both hold of the same experiment, in the order of the first."""
+    """Every row of the same experiment in both, in the order of the first."""
     check_kinds(before, after)
     later = {row.key: row for row in after.rows}
     return [
@@ -125,7 +130,7 @@ def compare(before: Results, after: Results, threshold: float = 0.05) -> list[Ch
 
 
 def _refused(before: Results, after: Results) -> list[str]:
-    """A sentence for every reason why rows of both files are not compared."""
+    """A sentence for each reason why rows of both files are not compared."""
     shared = {row.key for row in before.rows} & {row.key for row in after.rows}
     cases: dict[str, dict[str, int]] = {}  # reason -> case -> rows
     for case, *_ in sorted(shared):
@@ -141,7 +146,7 @@ def _refused(before: Results, after: Results) -> list[str]:
 
 
 def _differences(before: Results, after: Results) -> list[str]:
-    """Whatever makes the two runs hard to compare."""
+    """Everything that makes the two runs hard to compare."""
     found = [
         f"{name} is incomplete: its run ended early"
         for name, results in (("A", before), ("B", after))
@@ -184,7 +189,7 @@ def comparison_table(changes: list[Change]) -> str:
                 units.seconds(change.after.median) if timed else change.after.status,
                 f"{change.ratio:.3f}" if timed else "-",
                 f"{change.low:.2f}-{change.high:.2f}" if timed else "-",
-                "-" if change.memory_ratio is None else f"{change.memory_ratio:.2f}",
+                "-" if math.isnan(change.memory_ratio) else f"{change.memory_ratio:.2f}",
                 change.verdict(),
             ]
         )
@@ -195,8 +200,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compares two results row by row. A row counts as slower if its 20-80% bands do not "
         "overlap and the medians differ by more than the threshold. The exit code is 1 if "
-        "anything is slower, takes more memory or no longer runs. Rows of other sizes, seeds or "
-        "training settings are different experiments and are not compared."
+        "anything is slower, takes more memory or no longer runs. Rows with other sizes, seeds or "
+        "training settings are other experiments and are not compared."
     )
     parser.add_argument("before", metavar="A.json")
     parser.add_argument("after", metavar="B.json")

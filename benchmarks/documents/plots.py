@@ -6,15 +6,17 @@ import io
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.convergence.table import changed_steps
 from benchmarks.loss.table import SHORT_DTYPE
 from benchmarks.measure.results import Results, Row
 
-COLOURS = {
+COLORS = {
     "ours": "#c1272d",
     "ours-avx512": "#e07b7f",
     "ours-avx2": "#f0b6b8",
@@ -29,13 +31,11 @@ MARKERS = {"float32": "o", "float32-high": "D", "bfloat16": "s", "float16": "^"}
 LINES = {"float32": "-", "float32-high": "-.", "bfloat16": "--", "float16": ":"}
 HATCHES = {"float32": None, "float32-high": "..", "bfloat16": "//"}
 
-#: Same file, same bytes: no dates and no random identifiers inside. Text stays text: half the size.
-_STYLE = {"svg.hashsalt": "cac_ext", "svg.fonttype": "none"}
 
-
-def _style(row: Row) -> dict:
+def _style(row: Row) -> dict[str, Any]:
+    """Options of `Axes.plot` for a contender."""
     return {
-        "color": COLOURS.get(row.implementation, "black"),
+        "color": COLORS.get(row.implementation, "black"),
         "marker": MARKERS.get(row.dtype, "x"),
         "label": f"{row.implementation} {SHORT_DTYPE.get(row.dtype, row.dtype)}",
     }
@@ -53,10 +53,11 @@ def _measured(results: Results) -> list[Row]:
 
 def series_in_n(results: Results) -> set[str]:
     """The largest set of cases that differ in N alone."""
-    sets: dict[tuple, set[str]] = defaultdict(set)
-    fixed = ("A", "C", "K", "active_share", "background_share")
+    sets: dict[tuple[float, ...], set[str]] = defaultdict(set)
     for name, case in results.cases.items():
-        sets[tuple(case[key] for key in fixed)].add(name)
+        shares = case["active_share"], case["background_share"]
+        fixed = (case["A"], case["C"], case["K"], *shares)
+        sets[fixed].add(name)
     return max(sets.values(), key=len, default=set())
 
 
@@ -66,8 +67,9 @@ def _against_n(
     names = series_in_n(results)
     lines: dict[tuple[str, str], list[tuple[int, float, Row]]] = defaultdict(list)
     for row in _measured(results):
-        if row.case in names and value(row):
-            point = (results.cases[row.case]["N"], value(row), row)
+        measured = value(row)
+        if row.case in names and measured:
+            point = (results.cases[row.case]["N"], measured, row)
             lines[row.implementation, row.dtype].append(point)
     if len({point[0] for points in lines.values() for point in points}) < 3:
         return None
@@ -107,7 +109,7 @@ def memory_against_n(results: Results) -> Figure | None:
 def share_of_matrix_rate(results: Results) -> Figure | None:
     """Executed operations a second against torch's matrix product in the same run and type.
 
-    That is a yardstick and no limit: products made of narrower ones can pass 100%.
+    It is a yardstick, not a limit: products made of narrower ones can pass 100%.
     """
     rows = [row for row in _measured(results) if row.share_of_matrix_rate]
     if not rows:
@@ -119,15 +121,15 @@ def share_of_matrix_rate(results: Results) -> Figure | None:
     width = 0.8 / len(contenders)
     for i, (implementation, dtype) in enumerate(contenders):
         own = {
-            row.case: row
+            row.case: row.share_of_matrix_rate or 0.0
             for row in rows
             if (row.implementation, row.dtype) == (implementation, dtype)
         }
         axes.bar(
             [cases.index(case) + (i + 0.5) * width - 0.4 for case in own],
-            [100 * row.share_of_matrix_rate for row in own.values()],
+            [100 * share for share in own.values()],
             width=width,
-            color=COLOURS.get(implementation, "black"),
+            color=COLORS.get(implementation, "black"),
             hatch=HATCHES.get(dtype, "//"),
             edgecolor="white",
             label=f"{implementation} {SHORT_DTYPE.get(dtype, dtype)}",
@@ -146,18 +148,22 @@ def share_of_matrix_rate(results: Results) -> Figure | None:
 def rate_over_intensity(results: Results) -> Figure | None:
     """Executed operations a second over executed operations for each byte of inputs and outputs.
 
-    Inputs and outputs must be moved once; an implementation that executes more than is needed, or
-    moves more, stands as high as its own operations put it. The lines are what torch's copy and
-    torch's matrix product reach: yardsticks and no limits.
+    Inputs and outputs must be moved once. Each implementation is drawn by its own operations, even
+    if it executes or moves more than necessary. The lines are the rates of torch's copy and of
+    torch's matrix product: yardsticks, not limits.
     """
-    rows = [row for row in _measured(results) if row.executed_operations and row.compulsory_bytes]
+    points = [
+        (row, row.executed_operations, row.compulsory_bytes)
+        for row in _measured(results)
+        if row.executed_operations and row.compulsory_bytes
+    ]
     bandwidth = results.limits.get("memory_bandwidth")
     rates = results.limits.get("matrix_rate", {})
-    if not rows or not bandwidth or not rates:
+    if not points or not bandwidth or not rates:
         return None
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    intensities = [row.executed_operations / row.compulsory_bytes for row in rows]
+    intensities = [operations / size for _, operations, size in points]
     span = [min(1.0, *intensities), 3 * max(intensities)]
     for dtype, measured in rates.items():
         rate = measured["operations_per_second"]
@@ -171,13 +177,13 @@ def rate_over_intensity(results: Results) -> Figure | None:
             label=f"torch's copy and product {SHORT_DTYPE.get(dtype, dtype)}",
         )
     labelled = set()
-    for row, intensity in zip(rows, intensities, strict=True):
+    for (row, operations, _), intensity in zip(points, intensities, strict=True):
         style = _style(row)
         if style["label"] in labelled:
             style.pop("label")
         else:
             labelled.add(style["label"])
-        axes.plot(intensity, row.executed_operations / row.median / 1e9, linestyle="", **style)
+        axes.plot(intensity, operations / row.median / 1e9, linestyle="", **style)
     axes.set(
         xscale="log",
         yscale="log",
@@ -190,7 +196,7 @@ def rate_over_intensity(results: Results) -> Figure | None:
 
 
 def loss_figures(results: Results) -> dict[str, Figure]:
-    """Name -> figure, for those that the result has the rows for."""
+    """Name -> figure, if the result has the rows for it."""
     made = {
         "time": time_against_n(results),
         "memory": memory_against_n(results),
@@ -200,7 +206,7 @@ def loss_figures(results: Results) -> dict[str, Figure]:
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-#: A distance of nothing is drawn here, at about the resolution of float32.
+#: A distance of 0 is drawn here, near the resolution of float32.
 FLOOR = 3e-8
 
 
@@ -221,7 +227,7 @@ def step_figures(results: Results) -> dict[str, Figure]:
             axes.plot(
                 [results.cases[row.case]["negatives"] for row in own],
                 [value(row) for row in own],
-                color=COLOURS.get(loss, "black"),
+                color=COLORS.get(loss, "black"),
                 marker="o",
                 label=loss,
             )
@@ -233,12 +239,10 @@ def step_figures(results: Results) -> dict[str, Figure]:
 
 
 def convergence_figures(results: Results) -> dict[str, Figure]:
-    """Loss curves of the first seed; of all seeds, how far each is from the seed's first curve.
+    """Loss curves of the first seed; for all seeds, distances from the first curve of the seed.
 
     A dot is a step whose loss was made of other pixels, see `benchmarks.convergence.command`.
     """
-    from benchmarks.convergence.command import changed_steps
-
     by_seed = list(results.extra["curves"].values())
     if not by_seed:  # no training fitted into the time budget
         return {}
@@ -272,14 +276,15 @@ def convergence_figures(results: Results) -> dict[str, Figure]:
 
 
 def to_svg(figure: Figure) -> bytes:
+    """Equal figures give equal bytes: no dates, no random identifiers. Text stays text."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context({"svg.hashsalt": "cac_ext", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
 def save_figures(figures: dict[str, Figure], folder: Path, prefix: str) -> list[Path]:
-    """``folder/prefix-name.png`` and ``.svg`` for each figure."""
+    """Writes ``folder/prefix-name.png`` and ``.svg`` for each figure; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures.items():

@@ -1,16 +1,15 @@
 """``python -m benchmarks readme README.md``: figures in a document, taken from result files.
 
-A document says where a table stands and where its figures come from:
+A document marks the place of a table and the source of its figures:
 
     <!-- benchmark: benchmarks/results/.../loss.json case=voc -->
     <!-- end benchmark -->
 
-Instead of ``case=NAME`` (one case of a `loss` result) it may say ``scaling`` (its cases that differ
-in N alone), ``step`` (a `step` result) or ``largest`` (the sizes that it found to fit into memory).
+``case=NAME`` is one case of a `loss` result. Other tables are ``scaling`` (its cases that differ in
+N alone), ``step`` (a `step` result) and ``largest`` (the sizes that fit into memory).
 
-The command writes the table in between, with the footnotes that it needs; with ``--check`` it only
-tells whether it is up to date.
-Paths are relative to the document.
+The command writes the table in between, with its footnotes; with ``--check`` it only reports
+whether the document is up to date. Paths are relative to the document.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from benchmarks.documents.plots import series_in_n
 from benchmarks.errors import UsageError
 from benchmarks.loss.table import SHORT_DTYPE, speed_up
 from benchmarks.measure import units
+from benchmarks.measure.records import Machine
 from benchmarks.measure.results import Results, Row
 from benchmarks.step.search import describe
 from cac_ext.train.runtime.text_tables import markdown_table
@@ -34,7 +34,7 @@ _BLOCK = re.compile(
 )
 
 
-FEW = 3  # timed calls; a figure of fewer is marked
+FEW = 3  # timed calls; a figure of fewer has a mark
 FEW_SIGN, OTHER_TYPE_SIGN = "\\*", "\\*\\*"
 
 
@@ -65,12 +65,13 @@ def case_markdown(results: Results, case: str) -> str:
 
 
 def scaling_markdown(results: Results) -> str:
-    """A `loss` result's cases that differ in N alone: time and memory of each implementation."""
+    """The cases of a `loss` result that differ in N alone: time and memory."""
     names = sorted(series_in_n(results), key=lambda name: results.cases[name]["N"])
     rows = [row for row in results.rows if row.phase == "both"]
     contenders = dict.fromkeys((row.implementation, row.dtype) for row in rows)
     header = ["N", *(f"{name} {SHORT_DTYPE.get(dtype, dtype)}" for name, dtype in contenders)]
-    lines, shown = [], {}
+    lines: list[list[str]] = []
+    shown: dict[str, list[Row]] = {}
     for case in names:
         found = [results.find(case, *contender, "both") for contender in contenders]
         title = f"{results.cases[case]['N']:,}"
@@ -84,7 +85,8 @@ def scaling_markdown(results: Results) -> str:
 def step_markdown(results: Results) -> str:
     """A `step` result: time and memory of a whole training step for each number of negatives."""
     losses = list(dict.fromkeys(row.implementation for row in results.rows))
-    lines, shown = [], {}
+    lines: list[list[str]] = []
+    shown: dict[str, list[Row]] = {}
     for case, sizes in results.cases.items():
         found = [results.find(case, loss, "float32", "step") for loss in losses]
         title = f"{sizes['negatives']:,}"
@@ -102,7 +104,7 @@ def largest_markdown(results: Results) -> str:
     """A `step` result: the most negatives and the largest batch within its memory budget."""
     searches = results.extra.get("largest")
     if not searches:
-        raise UsageError("the result has no largest sizes: measure it with step --memory-budget")
+        raise UsageError("the result has no largest sizes; measure them with step --memory-budget")
     found = {
         (item["loss"], item["what"]): describe(
             item["largest"], item.get("too_large"), item["stopped_by"]
@@ -135,17 +137,18 @@ def _time(row: Row) -> str:
 
 
 def _time_and_memory(row: Row | None) -> str:
-    if not _measured(row):
+    if row is None or not _measured(row):
         return "-"
     memory = "" if row.extra_memory is None else f", {units.size(row.extra_memory)}"
     return _time(row) + memory
 
 
 def _ratio(results: Results, row: Row, rival: str) -> str:
-    """Times faster than the rival, marked where that has no figure in the row's type."""
+    """Times faster than the rival, with a mark if that has no figure in the same type."""
     text = units.ratio(speed_up(results, row, rival))
     same = results.find(row.case, rival, row.dtype, row.phase)
-    return text if text == "-" or _measured(same) else text + OTHER_TYPE_SIGN
+    measured = same is not None and _measured(same)
+    return text if text == "-" or measured else text + OTHER_TYPE_SIGN
 
 
 def _block(
@@ -154,9 +157,9 @@ def _block(
     lines: list[list[str]],
     left: int,
     caption: str,
-    shown: dict[str, list[Row]],  # of each line's title
+    shown: dict[str, list[Row]],  # title of a line -> its rows
 ) -> str:
-    """The table, where it was measured, what its signs mean and why cells are empty."""
+    """The table, the machine, the meaning of its signs and the reasons of empty cells."""
     machine = results.machine
     where = machine.get("gpu") or f"{machine['cpu']} ({_capability(machine)})"
     text = f"{where}, {machine['threads']} threads, torch {results.software['torch']}; {caption}"
@@ -171,18 +174,18 @@ def _block(
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _measured(row: Row | None) -> bool:
-    return row is not None and row.status == "ok" and bool(row.samples)
+def _measured(row: Row) -> bool:
+    return row.status == "ok" and bool(row.samples)
 
 
-def _capability(machine: dict) -> str:
-    """What torch says, and the matrix unit, which decides where there is one."""
+def _capability(machine: Machine) -> str:
+    """Torch's name of the instruction set, and the matrix unit, if there is one."""
     matrix_unit = [name for name in machine.get("instruction_sets", []) if "amx" in name]
     return " + ".join([machine["capability"], *matrix_unit])
 
 
 def _empty_cells(shown: dict[str, list[Row]]) -> list[str]:
-    """Why there is no figure: the reason of each contender's first row without one."""
+    """Why figures are missing: for each contender the reason in its first row without one."""
     empty: dict[str, list[tuple[str, Row]]] = {}
     for title, rows in shown.items():
         for row in rows:
@@ -197,13 +200,13 @@ def _empty_cells(shown: dict[str, list[Row]]) -> list[str]:
 
 
 def updated(document: Path) -> str:
-    """The document's text with every table made anew.
+    """The text of the document with every table made anew.
 
     Raises:
-        UsageError: a block's first line is none that is known, or has no end.
+        UsageError: the first line of a block is unknown, or the block has no end.
     """
 
-    def replace(match: re.Match) -> str:
+    def replace(match: re.Match[str]) -> str:
         results = Results.load(document.parent / match["file"])
         if match["what"] == "scaling":
             body = scaling_markdown(results)
@@ -220,8 +223,9 @@ def updated(document: Path) -> str:
     for start in re.findall(r"^<!-- benchmark:.*\n?", text, re.MULTILINE):
         if start not in known:
             raise UsageError(
-                f"{document}: {start.strip()!r} is no block; needed is "
-                "'<!-- benchmark: FILE.json case=NAME|scaling|step|largest -->' and an end"
+                f"{document}: {start.strip()!r} is not a block; a block begins with "
+                "'<!-- benchmark: FILE.json case=NAME|scaling|step|largest -->' and ends with "
+                "'<!-- end benchmark -->'"
             )
     return _BLOCK.sub(replace, text)
 

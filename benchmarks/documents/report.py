@@ -8,10 +8,12 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.convergence.table import convergence_table
 from benchmarks.loss.table import loss_table
 from benchmarks.measure.results import Results
+from benchmarks.step.table import step_table
 
-if TYPE_CHECKING:  # matplotlib is needed to make a report, not to say how
+if TYPE_CHECKING:  # a report needs matplotlib, --help does not
     from matplotlib.figure import Figure
 
 _STYLE = """
@@ -27,20 +29,16 @@ dt { color: #666 } dd { margin: 0; overflow-wrap: anywhere }
 
 
 def text_of(results: Results) -> str:
-    """The table that the command itself printed."""
+    """The table that the command printed."""
     if results.kind == "loss":
         return loss_table(results)
     if results.kind == "step":
-        from benchmarks.step.table import step_table
-
         return step_table(results)
-    from benchmarks.convergence.command import convergence_table
-
-    return "\n\n".join(filter(None, [convergence_table(results), results.warning()]))
+    return convergence_table(results)
 
 
 def figures_of(results: Results) -> dict[str, Figure]:
-    """Name -> figure, for those that the result has the rows for."""
+    """Name -> figure, if the result has the rows for it."""
     from benchmarks.documents import plots
 
     if results.kind == "loss":
@@ -70,7 +68,7 @@ def _facts(results: Results) -> str:
 
 
 def render_report(files: dict[str, Results]) -> str:
-    """The page; ``files`` maps the names under which results are shown to them."""
+    """The page; ``files`` are results by their title."""
     from benchmarks.documents import plots
 
     sections = []
@@ -111,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     paths = [Path(file) for file in arguments.files]
     files = {}
-    for path in paths:  # equal file names are told apart by their folders
+    for path in paths:  # equal file names get their folders
         same = sum(other.stem == path.stem for other in paths) > 1
         files[f"{path.parent.name}/{path.stem}" if same else path.stem] = Results.load(path)
     output = Path(arguments.output)

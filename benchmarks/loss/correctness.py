@@ -93,6 +93,7 @@ def check(
         confidence_threshold=CONFIDENCE_THRESHOLD,
         eps=implementation.eps,
     )
+    assert isinstance(expected_loss, Tensor)  # alone, without the direction
     expected_loss.backward()
     expected = _gradients(oracle)
 

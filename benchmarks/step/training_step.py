@@ -1,13 +1,13 @@
-"""One whole training step, encoder included, with the loss exchanged for a rival's."""
+"""One whole training step, encoder included, with the loss of a rival in place of ours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Case, Inputs
 from benchmarks.errors import UsageError
@@ -15,6 +15,7 @@ from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.implementations.contenders import NO_LOSS
 from cac_ext.reference import direction_masks
 from cac_ext.train.config import Config, load
+from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.batches import CropPairBatch, LabelledBatch, ViewBatch, to_device
 from cac_ext.train.methods import MethodContext, Step
 from cac_ext.train.methods.cac import Cac, CacModel, ViewOutputs
@@ -23,28 +24,27 @@ from cac_ext.train.networks import build_network
 
 #: Shares of classes and of active anchors, as in the paper-sized case of `benchmarks loss`.
 TYPICAL = Case("typical")
-IGNORE_INDEX = 255
 
 
 def step_config(name_or_path: str, overrides: list[str]) -> Config:
-    """A training configuration, normalised by active anchors as every implementation is."""
+    """A training configuration whose loss is a mean over active anchors, as in every rival."""
     return load(name_or_path, [*overrides, "method.normalizer=active"])
 
 
-#: What the implementations of `benchmarks.implementations` compute, as the trainer asks for it.
+#: The options of the trainer that all implementations compute.
 COMPUTED = {
     "temperature": TEMPERATURE,
     "confidence_threshold": CONFIDENCE_THRESHOLD,
     "weights": None,
     "reduction": "active_mean",
-    "normalize": False,  # unit features come in, and a second normalisation changes nothing
+    "normalize": False,  # features are unit vectors; normalizing again changes nothing
     "eps": 0.0,
     "return_direction": True,
 }
 
 
 def check_comparable(config: Config, losses: list[str]) -> None:
-    """Refuse a configuration whose loss is not the one that all implementations compute.
+    """Refuse a configuration whose loss the implementations do not compute.
 
     Raises:
         UsageError: names the settings that differ.
@@ -94,8 +94,10 @@ def _loss_for_training(name: str) -> Callable[..., tuple[Tensor, Tensor]] | None
 
 
 class _TypicalOutputs(CacModel):
-    """An untrained network is sure of nothing: its outputs are kept, but its labels and
-    confidences are replaced by typical ones, so that as many anchors are active as in training."""
+    """Typical labels and confidences in place of those of an untrained network.
+
+    That one is sure of nothing; so as many anchors are active as in training.
+    """
 
     def view_outputs(self, views: Tensor) -> ViewOutputs:
         projections, confidences, pseudo_labels, _ = super().view_outputs(views)
@@ -116,8 +118,18 @@ class _TypicalOutputs(CacModel):
         )
 
 
+class _NoImages(Dataset[Any]):
+    """Stands where no image is read: the step makes its own batch."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> NoReturn:
+        raise IndexError(index)
+
+
 class TrainingStep:
-    """A model, a batch and ``negatives`` features; `run` is one optimiser step."""
+    """A model, a batch and ``negatives`` features; `run` is one optimizer step."""
 
     def __init__(
         self, config: Config, loss: str, negatives: int, batch: int, device: torch.device, seed: int
@@ -126,7 +138,8 @@ class TrainingStep:
         self._loss = _loss_for_training(loss)
         # Random weights cost the same, and nothing is downloaded.
         network = build_network(config.network, TYPICAL.K, pretrained=False)
-        splits = SimpleNamespace(num_classes=TYPICAL.K, ignore_index=IGNORE_INDEX)
+        class_names = [str(number) for number in range(TYPICAL.K)]
+        splits = DatasetSplits(_NoImages(), _NoImages(), _NoImages(), class_names)
         self.method = Cac(MethodContext(config, splits, network))
         model = self.method.model
         typical = _TypicalOutputs(model.network, model.projector).to(device).train()
@@ -137,7 +150,8 @@ class TrainingStep:
         side = network.pooled_grid.size(size)
         shift = side // 4  # the views overlap in 9/16 of their positions
         grid = torch.arange(side * side).view(side, side)
-        overlap1, overlap2 = grid[shift:, shift:].flatten(), grid[: side - shift, : side - shift]
+        overlap1 = grid[shift:, shift:].flatten()
+        overlap2 = grid[: side - shift, : side - shift].flatten()
         offsets = torch.arange(batch)[:, None] * side * side
 
         def images() -> Tensor:
@@ -145,20 +159,17 @@ class TrainingStep:
 
         labelled = LabelledBatch(images(), torch.randint(TYPICAL.K, (batch, size, size)))
         valid = torch.ones(batch, side, side, dtype=torch.bool)
-        views = [
-            ViewBatch(
-                images(),
-                valid,
-                torch.arange(valid.numel()),
-                (offsets + overlap.flatten()).flatten(),
-            )
-            for overlap in (overlap1, overlap2)
-        ]
+
+        def view(overlap: Tensor) -> ViewBatch:  # [A]
+            positions = (offsets + overlap).flatten()
+            return ViewBatch(images(), valid, torch.arange(valid.numel()), positions)
+
+        view1, view2 = view(overlap1), view(overlap2)
         image_index = torch.arange(batch).repeat_interleave(len(overlap1))
         weights = torch.full((len(image_index),), 1.0 / (batch * len(overlap1)))
-        pairs = CropPairBatch(*views, image_index, weights)
+        pairs = CropPairBatch(view1, view2, image_index, weights)
         self.batches = to_device({"labelled": labelled, "crop_pairs": pairs}, device)
-        # What this step does not select itself stands in the bank from earlier steps.
+        # Negatives that this step does not select are in the bank, from earlier steps.
         selected = max(1, min(negatives // 2, batch * side * side))
         self.method.bank = MemoryBank(selected, step_save=1)
         older = max(negatives - 2 * selected, 0)
@@ -169,8 +180,11 @@ class TrainingStep:
         self.anchors = len(image_index)
 
     def warm_up(self) -> None:
-        """A step without the consistency loss, which may take minutes. The next has the peak memory
-        of all later ones: gradients, momentum and the allocator's spare room are there."""
+        """A step without the consistency loss, which may take minutes.
+
+        The next one has the peak memory of all later ones: gradients, momentum and the spare memory
+        of the allocator exist.
+        """
         self._run(_loss_for_training(NO_LOSS))
 
     def run(self) -> None:
