@@ -1,4 +1,4 @@
-"""`benchmarks convergence` trains with each loss and says how near the curves stay."""
+"""`benchmarks convergence` trains with each loss and reports the distances of the curves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = [
     *("augment.crop_size=33", "network.width=16", "method.projector_channels=16"),
     *("schedule.labelled_batch=2", "schedule.unlabelled_batch=2"),
     *("data.synthetic.validation=1", "data.synthetic.labelled=2", "data.synthetic.unlabelled=2"),
-    "method.confidence_threshold=0.2",  # or an untrained network would have no active anchor
+    "method.confidence_threshold=0.2",  # with more, an untrained network has no active anchor
 ]
 
 

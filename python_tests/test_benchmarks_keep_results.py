@@ -1,4 +1,4 @@
-"""Whatever ends a benchmark early, what was measured until then is saved and marked incomplete."""
+"""However a benchmark ends early, its results so far are saved and marked incomplete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_benchmarks_results import make_results
+from made_up_results import make_results
 
 from benchmarks import __main__ as command_line
 from benchmarks.__main__ import main
@@ -60,7 +60,7 @@ def test_an_interrupted_loss_run_keeps_its_rows(run_until, capsys) -> None:
         assert len(row.samples) == 2
         assert row.share_of_matrix_rate > 0
         assert row.share_of_bandwidth > 0
-    # Also of the case in which it was interrupted, what was timed.
+    # The interrupted case keeps its timed calls too.
     timed = results.find("second", "naive", "float32", "both")
     assert len(timed.samples) == 1
     assert timed.share_of_matrix_rate > 0
@@ -87,8 +87,8 @@ def test_a_process_that_is_asked_to_end_keeps_its_rows(
         right(self)
 
     monkeypatch.setattr(LossCase, "_later_rounds", later_rounds)
-    monkeypatch.setattr(sys, "argv", sys.argv)  # put back at the end
-    # As a process of its own is started: with its arguments in sys.argv.
+    monkeypatch.setattr(sys, "argv", sys.argv)  # restored at the end
+    # As in a separate process: with the arguments in sys.argv.
     monkeypatch.setattr(
         "benchmarks.__main__.main", lambda words: setattr(sys, "argv", ["", *words]) or main()
     )
@@ -105,7 +105,7 @@ def test_a_process_that_is_asked_to_end_keeps_its_rows(
 def test_every_case_is_saved_as_soon_as_it_is_done(
     run_until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a process that is killed there is no other moment."""
+    """A process that is killed has no later chance."""
     output = tmp_path / "new" / "folder" / "out.json"
     right = LossCase._select
     found = {}
@@ -205,7 +205,7 @@ TRAINING = ["augment.crop_size=33", "network.width=16", "method.projector_channe
 
 
 def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
-    """Ctrl-C in that call of a function."""
+    """Raises KeyboardInterrupt in call number ``call`` of a function."""
     calls = []
     right = getattr(owner, name)
 

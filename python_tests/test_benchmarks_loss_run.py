@@ -26,7 +26,7 @@ TINY = Case("tiny", A=64, N=512, C=16, K=5)
 def run_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs the command on one tiny case and returns what it wrote."""
     monkeypatch.setitem(CASES, "tiny", [TINY])
-    # Limits of the machine are not at issue: small ones are measured faster.
+    # Small yardsticks are measured faster.
     monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
 
     def run(*arguments: str) -> Results:
@@ -85,7 +85,7 @@ def test_a_type_sets_the_precision_of_float32_products_for_everyone(
     assert torch.get_float32_matmul_precision() == before
     rows = [results.find("tiny", name, "float32-high", "both") for name in names]
     assert all(row.status == "ok" and row.share_of_matrix_rate > 0 for row in rows)
-    # What is asked for counts, not the several products of which one may be made.
+    # The requested products count, not the several products that one may consist of.
     assert rows[0].executed_operations == rows[1].executed_operations
     assert {check["dtype"] for check in results.checks} == {"float32-high"}
     assert "fp32-high" in loss_table(results)
@@ -130,7 +130,7 @@ def test_memory_of_a_child_process_sees_the_matrices() -> None:
     matrix = 4 * case.A * case.N  # 32 MiB
     naive = memory.measure_in_child("naive", torch.float32, case, seed=0)
     assert naive.status == "ok"
-    # Of each direction the scores, masked and behind the positives; gradients beside them.
+    # In each direction the scores, masked and with the positives, and their gradients.
     assert 4 * matrix < naive.extra_bytes < 7 * matrix
 
 
@@ -155,7 +155,7 @@ def test_a_child_process_is_asked_for_what_is_measured_here(
         "case": TINY.to_json(),
         "seed": 3,
         "float32_matmul_precision": "high",
-        "limit_bytes": 900,  # 90% of what is free
+        "limit_bytes": 900,  # 90% of the free memory
         "threads": torch.get_num_threads(),
     }
     assert asked[0] == ("benchmarks.measure.memory_probe", request, 5.0)
@@ -173,7 +173,7 @@ def test_a_child_process_is_asked_for_what_is_measured_here(
         (Ended(-signal.SIGSEGV), "failed", "exit code -11"),
     ],
 )
-def test_how_a_child_process_ended_is_told(
+def test_how_a_child_process_ended_is_reported(
     ended: Ended, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "run_child", lambda *arguments: ended)

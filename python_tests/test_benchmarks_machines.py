@@ -1,4 +1,4 @@
-"""The benchmarks run where a system tells less, or allows less, than a usual one."""
+"""The benchmarks run on systems that report less, or allow less, than usual."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.measure.results import Results
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """Replaces /proc and /sys by the files given; all others are not there."""
+    """Replaces /proc and /sys by the given files; all others are missing."""
 
     def replace(files: dict[str, str]) -> None:
         right_read, right_write = Path.read_text, Path.write_text

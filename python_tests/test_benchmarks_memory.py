@@ -1,4 +1,4 @@
-"""Memory is measured of the call alone, and no call may take more than there is."""
+"""Only the memory of the call is measured, and no call may take more than is free."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ TINY = Case("tiny", A=16, N=32, C=8, K=3)
 
 
 class Recorded(Implementation):
-    """Notes when it is called; its first call takes twice the memory, as tuning does."""
+    """Records its calls."""
 
     name, description = "recorded", ""
 
     def __init__(self, events: list[str], compiles: bool) -> None:
         self.events, self.compiles = events, compiles
-        self.peak = 200
 
     def loss(self, inputs):
         self.events.append("call")
@@ -50,8 +49,8 @@ def test_tuning_is_no_part_of_a_calls_memory_on_a_gpu(
     assert events == ["call"] * compiles + ["reset", "before", "call", "peak"]
 
 
-#: What the system rounds to, and what an allocator and an interpreter take beside. Blocks beyond
-#: 32 MiB are the system's own; smaller ones may come from what the allocator kept, or stay there.
+#: Rounding by the system, and the needs of allocator and interpreter. Blocks above 32 MiB come from
+#: the system and return to it; the allocator may keep smaller ones.
 TOLERANCE = 6 * 2**20
 
 
@@ -60,7 +59,7 @@ def test_the_growth_of_the_peak_is_what_was_allocated(mebibytes: int) -> None:
     size = mebibytes * 2**20
     before = torch.ones(64 * 2**20, dtype=torch.uint8)
     growth = PeakGrowth()
-    assert growth.bytes() <= TOLERANCE  # what was there before does not count
+    assert growth.bytes() <= TOLERANCE  # earlier memory does not count
     block = torch.ones(size, dtype=torch.uint8)
     del block
     again = torch.ones(size // 2, dtype=torch.uint8)  # below the peak
@@ -69,7 +68,7 @@ def test_the_growth_of_the_peak_is_what_was_allocated(mebibytes: int) -> None:
 
 
 class Allocating(Implementation):
-    """Takes a known amount for each negative beside its inputs, forward and backward."""
+    """Takes a known amount of memory for each negative."""
 
     name, description = "allocating", ""
     BYTES = 2**15

@@ -1,4 +1,4 @@
-"""Figures are drawn of the rows they name and claim no limit that was not measured."""
+"""Figures show the rows that they name and claim no limit that was not measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_benchmarks_results import SIZES, make_results
+from made_up_results import SIZES, make_results
 
 pytest.importorskip("matplotlib")
 

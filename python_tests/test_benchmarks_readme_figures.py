@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from test_benchmarks_results import make_results
+from made_up_results import make_results
 
 from benchmarks.__main__ import main
 from benchmarks.documents.readme import updated
@@ -78,7 +78,7 @@ def test_a_series_in_n_has_a_row_for_each_n(tmp_path: Path, seed: int) -> None:
 
 
 def block_of(results: Results, folder: Path, what: str) -> str:
-    """What the command writes for one block."""
+    """The document that the command writes for one block."""
     results.save(folder / "a.json")
     document = folder / "doc.md"
     document.write_text(f"<!-- benchmark: a.json {what} -->\n<!-- end benchmark -->\n")

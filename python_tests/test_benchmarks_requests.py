@@ -1,4 +1,4 @@
-"""What a benchmark cannot do is said in one sentence, with exit code 2, before it starts."""
+"""An impossible request ends with one sentence and exit code 2, before anything starts."""
 
 from __future__ import annotations
 

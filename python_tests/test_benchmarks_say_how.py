@@ -1,4 +1,4 @@
-"""A result file holds what a reader needs to repeat the run, and nobody's folders."""
+"""A result file holds what a reader needs to repeat the run, and no folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_benchmarks_results import make_results
+from made_up_results import make_results
 
 from benchmarks.__main__ import main
 from benchmarks.arguments import command_line, without_folders

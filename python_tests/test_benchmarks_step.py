@@ -1,4 +1,4 @@
-"""Whole training steps with our loss and with a rival's differ in cost, not in what they learn."""
+"""Training steps with our loss and with that of a rival differ in cost, not in weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_step_learns_the_same_with_the_naive_loss(seed: int) -> None:
     start, without = weights_after("ours", seed, steps=0), weights_after(NO_LOSS, seed)
     moved = (ours - start).norm()
     assert (ours - naive).norm() < 1e-4 * moved
-    assert (ours - without).norm() > 1e-2 * moved  # or the loss would not matter at all
+    assert (ours - without).norm() > 1e-2 * moved  # the loss does matter
 
 
 def test_a_step_meets_exactly_the_negatives_asked_for(
@@ -60,7 +60,7 @@ def test_the_command_reports_rows_and_the_papers_own_figures_apart(
         asked.append(timeout)
         if len(asked) == 1:
             return run_probe(module, request, limit_bytes, timeout)
-        # The same here, without the seconds in which a process of its own starts.
+        # The same in this process, without the seconds that a child needs to start.
         return step_probe.probe({**request, "limit_bytes": 0, "threads": torch.get_num_threads()})
 
     monkeypatch.setattr(step_run, "run_probe", probe)
@@ -73,7 +73,7 @@ def test_the_command_reports_rows_and_the_papers_own_figures_apart(
     assert [len(row.samples) for row in results.rows] == [1, 1]
     assert all(row.warmed_up for row in results.rows)
     assert max(asked) < 600 / 2  # half of the time budget is for the steps themselves
-    # Two batches of 2 images, once more as crop pairs, and what a step keeps of them.
+    # Two batches of 2 images, once more as crop pairs, and the activations of a step.
     images = 3 * 2 * 3 * 33 * 33 * 4
     assert all(images < row.extra_memory < 2**28 for row in results.rows)
     printed = capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_the_command_reports_rows_and_the_papers_own_figures_apart(
 def test_a_warm_up_leaves_what_a_step_leaves_in_memory_and_never_meets_the_loss(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the peak memory of one step with the loss is that of all."""
+    """Then the peak memory of one step with the loss is that of all steps."""
 
     def kept(step: TrainingStep) -> list[tuple]:
         parameters = [p for group in step.optimizer.param_groups for p in group["params"]]

@@ -1,4 +1,4 @@
-"""The `bench` extra is enough for what trains nothing; what is missing is named with its extra."""
+"""Without training the `bench` extra is enough; a missing package is named with its extra."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COMMANDS = ("loss", "step", "convergence", "camvid", "report", "readme", "compar
 
 
 def run_without(hidden: set[str], commands: list[list[str]], folder: Path) -> tuple[dict, str]:
-    """Exit code of every command, and everything else that was printed."""
+    """Exit code of every command, and the text on standard error."""
     program = PROGRAM.format(hidden=sorted(hidden), commands=commands)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
