@@ -18,8 +18,9 @@ from cac_ext.train.config import Config, load
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.batches import CropPairBatch, LabelledBatch, ViewBatch, to_device
 from cac_ext.train.methods import MethodContext, Step
-from cac_ext.train.methods.cac import Cac, CacModel, ViewOutputs
+from cac_ext.train.methods.cac import Cac
 from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.projecting_network import ProjectingNetwork, ViewOutputs
 from cac_ext.train.networks import build_network
 
 #: Shares of classes and of active anchors, as in the paper-sized case of `benchmarks loss`.
@@ -93,7 +94,7 @@ def _loss_for_training(name: str) -> Callable[..., tuple[Tensor, Tensor]] | None
     return loss
 
 
-class _TypicalOutputs(CacModel):
+class _TypicalOutputs(ProjectingNetwork):
     """Typical labels and confidences in place of those of an untrained network.
 
     That one is sure of nothing; so as many anchors are active as in training.
@@ -171,7 +172,7 @@ class TrainingStep:
         self.batches = to_device({"labelled": labelled, "crop_pairs": pairs}, device)
         # Negatives that this step does not select are in the bank, from earlier steps.
         selected = max(1, min(negatives // 2, batch * side * side))
-        self.method.bank = MemoryBank(selected, step_save=1)
+        self.method.contrast.bank = MemoryBank(selected, step_save=1)
         older = max(negatives - 2 * selected, 0)
         channels = config.method.projector_channels
         features = torch.nn.functional.normalize(torch.randn(older, channels), dim=1)
@@ -192,8 +193,8 @@ class TrainingStep:
         self._run(self._loss)
 
     def _run(self, loss: Callable[..., tuple[Tensor, Tensor]] | None) -> None:
-        self.method.bank.enqueue(*self._older)
-        self.method.loss = loss
+        self.method.contrast.bank.enqueue(*self._older)
+        self.method.contrast.loss = loss
         step = Step(0, self.batches, self.method.trained, bool)
         for phase in self.method.step(step):
             self.optimizer.zero_grad(set_to_none=True)
