@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.timing import Clock
+from benchmarks.measure.timing import Clock
 
 
 class Recorder:
