@@ -17,7 +17,7 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.grid import FeatureGrid
 
-PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "grey": 0.0}
+PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "gray": 0.0}
 
 
 def features_of(image: Tensor, kind: str, stride: int, pool: int) -> Tensor:

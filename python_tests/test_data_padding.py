@@ -10,7 +10,7 @@ from cac_ext.train.config import load
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment
 from cac_ext.train.data.batches import collate_labelled, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
-from cac_ext.train.methods.cac import ViewOutputs
+from cac_ext.train.methods.projecting_network import ViewOutputs
 
 
 class PoisonedPadding(nn.Module):

@@ -13,7 +13,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import NetworkConfig
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.methods.cac import CacModel
+from cac_ext.train.methods.projecting_network import ProjectingNetwork
 from cac_ext.train.networks import SegmentationNetwork, build_network
 
 HERE = Path(__file__).parent
@@ -68,7 +68,7 @@ def test_both_losses_train_the_example_s_encoder(in_folder, seed: int) -> None:
     network = build_network(NetworkConfig(name="own_network:build"), 4)
     assert {g["name"] for g in network.parameter_groups(1.0, 0.1)} == {"head", "backbone"}
     projector = nn.Conv2d(network.encoder.out_channels, 8, 1)
-    model = CacModel(network, projector).train()
+    model = ProjectingNetwork(network, projector).train()
     logits, (projections, confidences, labels, _) = model(
         torch.randn(2, 3, 33, 33), torch.randn(2, 3, 33, 33)
     )

@@ -72,7 +72,7 @@ def draw_crops(
         seed: of the crops and colours.
     """
     sampler = CropPairSampler(config.augment.crop_size, grid, _IOU_RANGE, flip=0.0)
-    still = replace(config.augment, unlabelled_scale=(1.0, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+    still = replace(config.augment, unlabelled_scale=(1.0, 1.0), jitter=0.0, gray=0.0, blur=0.0)
     plain = CropPairAugment(still, sampler)
     recoloured = CropPairAugment(replace(still, jitter=1.0, blur=1.0), sampler)
     # In place of unlabelled images, those of validation: nobody trained on them.
