@@ -16,7 +16,9 @@ from cac_ext.train.cli.main import main
 from cac_ext.train.config import AugmentConfig, DataConfig, load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.augment import LabelledAugment
+from cac_ext.train.data.batches import collate_labelled
 from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -191,6 +193,23 @@ def test_a_data_set_class_is_named_by_its_import_path() -> None:
     config = AugmentConfig(crop_size=65, labelled_scale=(1.7, 1.7))
     mask = LabelledAugment(config, 255)(splits.labelled[0]).mask
     assert set(mask.unique().tolist()) == {0, 1, 255}
+
+
+class PlainDataset:
+    """A data set class that knows nothing of torch's `Dataset`."""
+
+    class_names, fault = OwnDataset.class_names, ""
+    __init__, __len__ = OwnDataset.__init__, OwnDataset.__len__
+    __getitem__ = OwnDataset.__getitem__
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_class_with_a_length_and_an_index_is_a_data_set(workers: int) -> None:
+    images = build_datasets(DataConfig(name="test_data_check:PlainDataset")).labelled
+    stream = Stream(images, LabelledAugment(AugmentConfig(crop_size=33), 255), 0, "labelled")
+    sampler = IterationSampler(0, 2, 3)
+    loader = stream_loader(stream, sampler, num_workers=workers, collate=collate_labelled)
+    assert [batch.images.shape for batch in loader] == [(3, 3, 33, 33)] * 2
 
 
 @pytest.mark.parametrize(
