@@ -150,10 +150,10 @@ def test_the_picture_of_a_crop_pair_is_of_its_first_image(seed: int) -> None:
     overlaps = (number[:, 2:, 3:].flatten(), number[:, :-2, :-3].flatten())  # [A]
     valid = torch.ones(2, side, side, dtype=torch.bool)
     pairs = random_pairs(2, 33, overlaps, (valid, valid))
-    towards2 = torch.rand(len(overlaps[0])) < 0.4
+    first_to_second = torch.rand(len(overlaps[0])) < 0.4
     labels = torch.randint(0, 7, (4, side, side))
     confidences = torch.rand(4, side, side)
-    active = (towards2, ~towards2)
+    active = (first_to_second, ~first_to_second)
     figure = crop_pair_figure(splits, grid, pairs, confidences, labels, active)
     axes = np.array(figure.axes[:8]).reshape(2, 4)  # the truth is not known
     corners = [(10, 6, 24, 28), (-2, -2, 24, 28)]  # left, top, width, height in pixels
