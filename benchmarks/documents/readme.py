@@ -235,8 +235,8 @@ def updated(document: Path) -> str:
     for start in re.findall(r"^<!-- benchmark:.*\n?", text, re.MULTILINE):
         if start not in known:
             raise UsageError(
-                f"{document}: {start.strip()!r} is not a block; a block begins with "
-                "'<!-- benchmark: FILE.json case=NAME[:A,B]|scaling|step|largest -->' and ends with "
+                f"{document}: {start.strip()!r} is not a block; it must begin with "
+                "'<!-- benchmark: FILE.json case=NAME[:A,B]|scaling|step|largest -->' and end with "
                 "'<!-- end benchmark -->'"
             )
     return _BLOCK.sub(replace, text)
