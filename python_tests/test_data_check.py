@@ -1,4 +1,4 @@
-"""Faults in the data are found before training where cheap, all of them on demand, and named."""
+"""Faults in the data are named: those cheap to find before training, all of them on demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cac_ext.train.cli.main import main
 from cac_ext.train.config import AugmentConfig, DataConfig, load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.augment import LabelledAugment
-from cac_ext.train.data.check import check
+from cac_ext.train.data.checks.check import check
 from cac_ext.train.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def folder(tmp_path: Path, seed: int) -> Path:
-    """Eight labelled images, of which no cheap check reads the last ones, and two to validate."""
+    """Eight labelled images, too many for the cheap checks to read all, and two to validate."""
     folder_tree(tmp_path, np.random.default_rng(seed), train=8, validation=2)
     return tmp_path
 
@@ -34,7 +34,7 @@ def append(folder: Path, name: str, line: str) -> None:
         file.write(line + "\n")
 
 
-#: What is broken, and all that must be said about it.
+#: How to break the data, and the words of the message.
 FAULTS: list[tuple[Callable[[Path], object], list[str]]] = [
     (lambda f: (f / "images/train6.png").unlink(), ["train.txt, line 7", "images/train6.png"]),
     (lambda f: (f / "masks/val1.png").unlink(), ["val.txt, line 2", "no mask", "masks/val1.png"]),
@@ -154,7 +154,7 @@ def test_a_file_that_breaks_later_ends_the_run_with_its_name(
 
 
 class OwnDataset(Dataset):
-    """A user's data set class, with plain tensors and a fault of the user's choice."""
+    """A custom data set class, with plain tensors and a fault."""
 
     class_names = ("left", "right")
     fault = ""
@@ -187,7 +187,7 @@ def test_a_data_set_class_is_named_by_its_import_path() -> None:
     assert splits.num_classes == 2
     assert splits.validation[1]["name"] == "validation 1"
 
-    # Its mask is scaled as a mask, though a plain tensor: no id between the two arises.
+    # Its mask, a plain tensor, is scaled as a mask: no id between the two arises.
     config = AugmentConfig(crop_size=65, labelled_scale=(1.7, 1.7))
     mask = LabelledAugment(config, 255)(splits.labelled[0]).mask
     assert set(mask.unique().tolist()) == {0, 1, 255}
@@ -227,6 +227,6 @@ def test_padding_of_labelled_images_is_ignored(seed: int) -> None:
     for _ in range(8):
         sample = {"image": image, "mask": torch.ones(24, 32, dtype=torch.uint8), "name": "white"}
         item = LabelledAugment(config, 255)(sample)
-        on_image = item.image[0] > 0  # white is above the mean colour, which is 0
+        on_image = item.image[0] > 0  # white is above the mean color, which is 0
         assert on_image.sum() == 24 * 32
         assert torch.equal(item.mask, torch.where(on_image, 1, 255))

@@ -1,4 +1,4 @@
-"""The two crops keep the IoU asked for, and their features show the same pixels."""
+"""The two crops keep the IoU range, and the features of their overlap show the same pixels."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "gray": 0.0}
 
 
 def features_of(image: Tensor, kind: str, stride: int, pool: int) -> Tensor:
-    """What an encoder that only samples its input gives, ``[C, S, S] -> [C, h, w]``."""
-    if kind == "convolution":  # padded and strided: feature j is centred on pixel stride * j
+    """The features of an encoder that only samples its input, ``[C, S, S] -> [C, h, w]``."""
+    if kind == "convolution":  # padded and strided: feature j is centered on pixel stride * j
         features = image[:, ::stride, ::stride]
     else:  # patches, each its own mean
         features = F.avg_pool2d(image[None], stride)[0]
@@ -51,20 +51,20 @@ def test_overlap_features_show_the_same_pixels(
         for _ in range(20):
             pair = sampler(height, width)
             gathered = []
-            for view, overlap in ((pair.view1, pair.overlap1), (pair.view2, pair.overlap2)):
-                assert view.top >= 0
-                assert view.left >= 0
-                crop = coordinates[
-                    :, view.top : view.top + crop_size, view.left : view.left + crop_size
+            for crop, overlap in ((pair.crop1, pair.overlap1), (pair.crop2, pair.overlap2)):
+                assert crop.top >= 0
+                assert crop.left >= 0
+                view = coordinates[
+                    :, crop.top : crop.top + crop_size, crop.left : crop.left + crop_size
                 ]
-                assert crop.shape[1:] == (crop_size, crop_size)
-                crop = crop.flip(-1) if view.flip else crop
-                features = features_of(crop, kind, stride, pool)  # [2, h, w]
+                assert view.shape[1:] == (crop_size, crop_size)
+                view = view.flip(-1) if crop.flip else view
+                features = features_of(view, kind, stride, pool)  # [2, h, w]
                 assert features.shape[1:] == (grid.size(crop_size), grid.size(crop_size))
                 gathered.append(features.flatten(1)[:, overlap])
             assert len(pair.overlap1) > 0
             torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=1e-3)
-            seen_flips.add((pair.view1.flip, pair.view2.flip))
+            seen_flips.add((pair.crop1.flip, pair.crop2.flip))
         assert len(seen_flips) > 1
 
 
@@ -73,15 +73,15 @@ def test_overlap_features_show_the_same_pixels(
 def test_scaled_flipped_and_padded_views_agree_at_the_overlap(
     scale: float, crop_size: int, stride: int, pool: int, seed: int
 ) -> None:
-    """An encoder that returns what lies at its position gives equal overlaps, and no padding."""
+    """An encoder that returns the pixel at its position gives equal overlaps, without padding."""
     torch.manual_seed(seed)
     grid = grid_of("convolution", stride, pool)
     rows, columns = torch.meshgrid(torch.arange(120), torch.arange(150), indexing="ij")
     noise = torch.randint(0, 256, (120, 150))
-    image = torch.stack([rows + 100, columns + 100, noise]).to(torch.uint8)  # no mean colour: > 0
+    image = torch.stack([rows + 100, columns + 100, noise]).to(torch.uint8)  # no mean color: > 0
     config = AugmentConfig(crop_size=crop_size, unlabelled_scale=(scale, scale), **PLAIN)
     for flips in ([0, 0], [0, 1], [1, 0], [1, 1]):
-        # A probability of its own for each view, so that all four cases are seen.
+        # A separate probability for each view, so that all four cases are seen.
         sampler = CropPairSampler(crop_size, grid, (0.1, 1.0), torch.tensor(flips))
         augment = CropPairAugment(config, sampler)
         overlaps = 0
@@ -104,14 +104,14 @@ def test_the_iou_stays_in_its_range(iou_range: tuple[float, float], seed: int) -
     sampler = CropPairSampler(size, FeatureGrid(4), iou_range, flip=0.5)
     for _ in range(200):
         pair = sampler(sampler.min_size + 20, sampler.min_size + 60)
-        overlap_y = size - abs(pair.view1.top - pair.view2.top)
-        overlap_x = size - abs(pair.view1.left - pair.view2.left)
+        overlap_y = size - abs(pair.crop1.top - pair.crop2.top)
+        overlap_x = size - abs(pair.crop1.left - pair.crop2.left)
         iou = overlap_y * overlap_x / (2 * size**2 - overlap_y * overlap_x)
         assert iou_range[0] - 1e-9 <= iou <= iou_range[1] + 1e-9
 
 
 def test_shifts_are_as_likely_as_under_rejection(seed: int) -> None:
-    """Direct drawing gives the distribution of: place two crops at random, keep if the IoU fits."""
+    """As if two random crops were placed and kept if their IoU fits."""
     torch.manual_seed(seed)
     size, stride, image = 17, 8, 48
     sampler = CropPairSampler(size, FeatureGrid(stride), (0.1, 1.0), flip=0.0)
@@ -127,8 +127,8 @@ def test_shifts_are_as_likely_as_under_rejection(seed: int) -> None:
     for _ in range(4000):
         pair = sampler(image, image)
         drawn.append(
-            (pair.view2.top - pair.view1.top) // stride * 10
-            + (pair.view2.left - pair.view1.left) // stride
+            (pair.crop2.top - pair.crop1.top) // stride * 10
+            + (pair.crop2.left - pair.crop1.left) // stride
         )
     observed = np.array([(np.array(drawn) == key).sum() for key in keys])
     assert observed.sum() == len(drawn)  # no shift beyond the feasible ones
@@ -136,7 +136,7 @@ def test_shifts_are_as_likely_as_under_rejection(seed: int) -> None:
 
 
 def test_an_iou_that_no_shift_has_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"method\.iou_range.*nearest they can have is"):
+    with pytest.raises(ConfigError, match=r"method\.iou_range.*nearest possible one is"):
         CropPairSampler(65, FeatureGrid(32), (0.5, 0.52), flip=0.5)
 
 
@@ -146,7 +146,7 @@ def test_padding_is_neither_overlap_nor_valid(seed: int) -> None:
     config = AugmentConfig(crop_size=65, unlabelled_scale=(1.0, 1.0), **PLAIN)
     sampler = CropPairSampler(65, FeatureGrid(4), (0.1, 0.5), flip=0.5)
     augment = CropPairAugment(config, sampler)
-    # White everywhere: normalised it is above zero, and padding is zero.
+    # White everywhere: normalized it is above zero, and padding is zero.
     image = tv_tensors.Image(torch.full((3, 40, 90), 255, dtype=torch.uint8))
     compared = 0
     for _ in range(30):
@@ -166,7 +166,7 @@ def test_a_batch_keeps_each_overlap_with_its_image(seed: int) -> None:
     images = torch.randint(0, 256, (4, 3, 97, 110), dtype=torch.uint8)
     items = [augment({"image": tv_tensors.Image(image), "name": "noise"}) for image in images]
     batch = collate_pairs(items)
-    # Features that an encoder of stride 4 without any context would give.
+    # The features of an encoder of stride 4 without any context.
     gathered = [
         view.images[:, :, ::4, ::4].permute(0, 2, 3, 1).flatten(0, 2)[view.overlap]
         for view in batch[:2]

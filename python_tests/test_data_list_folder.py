@@ -1,4 +1,4 @@
-"""Folders with list files: read as they are, and every fault named with its file."""
+"""Folders with list files are read, and every fault is named with its file."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_trees import draw_image, folder_overrides, folder_tree
+from image_trees import SIZE, draw_image, folder_overrides, folder_tree
 from PIL import Image
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.check import check
+from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import ConfigError, DataError
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four labelled images, three without masks, in sizes of their own."""
+    """Four labelled images and three without masks, each of another size."""
     rng = np.random.default_rng(0)
     for number in range(7):
         size = (40 + number, 60)
@@ -93,7 +94,7 @@ def test_missing_settings_are_all_named() -> None:
         ),
         (
             lambda f: Image.new("RGB", (60, 41), (128, 0, 0)).save(f / "mask1.png"),
-            ["mask1.png", "RGB", "(128, 0, 0)", "replace each colour"],
+            ["mask1.png", "RGB", "(128, 0, 0)", "replace each color"],
         ),
     ],
 )
@@ -108,7 +109,7 @@ def test_a_fault_is_named_with_its_file(break_it, words: list[str], folder: Path
 def test_a_path_that_leads_out_of_the_root_has_one_name_and_its_own_pseudo_label(
     tmp_path: Path, seed: int
 ) -> None:
-    """Files of one name in two roots, listed from each: a run's labels must stay its own."""
+    """Files of the same name in two roots, listed from each: labels must not be mixed up."""
     rng = np.random.default_rng(seed)
     run, names = tmp_path / "run", []
     for place in ("one", "two"):
@@ -149,8 +150,8 @@ def test_an_image_under_two_paths_is_one_image(tmp_path: Path, seed: int) -> Non
     assert "the validation image images/val0.png is trained on" in problems
 
 
-def test_a_root_behind_a_link_means_what_the_file_system_means(tmp_path: Path, seed: int) -> None:
-    """`..` behind a link leads to the parent of where the link leads."""
+def test_a_root_behind_a_link_is_resolved_like_the_file_system(tmp_path: Path, seed: int) -> None:
+    """`..` behind a link leads to the parent of the link's target."""
     rng = np.random.default_rng(seed)
     folder_tree(tmp_path / "disk/data", rng, 1, 1)
     draw_image(tmp_path / "disk/img/a.jpg", rng)
@@ -168,7 +169,7 @@ def test_a_name_that_leads_out_of_the_folder_gets_no_pseudo_label(tmp_path: Path
 
 
 def test_a_mask_is_read_without_decoding_its_image(tmp_path: Path, seed: int) -> None:
-    """Image-level labels read the masks of thousands of images, of which only the size counts."""
+    """Image-level labels read the masks of thousands of images, and need only the images' size."""
     folder_tree(tmp_path, np.random.default_rng(seed), 2, 1)
     overrides = [*folder_overrides(tmp_path), "data.labelled_ratio=1/2"]
     images = build_datasets(load("folder", overrides).data).unlabelled
@@ -179,3 +180,19 @@ def test_a_mask_is_read_without_decoding_its_image(tmp_path: Path, seed: int) ->
     draw_image(path, np.random.default_rng(seed), (24, 31))
     with pytest.raises(DataError, match=r"is 32 x 24 pixels.* is 31 x 24"):
         images.known_mask(0)
+
+
+def test_an_image_is_decoded_once_for_its_pseudo_label(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_tree(tmp_path, rng, 2, 1)
+    overrides = [*folder_overrides(tmp_path), "data.unlabelled_list=train.txt"]
+    splits = build_datasets(load("folder", overrides).data)
+    read = []
+    original = ImageFiles.__getitem__
+    monkeypatch.setattr(
+        ImageFiles, "__getitem__", lambda self, i: (read.append(i), original(self, i))[1]
+    )
+    label = torch.zeros(SIZE, dtype=torch.long)
+    write_pseudo_labels(splits, lambda i, s: label, tmp_path / "out", "", progress=False)
+    assert read == [0, 1]

@@ -1,13 +1,12 @@
-"""Photos that a camera held sideways took: read upright wherever they are read (EXIF)."""
+"""Photos with an EXIF orientation are read upright everywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folder_run import one_image, scene, trained_on_a_folder
+from folder_run import one_image, scene
 from image_trees import SIZE, draw_mask, folder_overrides, folder_tree
 from picture_files import exif_bytes, turned, write_png
 from PIL import Image
@@ -15,21 +14,9 @@ from PIL import Image
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.check import check
-from cac_ext.train.data.pictures import read_image, read_size
+from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.files.pictures import read_image, read_size
 from cac_ext.train.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with trained_on_a_folder(tmp_path_factory.mktemp("trained")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
 
 ORIENTED = {
     "photo.jpg": {"quality": 100, "subsampling": 0},
@@ -52,7 +39,7 @@ def write_oriented(path: Path, upright: np.ndarray, orientation: int, **options:
 def test_images_and_masks_are_read_upright(
     orientation: int, run_folder: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """By training, checks, sizes and predictions, in every format that keeps an orientation."""
+    """By training, checks, sizes and predictions, in every format with an orientation."""
     shown = scene(rng)
     ids = rng.integers(0, 3, SIZE).astype(np.uint8)
     write_png(tmp_path / "plain-mask.png", ids, 8)
@@ -67,7 +54,7 @@ def test_images_and_masks_are_read_upright(
     (tmp_path / "images").mkdir()
     for name, options in ORIENTED.items():
         write_oriented(tmp_path / "images" / name, shown, orientation, **options)
-    late = tmp_path / "images/late.png"  # some programs write the metadata behind the pixels
+    late = tmp_path / "images/late.png"  # some programs write metadata behind the pixels
     stored = turned(shown, orientation)
     write_png(late, stored, 8, 2, behind=[(b"eXIf", exif_bytes(orientation))])
     names = [*ORIENTED, "late.png"]
@@ -99,10 +86,10 @@ def test_images_and_masks_are_read_upright(
 def test_a_teacher_labels_what_images_show(
     run_folder: Path, tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
-    """Of a picture in several forms it makes one and the same pseudo label, upright."""
+    """It makes the same upright pseudo label of a picture in several forms."""
     folder_tree(tmp_path, rng, 2, 1)
     shown = scene(rng)
-    shown[..., 1:] = shown[..., :1]  # grey, so that a form of one channel shows the same
+    shown[..., 1:] = shown[..., :1]  # gray, so that a form of one channel shows the same
     write_png(tmp_path / "plain.png", shown, 8, 2)
     write_oriented(tmp_path / "turned.png", shown, 6)
     write_oriented(tmp_path / "turned.tif", shown, 7, compression="tiff_lzw")
@@ -120,9 +107,7 @@ def test_a_teacher_labels_what_images_show(
         np.testing.assert_array_equal(label, labels[0])
 
 
-def test_an_orientation_that_is_none_turns_nothing(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_an_invalid_orientation_turns_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
     shown = scene(rng)
     for orientation in (0, 9, 1000):
         exif = exif_bytes(orientation)
@@ -133,7 +118,7 @@ def test_an_orientation_that_is_none_turns_nothing(
     assert read_size(tmp_path / "a.png") == SIZE
 
 
-def test_a_mask_of_the_picture_as_it_is_stored_is_told_why_it_does_not_fit(
+def test_a_mask_of_the_stored_picture_is_refused_with_the_reason(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     write_oriented(tmp_path / "a.jpg", scene(rng), 6)
@@ -142,7 +127,7 @@ def test_a_mask_of_the_picture_as_it_is_stored_is_told_why_it_does_not_fit(
         one_image(tmp_path / "a.jpg", tmp_path / "a.png")[0]
 
 
-def test_a_check_remarks_on_turned_and_on_dark_images(
+def test_a_check_remarks_on_turned_and_dark_images(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     folder_tree(tmp_path, rng, 3, 1)

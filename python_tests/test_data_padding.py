@@ -14,7 +14,7 @@ from cac_ext.train.methods.projecting_network import ViewOutputs
 
 
 class PoisonedPadding(nn.Module):
-    """A model whose projections are nan, and whose confidence is 1, wherever there is padding."""
+    """A model whose projections are nan and whose confidence is 1 on padding."""
 
     def __init__(self, model: nn.Module, valid: Tensor) -> None:
         super().__init__()

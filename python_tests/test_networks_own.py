@@ -1,4 +1,4 @@
-"""A network that this project did not write is trained by its import path alone."""
+"""A custom network is trained by its import path alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 @pytest.fixture
 def in_folder(monkeypatch: pytest.MonkeyPatch):
-    """Makes a folder the current one, with nothing but itself to find modules by."""
+    """Makes a folder the current one and the only place of custom modules."""
 
     def enter(folder: Path) -> None:
         monkeypatch.chdir(folder)
@@ -86,7 +86,7 @@ def test_both_losses_train_the_example_s_encoder(in_folder, seed: int) -> None:
 
 
 def test_the_encoder_is_the_model_it_was_taken_from(in_folder, seed: int) -> None:
-    """The example's cut changes nothing: LRASPP's logits from the same weights."""
+    """The example's encoder and classifier give LRASPP's logits from the same weights."""
     in_folder(HERE)
     torch.manual_seed(seed)
     encoder = build_network(NetworkConfig(name="own_network:build"), 4).encoder.eval()
@@ -96,7 +96,7 @@ def test_the_encoder_is_the_model_it_was_taken_from(in_folder, seed: int) -> Non
     original.classifier.scale.load_state_dict(encoder.gate.state_dict())
     low, high = original.classifier.low_classifier, original.classifier.high_classifier
     weight = torch.cat([low.weight, high.weight], dim=1)
-    image = torch.randn(1, 3, 9, 9)  # one high feature: the kind of interpolation is no matter
+    image = torch.randn(1, 3, 9, 9)  # one high feature: the kind of interpolation does not matter
     with torch.no_grad():
         logits = nn.functional.conv2d(encoder(image), weight, low.bias + high.bias)
         expected = original.classifier(original.backbone(image))
@@ -130,17 +130,17 @@ def with_options(config, num_classes):
 """
 
 
-def test_what_breaks_the_contract_is_said_at_once(in_folder, tmp_path: Path) -> None:
+def test_a_network_that_breaks_the_contract_is_refused_at_once(in_folder, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     in_folder(tmp_path)
     images = torch.zeros(1, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"logits \[1, 4, 4, 4\], but made \[1, 5, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"logits \[1, 4, 4, 4\], but returned \[1, 5, 4, 4\]"):
         build_network(NetworkConfig(name="broken:wrong_classes"), 4)
     with pytest.raises(TypeError, match=r"must return a .*SegmentationNetwork"):
         build_network(NetworkConfig(name="broken:no_network"), 4)
     for name in ("wrong_stride", "wrong_channels"):
         network = build_network(NetworkConfig(name=f"broken:{name}"), 4)
-        with pytest.raises(ValueError, match=r"features of shape \[1, 8, 4, 4\].* call for \[1, "):
+        with pytest.raises(ValueError, match=r"features of shape \[1, 8, 4, 4\].* must be \[1, "):
             network(images)
     with pytest.raises(ConfigError, match="cannot import 'broken:absent'"):
         build_network(NetworkConfig(name="broken:absent"), 4)
@@ -148,8 +148,8 @@ def test_what_breaks_the_contract_is_said_at_once(in_folder, tmp_path: Path) -> 
     assert network.dropout.p == 0.25
 
 
-def test_dropout_inside_an_encoder_is_pointed_out() -> None:
+def test_dropout_inside_an_encoder_is_warned_of() -> None:
     encoder = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout2d(0.2))
     encoder.stride, encoder.out_channels = 1, 8
-    with pytest.warns(UserWarning, match="noise on the pseudo labels"):
+    with pytest.warns(UserWarning, match="noise to the pseudo labels"):
         SegmentationNetwork(encoder, nn.Conv2d(8, 2, 1))

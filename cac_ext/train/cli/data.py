@@ -77,7 +77,7 @@ def add_data_commands(commands: Commands) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
-    from cac_ext.train.data.split import parse_ratio
+    from cac_ext.train.data.datasets.split import parse_ratio
     from cac_ext.train.experiments.split_lists import write_split_lists
 
     config = load_config(options)
@@ -107,6 +107,6 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _sbd(options: argparse.Namespace) -> None:
-    from cac_ext.train.data.sbd import merge
+    from cac_ext.train.data.datasets.sbd import merge
 
     print(merge(options.sbd, options.voc))

@@ -33,7 +33,7 @@ _CLASSES = within(
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """The built-in images, drawn during training (`data/synthetic.py`)."""
+    """The built-in images, drawn during training (`data/datasets/synthetic.py`)."""
 
     seed: int = number(0, _SEED)
     """Seed of the images."""

@@ -6,7 +6,7 @@ import torch
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits, build_datasets
-from cac_ext.train.data.check import check, format_report
+from cac_ext.train.data.checks.check import check, format_report
 from cac_ext.train.errors import DataError, UserError
 from cac_ext.train.networks import build_network
 from cac_ext.train.preflight import small_images_remark

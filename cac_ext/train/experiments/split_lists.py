@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.class_findings import named_classes
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.split import split, write_split
-from cac_ext.train.data.split_search import SplitSearch
+from cac_ext.train.data.checks.class_findings import named_classes
+from cac_ext.train.data.checks.split_search import SplitSearch
+from cac_ext.train.data.datasets.split import split, write_split
+from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.errors import ConfigError
 
 

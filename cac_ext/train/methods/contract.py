@@ -44,10 +44,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
 
 from cac_ext.train.config import Config
-from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data import DatasetSplits, Sample, SegmentationDataset
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.batches import (
     LabelledBatch,
@@ -108,8 +107,8 @@ class StreamRequest:
         first_iteration: the first step whose batches include the stream.
     """
 
-    images: Dataset
-    augment: Callable[[dict[str, Any]], Any]
+    images: SegmentationDataset
+    augment: Callable[[Sample], Any]
     collate: Callable[[list[Any]], Any]
     batch_size: int
     batch_key: str
@@ -279,12 +278,12 @@ class Method(ABC):
             config.warmup_iterations,
         )
 
-    def unlabelled_images(self) -> Dataset:
+    def unlabelled_images(self) -> SegmentationDataset:
         """The unlabelled images; the labelled ones if there are none (full data, section 4.1)."""
         splits = self.context.splits
         return splits.labelled if splits.unlabelled is None else splits.unlabelled
 
-    def _supervised_stream(self, images: Dataset, part: str) -> StreamRequest:
+    def _supervised_stream(self, images: SegmentationDataset, part: str) -> StreamRequest:
         config = self.context.config
         return StreamRequest(
             images,

@@ -68,7 +68,7 @@ def build_projector(config: Config, network: SegmentationNetwork) -> nn.Module:
     """The projector of ``method.projector``, or one that only normalizes."""
     if not config.method.projector:
         return NoProjector()
-    return Projector(network.encoder.out_channels, config.method.projector_channels)
+    return Projector(network.out_channels, config.method.projector_channels)
 
 
 def build_model(config: Config, network: SegmentationNetwork) -> ProjectingNetwork:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cac_ext.train.config import DataConfig, WeakConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import (
+from cac_ext.train.data import DatasetSplits, SegmentationDataset, known_mask
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import (
     line_hint,
     locate,
     read_lines,
@@ -104,8 +103,8 @@ def require_images_of_classes(labels: Tensor, splits: DatasetSplits, data: DataC
         )
 
 
-def _known_mask(images: Dataset, index: int) -> Tensor:
-    mask = images.known_mask(index) if hasattr(images, "known_mask") else None
+def _known_mask(images: SegmentationDataset, index: int) -> Tensor:
+    mask = known_mask(images, index)
     if mask is None:
         raise ConfigError(
             f"weak.image_labels is not given, and the unlabelled image {images[index]['name']} has "
@@ -114,7 +113,9 @@ def _known_mask(images: Dataset, index: int) -> Tensor:
     return mask
 
 
-def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSplits) -> Tensor:
+def _from_list(
+    path: Path, data: DataConfig, images: SegmentationDataset, splits: DatasetSplits
+) -> Tensor:
     """Of each image and class, ``[M, K]``."""
     if not os.path.isfile(path) and data.root is not None:
         path = Path(data.root).expanduser() / path
@@ -142,7 +143,7 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
     return labels
 
 
-def _same_name(name: str, images: Dataset) -> str:
+def _same_name(name: str, images: SegmentationDataset) -> str:
     """An image's name as its list gives it, in the one form in which names are compared."""
     if isinstance(images, ImageFiles):
         name = relative_name(locate(name, images.root), images.root)
