@@ -27,7 +27,7 @@ from cac_ext.train.figures.contexts import (
     tsne_figure,
 )
 from cac_ext.train.figures.grad_cam import grad_cam
-from cac_ext.train.figures.panels import class_colours
+from cac_ext.train.figures.panels import class_colors
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.networks.grid import FeatureGrid
@@ -82,7 +82,7 @@ def test_pictures_of_several_runs_depend_on_the_seed_alone(
         shown = [float(value) for value in line.split()[1:]]
         expected = mean_distances(features)
         assert shown == pytest.approx(
-            [expected.context, expected.recoloured, expected.any_two], abs=2e-4
+            [expected.context, expected.recolored, expected.any_two], abs=2e-4
         )
 
 
@@ -129,7 +129,7 @@ def test_the_pictures_show_crops_contributions_and_features_in_their_classes_col
     for axis, view in zip(above, views, strict=True):
         np.testing.assert_allclose(axis.images[0].get_array(), view)
     features = overlap_features(run.network, part)[..., 3:5].numpy()  # [3, L, 2]
-    palette = class_colours(splits) / 255
+    palette = class_colors(splits) / 255
     for other, axis in ((1, first), (2, second)):
         lines, dots, crosses = axis.collections
         assert len(dots.get_offsets()) == len(part.truth) <= 500
@@ -256,6 +256,6 @@ def test_distances_are_means_over_the_whole_overlap(runs: list[str], seed: int) 
     found = mean_distances(features)
     one, other = (torch.cosine_similarity(features[0], features[k], dim=1) for k in (1, 2))
     assert found.context == pytest.approx(1 - one.mean().item(), abs=1e-5)
-    assert found.recoloured == pytest.approx(1 - other.mean().item(), abs=1e-5)
+    assert found.recolored == pytest.approx(1 - other.mean().item(), abs=1e-5)
     every_two = 1 - features[0] @ features[0].T
     assert found.any_two == pytest.approx(every_two.mean().item(), abs=1e-5)

@@ -20,7 +20,7 @@ from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.experiments.methods import method_overrides
 from cac_ext.train.figures.panels import (
-    class_colours,
+    class_colors,
     crop_pair_figure,
     predictions_figure,
     save_confusion,
@@ -123,7 +123,7 @@ def test_the_picture_of_predictions_shows_images_truth_and_what_each_network_pre
     assert all(network.training for network in networks.values())  # as they were
     rows = np.array(figure.axes).reshape(2, 4)
     assert [axis.get_title() for axis in rows[0]] == ["image", "truth", "a", "b"]
-    table = np.concatenate([class_colours(splits), np.full((256, 3), 255, np.uint8)])
+    table = np.concatenate([class_colors(splits), np.full((256, 3), 255, np.uint8)])
     for row, index in zip(rows, (0, 2), strict=True):  # the first and the last of three
         sample = splits.validation[index]
         masks = [sample["mask"], *(predict(x.eval(), sample["image"]) for x in networks.values())]
@@ -160,7 +160,7 @@ def test_the_picture_of_a_crop_pair_is_of_its_first_image(seed: int) -> None:
     for view, (row, corner) in enumerate(zip(axes, corners, strict=True)):
         (outline,) = [patch for patch in row[0].patches if isinstance(patch, Rectangle)]
         assert outline.get_bbox().bounds == corner
-        colours = class_colours(splits)[labels[2 * view]]  # [h, w, 3]
+        colours = class_colors(splits)[labels[2 * view]]  # [h, w, 3]
         assert np.array_equal(row[1].images[0].get_array(), colours)
         assert np.allclose(row[2].images[0].get_array(), confidences[2 * view])
         anchors = np.zeros(side**2, bool)

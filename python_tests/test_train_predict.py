@@ -14,7 +14,7 @@ from torch import nn
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
-from cac_ext.train.figures.panels import colour_mask, save_confusion
+from cac_ext.train.figures.panels import color_mask, save_confusion
 from cac_ext.train.inference import Inference, class_probabilities, predict, predict_logits
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork
@@ -145,7 +145,7 @@ def test_predict_writes_ids_colours_and_overlays_and_leaves_the_images(
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         assert ids.mode == "L"
         assert np.array_equal(np.array(ids), predict(run.network, pixels).numpy())
-        colours = colour_mask(torch.from_numpy(np.array(ids)), run.classes)  # [H, W, 3]
+        colours = color_mask(torch.from_numpy(np.array(ids)), run.classes)  # [H, W, 3]
         half = (pixels.permute(1, 2, 0).float() + torch.from_numpy(colours)) / 2
         for kind, expected in (("colours", colours), ("overlays", half.numpy())):
             with Image.open(output / kind / f"{name}.png") as picture:

@@ -92,7 +92,7 @@ def _figures(options: argparse.Namespace) -> None:
     print(f"recoloured, and from any other pixel's; overlaps of {len(crops)} images")
     print(f"{'':{width}}  crop 2  recoloured  any other")
     for title, of in distances.items():
-        print(f"{title:{width}}  {of.context:6.4f}  {of.recoloured:10.4f}  {of.any_two:9.4f}")
+        print(f"{title:{width}}  {of.context:6.4f}  {of.recolored:10.4f}  {of.any_two:9.4f}")
     print(f"{output / 'features_tsne.png'}\n{output / 'grad_cam.png'}")
 
 
