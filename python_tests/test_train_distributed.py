@@ -115,7 +115,7 @@ def test_two_processes_resume_bit_for_bit(tmp_path: Path, seed: int) -> None:
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
     assert _metrics(whole, "loss") == _metrics(broken, "loss")
 
-    with pytest.warns(UserWarning, match=r"written by 2 process\(es\) and goes on with 1"):
+    with pytest.warns(UserWarning, match=r"written by 2 process\(es\) and resumes with 1"):
         _train(overrides, broken, True)
 
 

@@ -129,7 +129,7 @@ def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_so(
     assert f"after iteration {at + 1} of 8" in message
     assert f"cac-ext resume {broken}" in message
     assert read_checkpoint(broken / "checkpoint.pt")["iteration"] == at + 1
-    assert ("again: ends at once" in message) == (number == signal.SIGINT)
+    assert ("again to end at once" in message) == (number == signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -340,7 +340,7 @@ def test_a_step_that_is_not_finite_is_told_on_a_full_disk_too(
     _spoil(monkeypatch, "labelled", range(1))
     with ExitStack() as full:
         _in_steps(monkeypatch, {0: lambda *_: full.enter_context(_full_disk(5000))})
-        with pytest.raises(NonFiniteError, match=r"iteration 0 is not finite.*could not be kept"):
+        with pytest.raises(NonFiniteError, match=r"iteration 0 is not finite.*could not be saved"):
             train(load("synthetic", TINY), tmp_path, progress=False)
     assert not list(tmp_path.glob("nonfinite*"))
 
@@ -380,6 +380,6 @@ def test_skipping_ends_when_nothing_else_happens(tmp_path: Path, monkeypatch) ->
     config = load("synthetic", [*TINY, "run.nonfinite=skip", "schedule.epochs=20"])
     with (
         pytest.warns(UserWarning, match="skipped"),
-        pytest.raises(NonFiniteError, match="as in 20 steps before it"),
+        pytest.raises(NonFiniteError, match="as in the 20 steps before"),
     ):
         train(config, tmp_path, progress=False)
