@@ -87,7 +87,7 @@ def test_image_labels_come_from_a_list(tmp_path: Path, seed: int) -> None:
     with pytest.raises(DataError, match=r"labels\.txt, line 1: needs an image and ids of 0 to 2"):
         read_image_labels(config.weak, config.data, splits)
     labels.write_text("images/train3.png 2\n")
-    with pytest.raises(DataError, match=r"no line of the unlabelled image images/train2\.png"):
+    with pytest.raises(DataError, match=r"no line for the unlabelled image images/train2\.png"):
         read_image_labels(config.weak, config.data, splits)
 
     # Lists in a folder of their own: an image is the same under each of its paths.
@@ -152,7 +152,7 @@ def test_image_labels_alone_are_enough_to_train(
     (tmp_path / "labels.txt").write_text("images/train2.png 1\n")
     command[-1] += "2"
     assert main([*command, named]) == 2
-    assert "no line of the unlabelled image images/train3.png" in capsys.readouterr().err
+    assert "no line for the unlabelled image images/train3.png" in capsys.readouterr().err
     assert not (tmp_path / "run2").exists()
 
 

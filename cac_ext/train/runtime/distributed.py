@@ -123,7 +123,7 @@ class Processes:
                 arrival.wait()
             except RuntimeError as error:  # gloo: the connection is closed
                 raise ProcessError(
-                    "another process ended before its work was done; its own message says why"
+                    "another process has ended before its work was done; its own message says why"
                 ) from error
         finally:
             # Closes the connections, so that no process waits for this one.
