@@ -1,4 +1,4 @@
-"""`cac-ext figures`: the same pixels under two contexts, and what a pixel's features depend on."""
+"""`cac-ext figures`: the same pixels in two contexts, and the regions that features depend on."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ def test_one_run_keeps_its_pictures_in_its_folder(runs: list[str], tmp_path: Pat
         np.testing.assert_array_equal(found, expected)
 
 
-def test_the_pictures_show_crops_contributions_and_features_in_their_classes_colours(
+def test_the_pictures_show_crops_contributions_and_features_in_the_colors_of_their_classes(
     runs: list[str], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is on the axes, of one image and one network; t-SNE gives two of the channels."""
+    """The contents of the axes, for one image and one network; two channels replace t-SNE."""
     monkeypatch.setattr(feature_figures, "_embed", lambda features, _: features[..., 3:5].numpy())
     run = load_run(Path(runs[1]))
     splits, networks = build_datasets(run.config.data), {"cac": run.network}
@@ -139,9 +139,9 @@ def test_the_pictures_show_crops_contributions_and_features_in_their_classes_col
         np.testing.assert_allclose(crosses.get_offsets(), features[other, pixels])
         ends = np.stack([dots.get_offsets(), crosses.get_offsets()], axis=1)
         np.testing.assert_allclose(np.stack(lines.get_segments()), ends)
-        colours = palette[part.truth[pixels]]
-        np.testing.assert_allclose(dots.get_facecolors()[:, :3], colours)
-        np.testing.assert_allclose(crosses.get_edgecolors()[:, :3], colours)
+        colors = palette[part.truth[pixels]]
+        np.testing.assert_allclose(dots.get_facecolors()[:, :3], colors)
+        np.testing.assert_allclose(crosses.get_edgecolors()[:, :3], colors)
 
 
 def test_the_pixel_can_be_chosen(
@@ -151,11 +151,11 @@ def test_the_pixel_can_be_chosen(
     assert main([*command, "--pixel", "999,999"]) == 2
     told = capsys.readouterr().err
     (x, y) = re.search(r"x = (\d+) to \d+, y = (\d+) to", told).groups()
-    for name, pixel in (("centre", []), ("corner", ["--pixel", f"{x},{y}"])):
+    for name, pixel in (("center", []), ("corner", ["--pixel", f"{x},{y}"])):
         assert main([*command, *pixel, "--output", str(tmp_path / name)]) == 0
-    centre, corner = (pictures(tmp_path / name) for name in ("centre", "corner"))
-    np.testing.assert_array_equal(centre[0], corner[0])
-    assert centre[1].shape != corner[1].shape or (centre[1] != corner[1]).any()
+    center, corner = (pictures(tmp_path / name) for name in ("center", "corner"))
+    np.testing.assert_array_equal(center[0], corner[0])
+    assert center[1].shape != corner[1].shape or (center[1] != corner[1]).any()
 
 
 def test_what_cannot_be_shown_is_said(
@@ -183,21 +183,19 @@ def test_the_overlaps_are_the_same_pixels_and_truth(tmp_path: Path, seed: int) -
     for index, crops in enumerate(drawn):
         cells = grid.size(17)
         rows, columns = crops.overlap // cells * 4, crops.overlap % cells * 4
-        colours = [
-            denormalise(crops.views[view])[:, rows[view], columns[view]] for view in range(2)
-        ]
-        torch.testing.assert_close(*colours)
+        colors = [denormalise(crops.views[view])[:, rows[view], columns[view]] for view in range(2)]
+        torch.testing.assert_close(*colors)
         sample = splits.validation[index]
         image = (sample["image"].float() / 255).flatten(1)  # noise: every pixel is its own
-        for colour, truth in zip(colours[0].T, crops.truth.tolist(), strict=True):
-            (place,) = (image.T - colour).abs().amax(1).lt(1e-3).nonzero()[0].tolist()
+        for color, truth in zip(colors[0].T, crops.truth.tolist(), strict=True):
+            (place,) = (image.T - color).abs().amax(1).lt(1e-3).nonzero()[0].tolist()
             mask = int(sample["mask"].flatten()[place])
             assert truth == (-1 if mask == 255 else mask)
         assert not torch.equal(crops.views[0], crops.views[2])
 
 
 class _Shifted(nn.Module):
-    """Features that are the image's pixels so many pixels away: ``[B, 3, H, W]``."""
+    """Features that are pixels of the image, shifted: ``[B, 3, H, W]``."""
 
     out_channels, stride = 3, 1
 
@@ -229,7 +227,7 @@ def test_contributions_lie_where_the_score_reads(seed: int) -> None:
 def test_every_network_has_contributions_and_keeps_no_hook(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     network = build_network(NetworkConfig(name=name, weights=None), 5).eval()
-    # Weights above zero from the last activations on: all that is active speaks for every class.
+    # Positive weights behind the last activations: every activation supports every class.
     if name == "deeplabv3plus":
         for module in (network.classifier, *network.encoder.children()):
             if module is not network.encoder.backbone:
