@@ -94,7 +94,7 @@ setup(
     version=VERSION,
     install_requires=dependencies(),
     packages=find_packages(include=["cac_ext", "cac_ext.*"]),
-    package_data={"cac_ext": ["configs/*.yaml", "py.typed"]},
+    package_data={"cac_ext": ["configs/*.yaml", "py.typed", "_C.pyi"]},
     ext_modules=[Extension("cac_ext._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
 )

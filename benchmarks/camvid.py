@@ -47,7 +47,10 @@ QUICK_ROWS = ("negatives-500", "negatives-25600")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.add_argument(
-        "--data", metavar="DIR", required=True, help="CamVid, see cac_ext/train/data/camvid.py"
+        "--data",
+        metavar="DIR",
+        required=True,
+        help="CamVid, see cac_ext/train/data/datasets/camvid.py",
     )
     parser.add_argument(
         "--weights",

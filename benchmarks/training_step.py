@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Case, Inputs
 from benchmarks.contenders import NO_LOSS
 from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
+from cac_ext.reference import direction_masks
 from cac_ext.train.config import Config, load
 from cac_ext.train.data.batches import CropPairBatch, LabelledBatch, ViewBatch, to_device
 from cac_ext.train.methods import MethodContext, Step
@@ -37,6 +39,7 @@ COMPUTED = {
     "reduction": "active_mean",
     "normalize": False,  # unit features come in, and a second normalisation changes nothing
     "eps": 0.0,
+    "return_direction": True,
 }
 
 
@@ -68,19 +71,24 @@ def check_comparable(config: Config, losses: list[str]) -> None:
         )
 
 
-def _loss_for_training(name: str) -> Callable[..., Tensor] | None:
+def _loss_for_training(name: str) -> Callable[..., tuple[Tensor, Tensor]] | None:
     """An implementation under the signature of `cac_ext.directional_contrastive_loss`."""
     if name == "ours":
         return None
     implementation = None if name == NO_LOSS else IMPLEMENTATIONS[name]()
 
-    def loss(features1: Tensor, features2: Tensor, *arguments: Tensor, **options) -> Tensor:
+    def loss(
+        features1: Tensor, features2: Tensor, *arguments: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor]:
         for option, value in options.items():
             if value is not COMPUTED[option] and value != COMPUTED[option]:
                 raise ValueError(f"{name} computes {option}={COMPUTED[option]}, not {value}")
+        masks = direction_masks(arguments[0], arguments[1], CONFIDENCE_THRESHOLD)  # [2, A]
         if implementation is None:
-            return 0.0 * (features1.sum() + features2.sum())
-        return implementation.loss(Inputs(features1, features2, *arguments))
+            value = 0.0 * (features1.sum() + features2.sum())
+        else:
+            value = implementation.loss(Inputs(features1, features2, *arguments))
+        return value, masks[0] + 2 * masks[1]
 
     return loss
 
@@ -138,7 +146,12 @@ class TrainingStep:
         labelled = LabelledBatch(images(), torch.randint(TYPICAL.K, (batch, size, size)))
         valid = torch.ones(batch, side, side, dtype=torch.bool)
         views = [
-            ViewBatch(images(), valid, (offsets + overlap.flatten()).flatten())
+            ViewBatch(
+                images(),
+                valid,
+                torch.arange(valid.numel()),
+                (offsets + overlap.flatten()).flatten(),
+            )
             for overlap in (overlap1, overlap2)
         ]
         image_index = torch.arange(batch).repeat_interleave(len(overlap1))
@@ -164,7 +177,7 @@ class TrainingStep:
         """Forward, both losses, backward, update."""
         self._run(self._loss)
 
-    def _run(self, loss: Callable[..., Tensor] | None) -> None:
+    def _run(self, loss: Callable[..., tuple[Tensor, Tensor]] | None) -> None:
         self.method.bank.enqueue(*self._older)
         self.method.loss = loss
         step = Step(0, self.batches, self.method.trained, bool)

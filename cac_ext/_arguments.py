@@ -1,4 +1,4 @@
-"""What the public functions do to their arguments before the operators check them."""
+"""Argument checks and conversions of the public functions; the operators check the rest."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _REDUCTIONS = ("active_mean", "active_mean_each", "mean", "sum", "none")
 
 
 def cast_for_autocast(*features: Tensor) -> tuple[Tensor, ...]:
-    """The features in autocast's type where autocast is on (float64 stays, as in torch)."""
+    """The features in autocast's type if autocast is on (float64 stays, as in torch)."""
     device = features[0].device.type
-    # Other devices, as "meta", may have no autocast to ask about, and have no kernels either. torch
-    # could be asked which have (is_autocast_available), but torch.compile cannot in torch 2.11.
+    # Other devices, e.g. "meta", may have no autocast to ask about, and have no kernels anyway.
+    # torch.amp.is_autocast_available would tell, but torch 2.11 cannot compile it.
     if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return features
     dtype = torch.get_autocast_dtype(device)
@@ -26,7 +26,7 @@ def cast_for_autocast(*features: Tensor) -> tuple[Tensor, ...]:
 
 
 def forward_mode_is_on() -> bool:
-    """Whether forward-mode derivatives are being taken; never while compiling."""
+    """Whether forward-mode derivatives are computed; always False while compiling."""
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
@@ -35,7 +35,7 @@ def _has_tangent(tensor: Tensor) -> bool:
 
 
 def reject_gradient(constant: Tensor, name: str) -> None:
-    """Raise if a derivative is asked for with respect to a constant of the loss."""
+    """Raise if a derivative with respect to a constant of the loss is asked for."""
     if (torch.is_grad_enabled() and constant.requires_grad) or _has_tangent(constant):
         raise RuntimeError(
             f"{name} require a gradient, but they are constants of the loss: the gradient reaches "
@@ -55,7 +55,7 @@ def require_tensors(**arguments: Any) -> None:
 
 
 def as_number(value: Any, name: str) -> float:
-    """A number as float: int, float, a number of NumPy, or a tensor of one number on the CPU.
+    """The value as a float: int, float, NumPy number, or a CPU tensor of one number.
 
     Raises:
         TypeError: it is none of these.
@@ -123,8 +123,8 @@ def require_weights(weights: Any, features: Tensor, name: str) -> None:
 def require_agreement(what: str, values: dict[str, Any]) -> None:
     """Raise ValueError if the first of three or more arguments differs from all the others.
 
-    The operators compare with the first argument, and would name another one where that is the odd
-    one out. ``what`` has a place for the value: "{} channels".
+    The operators compare with the first argument, so they would blame another one if the first is
+    the odd one out. ``what`` has a place for the value: "{} channels".
     """
     name, *others = values
     odd, *rest = values.values()

@@ -1,4 +1,4 @@
-"""Loads the compiled module, or says in one sentence what is wrong with it."""
+"""Loads the compiled module, or raises one sentence that says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REBUILD = "rebuild it with `pip install --no-build-isolation --no-deps --force-
 
 
 def read_build_config() -> dict[str, Any]:
-    """What CMake wrote beside the compiled module: torch, CUDA, architectures, compiler."""
+    """The build facts beside the compiled module: torch, CUDA, architectures, compiler."""
     path = Path(__file__).with_name("build_config.json")
     if not path.exists():
         raise ImportError(
@@ -28,8 +28,8 @@ def read_build_config() -> dict[str, Any]:
 
 def check_torch_version(built: str, running: str) -> None:
     """Raise ImportError if cac_ext was built against another minor version of torch."""
-    # torch promises no stable C++ interface between minor versions: loading would fail with an
-    # undefined symbol at best.
+    # torch has no stable C++ interface across minor versions: at best, loading would fail with an
+    # undefined symbol.
     if built.split(".")[:2] != running.split(".")[:2]:
         raise ImportError(
             f"cac_ext was built against torch {built}, but torch {running} is running: {_REBUILD}"

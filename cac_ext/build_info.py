@@ -1,4 +1,4 @@
-"""What was built, and what of it runs here."""
+"""Facts about the build and the processor."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The loss as functions: directional, one direction, and its masked log-sum-exp.
+"""The loss as functions: both directions, one direction, and its masked log-sum-exp.
 
 Shapes: A anchors (pixels of the overlap), N negatives, C channels. None of these functions ever
-holds an A x N matrix. Values are float32 (float64 for float64 features); for the accuracy of each
-type of features see `directional_contrastive_loss`.
+holds an A x N matrix. Values are float32 (float64 for float64 features);
+`directional_contrastive_loss` documents the accuracy for each type of features.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def _prepared(
 def _require_fitting(
     features: dict[str, Tensor], rows: dict[str, Tensor], negatives: Tensor | PreparedNegatives
 ) -> None:
-    """Names what does not fit the others: channels, pixels, devices."""
+    """Raise for the argument that does not fit the others: channels, pixels, devices."""
     require_tensors(**features, **rows)
     if any(x.dim() != 2 for x in features.values()):
         return  # the operators say so
@@ -92,10 +92,9 @@ def _wants_gradient(*features: Tensor) -> bool:
 
 
 def _apply(operator: str, function: Any, *arguments: Any) -> Any:
-    """The operator; where a derivative may be taken, by its autograd Function.
+    """The operator, or its autograd Function if a derivative may be taken.
 
-    Both are the same. The Function serves `torch.func` and forward mode, the operator
-    torch.compile.
+    Both give the same. `torch.func` and forward mode need the Function, torch.compile the operator.
     """
     if arguments[-1] and not torch.compiler.is_compiling():
         return function.apply(*arguments)
@@ -135,10 +134,10 @@ def masked_logsumexp(
     """``log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)``: the negatives' part of Eq. 5.
 
     Args:
-        anchors: [A, C] features; the gradient reaches these alone.
+        anchors: [A, C] features; the gradient reaches only these.
         negatives: [N, C] features, or `PreparedNegatives`.
         anchor_labels: [A] integer labels.
-        negative_labels: [N] integer labels; left out with `PreparedNegatives`.
+        negative_labels: [N] integer labels; leave them out with `PreparedNegatives`.
         temperature: tau > 0.
         normalize: As in `directional_contrastive_loss`.
         ignore_index: As in `directional_contrastive_loss`.
@@ -188,12 +187,12 @@ def masked_contrastive_loss(
     """``-log r(a, p) / (r(a, p) + sum_j [y_j != y] r(a, n_j))`` of each anchor (Eq. 1, 5).
 
     Args:
-        anchors: [A, C] features; the gradient reaches these alone.
+        anchors: [A, C] features; the gradient reaches only these.
         positives: [A, C] features of the same pixels in the other view.
         negatives: [N, C] features, or `PreparedNegatives`.
         anchor_labels: [A] integer labels.
-        negative_labels: [N] integer labels; left out with `PreparedNegatives`.
-        active: [A] bool; the others cost nothing, their loss and gradient are 0. None: all.
+        negative_labels: [N] integer labels; leave them out with `PreparedNegatives`.
+        active: [A] bool; False costs nothing and gives loss and gradient 0. None: all True.
         temperature: tau > 0.
         normalize: As in `directional_contrastive_loss`.
         eps: As in `directional_contrastive_loss`.
@@ -233,6 +232,50 @@ def masked_contrastive_loss(
     return loss
 
 
+@overload
+def directional_contrastive_loss(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor | PreparedNegatives,
+    negative_labels: Tensor | None = ...,
+    *,
+    temperature: float = ...,
+    confidence_threshold: float = ...,
+    weights: Tensor | None = ...,
+    reduction: str = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_direction: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def directional_contrastive_loss(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor | PreparedNegatives,
+    negative_labels: Tensor | None = ...,
+    *,
+    temperature: float = ...,
+    confidence_threshold: float = ...,
+    weights: Tensor | None = ...,
+    reduction: str = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_direction: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
 def directional_contrastive_loss(
     features1: Tensor,
     features2: Tensor,
@@ -250,73 +293,83 @@ def directional_contrastive_loss(
     normalize: bool = True,
     eps: float = 0.0,
     ignore_index: int | None = None,
-) -> Tensor:
+    return_direction: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The directional contrastive loss of both directions (paper Eq. 1-8) in one fused pass.
 
-    A pixel of view 1 is an anchor towards view 2 where view 2 is the more confident one and its
-    confidence passes the threshold, and the other way round; both comparisons are strict. The
-    gradient reaches the anchors only: ``features1`` for direction 1 -> 2, ``features2`` for 2 -> 1.
+    A pixel of view 1 is an anchor (direction 1 -> 2) if view 2 is more confident about it and that
+    confidence passes the threshold; both comparisons are strict. Direction 2 -> 1 is the mirror
+    image. The gradient reaches the anchors only: ``features1`` in direction 1 -> 2, ``features2``
+    in 2 -> 1.
 
     Args:
-        features1, features2: [A, C] the same A pixels seen in view 1 and in view 2; float32,
-            bfloat16, float16 or float64.
-        confidences1, confidences2: [A] largest class probability; constants, no gradient reaches
-            them.
-        pseudo_labels1, pseudo_labels2: [A] integer class.
+        features1, features2: [A, C] the same A pixels in view 1 and in view 2; float32, bfloat16,
+            float16 or float64.
+        confidences1, confidences2: [A] largest class probability; constants of the loss.
+        pseudo_labels1, pseudo_labels2: [A] integer, the most probable class.
         negatives: [N, C] features, or `PreparedNegatives`.
-        negative_labels: [N] integer class; left out with `PreparedNegatives`.
+        negative_labels: [N] integer class; leave it out with `PreparedNegatives`.
         temperature: tau > 0.
-        confidence_threshold: gamma, within 0 and 1; positives at or below it are filtered out.
-        weights: [A] factor of each pixel's loss. With ``reduction="sum"`` and 1 / (B N_b) for a
-            pixel of image b it gives the paper's normaliser.
-        reduction: "active_mean": masked sum / active count a direction, both added (the authors'
-            code). "active_mean_each": the same, not added, [2]: what the authors' training logs.
-            "mean": sum / A a direction, added. "sum". "none": [2, A], row 0 for 1 -> 2.
-        normalize: Compare directions (cosine). A row shorter than 1e-12 is divided by 1e-12; it has
-            no direction, so its gradient is 0. False: dot products of the rows as they are, of any
-            length; on a GPU that takes a running maximum, which costs a little time.
-        eps: 0 is the paper's loss; 1e-8 repeats the authors' code, which adds it to the
-            denominator (in units of the row's maximum over the positive and the first 8000
-            negatives) and again inside the logarithm, so that no loss exceeds about 18.4. The row
-            maximum counts as a constant here, while the authors differentiate it. At tau = 0.1 the
-            gradients differ by 1.5e-8 of their norm. They differ visibly where the positive and
-            every counted negative lie more than 18 logits below the maximum, which a negative of
-            the anchor's own class then holds: at tau = 0.03, without normalization and with well
-            separated classes, by 0.3 of the norm, and by 0.88 in the worst row.
-        ignore_index: Label that does not take part, as in `torch.nn.functional.cross_entropy`:
-            anchors of it have the loss and the gradient 0 and are not counted, negatives of it
-            count for no anchor.
+        confidence_threshold: gamma in [0, 1]; a positive at or below it is filtered out.
+        weights: [A] factor of each pixel's loss. 1 / (B N_b) for a pixel of image b and
+            ``reduction="sum"`` give the paper's normalizer.
+        reduction: "active_mean": masked sum / active count of each direction, added (the authors'
+            code). "active_mean_each": the same, not added, [2] (what the authors log). "mean":
+            sum / A of each direction, added. "sum". "none": [2, A], row 0 for 1 -> 2.
+        normalize: True compares directions (cosine). A row shorter than 1e-12 is divided by 1e-12
+            and has the gradient 0. False compares dot products of the given rows, of any length; on
+            a GPU this needs a running maximum, which costs a little time.
+        eps: 0 is the paper's loss. 1e-8 repeats the authors' code, which adds eps to the
+            denominator (in units of the row maximum over the positive and the first 8000 negatives)
+            and again inside the logarithm, so no loss exceeds about 18.4. The row maximum is a
+            constant here, but the authors differentiate it: at tau = 0.1 the gradients differ by
+            1.5e-8 of their norm. They differ visibly only if a negative of the anchor's own class
+            lies more than 18 logits above the positive and every counted negative: by 0.3 of the
+            norm (0.88 in the worst row) at tau = 0.03 with unnormalized, well separated classes.
+        ignore_index: A label that takes no part, as in `torch.nn.functional.cross_entropy`.
+            Anchors with it have loss and gradient 0 and are not counted; negatives with it count
+            for no anchor.
+        return_direction: Also return the direction in which each pixel is an anchor (Eq. 7).
 
     Returns:
         A scalar, [2] for "active_mean_each", [2, A] for "none"; float32 (float64 for float64
-        features).
+        features). With ``return_direction`` a pair of it and the direction, [A] int8: 1 if the
+        pixel of view 1 is the anchor (1 -> 2), 2 if that of view 2 is (2 -> 1), 0 if neither.
 
-    Leaf tensors that have unit length already get, with ``normalize=True``, a gradient without the
-    part along themselves, which ``normalize=False`` gives. Behind a layer that normalizes, as in
-    every network, both are the same.
+    The gradient of a leaf tensor with rows of unit length has no part along the rows under
+    ``normalize=True``, but has one under ``normalize=False``. Behind a layer that normalizes, as in
+    every network, both give the same.
 
     Accuracy:
-        Sums are float32 and wider; under autocast its type is used. On the CPU float64 and float32
-        features are multiplied in their own type, unless ``torch.set_float32_matmul_precision``
-        allows less: "high" multiplies float32 as sums of two bfloat16 numbers where the processor
-        has AMX (no other gains by it), "medium" as bfloat16 where it can; bfloat16 features are
-        multiplied as bfloat16 where it can, float16 ones as float32. (With AMX "highest" products
-        are those of three bfloat16 numbers, which hold the 24 bits of a float32.) On CUDA bfloat16
-        and float16 features are multiplied in their own type and float32 ones by that precision:
-        "highest" float32-accurate (three TF32 products), "high" TF32, "medium" bfloat16.
+        ``torch.set_float32_matmul_precision`` chooses how float32 features are multiplied. The
+        error column holds the largest error of a cosine, beside the rounding of a float32 sum of C
+        products; divide it by tau for a loss. Under autocast the features have autocast's type.
 
-        The largest error of a cosine is then 2^-7 in bfloat16, 2^-10 in float16 and TF32, 2^-15 in
-        sums of two bfloat16, 2^-20 in float32 on CUDA and 2^-24 on the CPU, beside the rounding of
-        a float32 sum of C products; of a loss that over tau. Against float64, with the kernels
-        executed in emulation, losses and gradients are closer than eager PyTorch's for bfloat16 and
-        float16, and within 4 times its error for float32. float64 and more than 256 channels run
-        on CUDA too, by plain ATen. GPUs before sm_80 multiply bfloat16 features, and "high" and
-        "medium" float32 ones, as float16.
+        ======  ========  =========  =============================================  ===========
+        device  features  precision  multiplied as                                  error
+        ======  ========  =========  =============================================  ===========
+        CPU     float64   any        float64                                        2^-53
+        CPU     float32   highest    float32 (AMX: sums of three bfloat16)          2^-24
+        CPU     float32   high       AMX: sums of two bfloat16; without: float32    2^-15; 2^-24
+        CPU     float32   medium     bfloat16 if the processor can, else float32    2^-7; 2^-24
+        CPU     bfloat16  any        bfloat16 if the processor can, else float32    2^-7; 2^-24
+        CPU     float16   any        float32                                        2^-24
+        CUDA    float64   any        float64, by plain ATen                         2^-53
+        CUDA    float32   highest    sums of three TF32 products                    2^-20
+        CUDA    float32   high       TF32 (before sm_80: float16)                   2^-10
+        CUDA    float32   medium     bfloat16 (before sm_80: float16)               2^-7; 2^-10
+        CUDA    bfloat16  any        bfloat16 (before sm_80: float16)               2^-7; 2^-10
+        CUDA    float16   any        float16                                        2^-10
+        ======  ========  =========  =============================================  ===========
+
+        Sums are float32 and wider. Against float64, with the CUDA kernels executed in emulation,
+        losses and gradients are closer than eager PyTorch's for bfloat16 and float16, and within 4
+        times its error for float32. On CUDA more than 256 channels run by plain ATen as well.
 
     Raises:
-        ValueError: A shape, device, label count, temperature or option that does not fit; on the
-            CPU (a look would stall a GPU) also a feature or confidence that is not finite, with its
-            place, and with ``normalize=False`` rows so long that a product of two of them over the
+        ValueError: A shape, device, label count, temperature or option that does not fit. On the
+            CPU (a GPU would have to wait) also a feature or confidence that is not finite, with its
+            place, and rows so long that with ``normalize=False`` a product of two over the
             temperature could reach 5e29.
         TypeError: A type that does not fit.
         RuntimeError: A gradient is asked for that does not exist: of the negatives, of a
@@ -325,6 +378,7 @@ def directional_contrastive_loss(
     temperature, eps = as_number(temperature, "temperature"), as_number(eps, "eps")
     confidence_threshold = as_number(confidence_threshold, "confidence_threshold")
     require_flag(normalize, "normalize")
+    require_flag(return_direction, "return_direction")
     require_reduction(reduction)
     ignore_index = as_ignore_index(ignore_index)
     rows = {
@@ -338,7 +392,7 @@ def directional_contrastive_loss(
         require_weights(weights, features1, "features1")
     features1, features2 = cast_for_autocast(features1, features2)
     prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
-    loss, _, direction = _apply(
+    losses, _, direction = _apply(
         "directional_contrastive_loss",
         DirectionalContrastiveLoss,
         features1,
@@ -358,4 +412,5 @@ def directional_contrastive_loss(
         ignore_index,
         _wants_gradient(features1, features2),
     )
-    return _reduce(loss, direction, weights, reduction)
+    loss = _reduce(losses, direction, weights, reduction)
+    return (loss, direction) if return_direction else loss

@@ -1,4 +1,4 @@
-"""Negatives made ready once for several calls of the loss."""
+"""Negatives prepared once for several calls of the loss."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cac_ext.ops import DTYPE_NUMBERS
 
 
 class PreparedParts(NamedTuple):
-    """What the operators take; see `torch.ops.cac_ext.prepare_negatives`."""
+    """The operators' arguments; see `torch.ops.cac_ext.prepare_negatives`."""
 
     features: Tensor  # [N, Cp] sorted by label, in the type of the matrix product, zero-padded
     labels: Tensor  # [N] int64, ascending
-    leading_rows: Tensor  # [min(N, 8000)] int64, where the first negatives, as given, went
-    num_valid: Tensor  # [] int64, negatives that are not ignored; they come first
+    leading_rows: Tensor  # [min(N, 8000)] int64, sorted rows of the first negatives as given
+    num_valid: Tensor  # [] int64, number of negatives that are not ignored; they come first
     channels: int  # C, before padding
 
 
 class PreparedNegatives:
-    """What `prepare_negatives` returns. Pass it as ``negatives``, without ``negative_labels``.
+    """The result of `prepare_negatives`. Pass it as ``negatives``, without ``negative_labels``.
 
-    Its parts fit together, so nothing of it can be set. `len`, `to`, `cpu`, `cuda`, pickling and
+    Its parts depend on each other, so it is read-only. `len`, `to`, `cpu`, `cuda`, pickling and
     copying work; a pickle is checked when it is read.
     """
 
@@ -62,12 +62,12 @@ class PreparedNegatives:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device that holds them."""
         return self._parts.features.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which they are kept, and multiplied at most as accurately."""
+        """The type in which they are kept; products are at most as accurate."""
         return self._parts.features.dtype
 
     @property
@@ -77,12 +77,12 @@ class PreparedNegatives:
 
     @property
     def normalize(self) -> bool:
-        """Whether they were made unit length."""
+        """Whether they were normalized to unit length."""
         return self._normalize
 
     @property
     def ignore_index(self) -> int | None:
-        """The label of negatives that do not count."""
+        """The label of the negatives that do not count, or None."""
         return self._ignore_index
 
     def to(self, device: torch.device | str | int) -> PreparedNegatives:
@@ -95,8 +95,10 @@ class PreparedNegatives:
         multiple = _C.channel_multiple(device.type, DTYPE_NUMBERS[features.dtype])
         padding = -channels % multiple
         features = F.pad(features[:, :channels].to(device), (0, padding)).contiguous()
-        moved = (features, *(x.to(device) for x in (labels, leading_rows, num_valid)))
-        return make_prepared(PreparedParts(*moved, channels), self._normalize, self._ignore_index)
+        parts = PreparedParts(
+            features, labels.to(device), leading_rows.to(device), num_valid.to(device), channels
+        )
+        return make_prepared(parts, self._normalize, self._ignore_index)
 
     def cpu(self) -> PreparedNegatives:
         """The same negatives on the CPU."""
@@ -119,7 +121,7 @@ class PreparedNegatives:
 def make_prepared(
     parts: PreparedParts, normalize: bool, ignore_index: int | None
 ) -> PreparedNegatives:
-    """Parts that fit together as `PreparedNegatives`."""
+    """`PreparedNegatives` of parts that fit together."""
     made = object.__new__(PreparedNegatives)
     made.__dict__.update(_parts=parts, _normalize=normalize, _ignore_index=ignore_index)
     return made
@@ -156,19 +158,19 @@ def prepare_negatives(
     normalize: bool = True,
     ignore_index: int | None = None,
 ) -> PreparedNegatives:
-    """Sort negatives by label, make them unit length and cast them to the type of the product.
+    """Sort negatives by label, normalize them and cast them to the type of the matrix product.
 
-    The loss does this by itself in every call; do it once if the same negatives serve several.
-    The type follows ``torch.get_float32_matmul_precision()``: float32 negatives stay float32 under
-    "highest" and "high", and what they are multiplied as is decided when the loss is computed.
+    The loss does this in every call; do it once if several calls use the same negatives. The type
+    follows ``torch.get_float32_matmul_precision()``. float32 negatives stay float32 under "highest"
+    and "high": the loss decides later how to multiply them.
 
     Args:
         negatives: [N, C] features; constants of the loss, so no gradient reaches them.
         negative_labels: [N] integer (pseudo) labels.
         normalize: Divide each row by its Euclidean length; False compares rows as they are. The
             loss must be called with the same value.
-        ignore_index: Label of negatives that do not count, for any anchor. The loss must be called
-            with the same value.
+        ignore_index: Label of negatives that count for no anchor. The loss must be called with the
+            same value.
 
     Raises:
         ValueError, TypeError: A shape, type or device that does not fit, or a feature that is not
@@ -187,5 +189,7 @@ def prepare_parts(
     require_tensors(negatives=negatives, negative_labels=negative_labels)
     reject_gradient(negatives, "negatives")
     (negatives,) = cast_for_autocast(negatives)
-    parts = torch.ops.cac_ext.prepare_negatives(negatives, negative_labels, normalize, ignore_index)
-    return PreparedParts(*parts, channels=negatives.shape[1])
+    features, labels, leading_rows, num_valid = torch.ops.cac_ext.prepare_negatives(
+        negatives, negative_labels, normalize, ignore_index
+    )
+    return PreparedParts(features, labels, leading_rows, num_valid, negatives.shape[1])

@@ -1,18 +1,18 @@
 """The low-level surface: autograd Functions over the dispatcher operators ``torch.ops.cac_ext``.
 
-The operators are written in C++ (``csrc/ops``). Here each gets, once, what PyTorch needs to trace
+The operators are written in C++ (``csrc/ops``). This module gives each what PyTorch needs to trace
 and to differentiate it: a fake implementation and the derivative. The derivative is an
-`torch.autograd.Function`, registered with the operator too, so that both ways give the same:
+`torch.autograd.Function` that is registered with the operator too, so both ways give the same:
 
     loss, gradient = MaskedContrastiveLoss.apply(*arguments)
     loss, gradient = torch.ops.cac_ext.masked_contrastive_loss(*arguments)
 
-One pass over the negatives gives the loss and its gradient, so the forward returns both and the
+One pass over the negatives gives the loss and its gradient: the forward returns both, and the
 backward only scales rows. Gradients reach the anchors alone (paper Eq. 6). Reverse mode,
 `torch.func` and forward mode give first derivatives; a second derivative does not exist.
 
-On the CPU the operators check what they are given, values included, so that nothing is read or
-written out of bounds; the fake implementations check shapes and types.
+On the CPU the operators check their arguments, values included, so nothing is read or written out
+of bounds. The fake implementations check shapes and types.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cac_ext._arguments import forward_mode_is_on
 #: Chunk of negatives over which the authors' code takes the row maximum (only with ``eps`` > 0).
 LEADING_CHUNK = 8000
 
-#: torch's numbers of the types that features may have.
+#: The types that features may have, by torch's numbers (at::ScalarType).
 DTYPE_NUMBERS = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
 _DTYPE_OF_NUMBER = {number: dtype for dtype, number in DTYPE_NUMBERS.items()}
 
@@ -46,13 +46,13 @@ def _require_gradient(computed: bool, operator: str) -> None:
 
 
 _NO_SECOND_DERIVATIVE = (
-    "the fused contrastive loss has no second derivative: it cannot be part of what is "
-    "differentiated twice"
+    "the fused contrastive loss has no second derivative: differentiate it once, or use "
+    "cac_ext.reference, which autograd can differentiate twice"
 )
 
 
 class _ScaledRows(torch.autograd.Function):
-    """`_scaled_rows` as a function of the anchors, whose second derivative is refused."""
+    """`_scaled_rows` as a function of the anchors, to refuse the second derivative."""
 
     generate_vmap_rule = True
 
@@ -108,7 +108,7 @@ def _scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dty
 
 def _scale_rows(anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor) -> Tensor:
     """``gradient [A, C] * scale [A]`` of the rows ``kept [A]``, in the anchors' type."""
-    # Only where somebody may differentiate once more: create_graph=True, torch.func, forward mode.
+    # Only if somebody may differentiate once more: create_graph=True, torch.func, forward mode.
     if torch.is_grad_enabled() or forward_mode_is_on():
         return _ScaledRows.apply(anchors, gradient, scale, kept, anchors.dtype)
     return _scaled_rows(gradient, scale, kept, anchors.dtype)
@@ -186,7 +186,8 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
     """``(loss [2, A], gradient [A, C], direction [A])`` of both directions in one pass.
 
     A pixel is the anchor in at most one direction, so one gradient row each suffices;
-    ``direction`` says whose it is: 1 ``features1``'s, 2 ``features2``'s, 0 nobody's (and zero).
+    ``direction`` says to whom it belongs: 1 to ``features1``, 2 to ``features2``, 0 to neither
+    (then it is zero).
     """
 
     @staticmethod
@@ -238,7 +239,7 @@ def _fake_outputs(features: Tensor, with_gradient: bool, *leading: int) -> tuple
     return value, features.new_empty((rows if with_gradient else 0, channels), dtype=dtype)
 
 
-# The fakes check what needs no values, as csrc/ops/checks.cpp does.
+# The fakes check everything that needs no values, as csrc/ops/checks.cpp does.
 
 
 def _check_features(features: Tensor, name: str, like: Tensor | None = None) -> None:

@@ -1,8 +1,8 @@
 """Eager PyTorch oracle of the fused loss, written to be read beside the paper's equations.
 
 Every function holds the whole ``[A, N]`` matrix and leaves the gradient to autograd. Use it with
-float64 inputs to judge an implementation, never to train: at the paper's size the matrix alone
-takes 1.3 GB a direction in float32. It shares no code with what it judges.
+float64 inputs to judge an implementation, never to train: at the paper's size the matrix of one
+direction alone takes 1.3 GB in float32. It shares no code with the implementations that it judges.
 
 Source: Lai et al., "Semi-supervised Semantic Segmentation with Directional Context-aware
 Consistency", CVPR 2021, Eq. 1-8.
@@ -151,7 +151,7 @@ def reduce_directions(
     weights: Tensor | None,  # [A]
     reduction: str,
 ) -> Tensor:
-    """Both directions' losses to what ``reduction`` of the loss says: [2, A], [2] or a scalar."""
+    """The losses of both directions, reduced: [2, A], [2] or a scalar."""
     if weights is not None:
         loss = loss * weights
     if reduction == "none":
@@ -189,16 +189,18 @@ def directional_contrastive_loss(
     normalize: bool = True,
     eps: float = 0.0,
     ignore_index: int | None = None,
-) -> Tensor:
+    return_direction: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The directional contrastive loss of both directions (Eq. 1-8).
 
-    A pixel whose anchor's label is ``ignore_index`` is inactive in that direction.
+    A pixel whose anchor's label is ``ignore_index`` is inactive in that direction. With
+    ``return_direction`` the direction of each pixel as well, [A]: 1, 2, or 0 for no anchor.
     """
     active = direction_masks(confidences1, confidences2, confidence_threshold)  # [2, A]
     views = ((features1, features2, pseudo_labels1), (features2, features1, pseudo_labels2))
     if ignore_index is not None:
         active = active & torch.stack([labels != ignore_index for _, _, labels in views])
-    loss = torch.stack(
+    losses = torch.stack(
         [
             masked_contrastive_loss(
                 anchors,
@@ -215,4 +217,5 @@ def directional_contrastive_loss(
             for direction, (anchors, positives, labels) in enumerate(views)
         ]
     )  # [2, A]
-    return reduce_directions(loss, active, weights, reduction)
+    loss = reduce_directions(losses, active, weights, reduction)
+    return (loss, active[0] + 2 * active[1]) if return_direction else loss

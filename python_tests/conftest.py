@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,34 @@ def seed(request: pytest.FixtureRequest) -> int:
     value = int(given) if given else random.SystemRandom().randrange(2**31)
     print(f"seed {value} (repeat: CAC_TEST_SEED={value} pytest '{request.node.nodeid}')")
     return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """NumPy's generator of the test's seed."""
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run whose network, of three classes, has seen one step."""
+    from folder_run import trained_on_a_folder
+
+    with trained_on_a_folder(tmp_path_factory.mktemp("trained")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that reaches its first step fails the test."""
+    from cac_ext.train import loop
+    from cac_ext.train.pseudo_labels import image_classifier
+
+    def began(*_: object, **__: object) -> None:
+        raise AssertionError("a step was made")
+
+    monkeypatch.setattr(loop, "take_step", began)
+    monkeypatch.setattr(image_classifier, "RunLog", began)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,20 +11,20 @@ import torch
 from image_trees import SIZE, folder_overrides, folder_tree
 
 from cac_ext.train.config import load
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry
 from cac_ext.train.loop import train
 
-TINY = [
+#: One step of the smallest network.
+QUICK = [
     "device=cpu",
     "network.width=16",
     "augment.crop_size=33",
     "schedule.epochs=1",
     "schedule.iterations_per_epoch=1",
     "schedule.warmup_epochs=0",
-    "schedule.labelled_batch=2",
-    "method.unsupervised_weight=0",
 ]
+SUPERVISED = ["schedule.labelled_batch=2", "method.unsupervised_weight=0"]
 
 
 @contextmanager
@@ -33,7 +33,8 @@ def trained_on_a_folder(root: Path) -> Iterator[Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder_tree(root, np.random.default_rng(0), 2, 2)
-    train(load("folder", [*folder_overrides(root), *TINY]), root / "run", progress=False)
+    overrides = [*folder_overrides(root), *QUICK, *SUPERVISED]
+    train(load("folder", overrides), root / "run", progress=False)
     yield root / "run"
     torch.set_num_threads(threads)
 
@@ -51,11 +52,8 @@ def one_image(path: Path, mask: Path | None = None, num_classes: int = 3) -> Ima
 
 
 def scene(rng: np.random.Generator) -> np.ndarray:
-    """RGB ``[24, 32, 3]`` of many shades and colours, smooth enough for lossy formats."""
+    """RGB ``[24, 32, 3]`` of many shades and colors, smooth enough for lossy formats."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     shades = [rows * 255 / (SIZE[0] - 1), columns * 255 / (SIZE[1] - 1), (rows + columns) * 4.0]
     order = rng.permutation(3)
     return np.stack([shades[k] for k in order], axis=2).clip(0, 255).astype(np.uint8)
-
-
-PictureWriter = Callable[[Path, np.ndarray], np.ndarray]

@@ -40,8 +40,8 @@ def random_pairs(
 ) -> CropPairBatch:
     """Random views; ``valid`` are ``[B, h, w]``, ``overlaps`` positions in them."""
     views = [
-        ViewBatch(torch.randn(images, 3, size, size), *parts)
-        for parts in zip(valid, overlaps, masks, truths, strict=True)
+        ViewBatch(torch.randn(images, 3, size, size), on, on.flatten().nonzero().squeeze(1), *parts)
+        for on, *parts in zip(valid, overlaps, masks, truths, strict=True)
     ]
     image_index = overlaps[0] // valid[0][0].numel()
     sizes = image_index.bincount(minlength=images)

@@ -21,7 +21,7 @@ def write_tiff(
     sample_format: int = 1,
     subfile_types: Sequence[int] = (0,),
 ) -> None:
-    """An uncompressed TIFF of grey ``[H, W]`` or RGB ``[H, W, 3]`` samples.
+    """An uncompressed TIFF of gray ``[H, W]`` or RGB ``[H, W, 3]`` samples.
 
     Args:
         path: of the file.
@@ -93,7 +93,7 @@ def write_png(
         path: of the file.
         samples: numbers.
         bits: of a sample: 1, 2, 4, 8, 16.
-        color_type: of PNG: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
+        color_type: of PNG: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA.
         before, behind: chunks (name, content) in front of the pixels and after them.
     """
     height, width = samples.shape[:2]

@@ -13,11 +13,6 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import ConfigError, DataError
 
 
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
 def build(root: Path, *overrides: str) -> DatasetSplits:
     return build_datasets(load("camvid", [f"data.root={root}", *overrides]).data)
 

@@ -16,7 +16,7 @@ from cac_ext.train.cli.main import main
 from cac_ext.train.config import AugmentConfig, DataConfig, load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.augment import LabelledAugment
-from cac_ext.train.data.check import check
+from cac_ext.train.data.checks.check import check
 from cac_ext.train.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -227,6 +227,6 @@ def test_padding_of_labelled_images_is_ignored(seed: int) -> None:
     for _ in range(8):
         sample = {"image": image, "mask": torch.ones(24, 32, dtype=torch.uint8), "name": "white"}
         item = LabelledAugment(config, 255)(sample)
-        on_image = item.image[0] > 0  # white is above the mean colour, which is 0
+        on_image = item.image[0] > 0  # white is above the mean color, which is 0
         assert on_image.sum() == 24 * 32
         assert torch.equal(item.mask, torch.where(on_image, 1, 255))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_trees import cityscapes_tree
+from image_trees import SIZE, cityscapes_tree
+from picture_files import write_png
 from PIL import Image
 
 from cac_ext.train.config import load
@@ -22,11 +23,6 @@ TRAIN_ID_OF = dict(
         strict=True,
     )
 )
-
-
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 def build(root: Path, *overrides: str) -> DatasetSplits:
@@ -50,7 +46,7 @@ def test_cities_are_read_in_order_and_masks_are_train_ids(
     assert sample["image"].shape == (3, 24, 32)
 
 
-def test_the_classes_have_their_names_and_colours(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_classes_have_their_names_and_colors(tmp_path: Path, rng: np.random.Generator) -> None:
     cityscapes_tree(tmp_path, rng, "labelTrainIds", [0])
     splits = build(tmp_path)
     assert splits.num_classes == 19
@@ -98,3 +94,12 @@ def test_a_missing_mask_or_image_folder_is_named(tmp_path: Path, rng: np.random.
     (tmp_path / "leftImg8bit/train").rename(tmp_path / "leftImg8bit/training")
     with pytest.raises(DataError, match=r"leftImg8bit/train"):
         build(tmp_path)
+
+
+def test_cityscapes_ids_out_of_range_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
+    cityscapes_tree(tmp_path, rng, "labelIds", [7, 8, 11])
+    mask = next((tmp_path / "gtFine/train").glob("*/*_labelIds.png"))
+    write_png(mask, np.full(SIZE, 26001), 16)  # an instance's id
+    splits = build_datasets(load("cityscapes", [f"data.root={tmp_path}"]).data, check=False)
+    with pytest.raises(DataError, match=r"label id 26001, but Cityscapes has -1 to 33"):
+        [splits.labelled[index] for index in range(len(splits.labelled))]

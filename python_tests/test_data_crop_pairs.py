@@ -22,7 +22,7 @@ PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "grey": 0.0}
 
 def features_of(image: Tensor, kind: str, stride: int, pool: int) -> Tensor:
     """What an encoder that only samples its input gives, ``[C, S, S] -> [C, h, w]``."""
-    if kind == "convolution":  # padded and strided: feature j is centred on pixel stride * j
+    if kind == "convolution":  # padded and strided: feature j is centered on pixel stride * j
         features = image[:, ::stride, ::stride]
     else:  # patches, each its own mean
         features = F.avg_pool2d(image[None], stride)[0]
@@ -51,7 +51,7 @@ def test_overlap_features_show_the_same_pixels(
         for _ in range(20):
             pair = sampler(height, width)
             gathered = []
-            for view, overlap in ((pair.view1, pair.overlap1), (pair.view2, pair.overlap2)):
+            for view, overlap in ((pair.crop1, pair.overlap1), (pair.crop2, pair.overlap2)):
                 assert view.top >= 0
                 assert view.left >= 0
                 crop = coordinates[
@@ -64,7 +64,7 @@ def test_overlap_features_show_the_same_pixels(
                 gathered.append(features.flatten(1)[:, overlap])
             assert len(pair.overlap1) > 0
             torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=1e-3)
-            seen_flips.add((pair.view1.flip, pair.view2.flip))
+            seen_flips.add((pair.crop1.flip, pair.crop2.flip))
         assert len(seen_flips) > 1
 
 
@@ -78,7 +78,7 @@ def test_scaled_flipped_and_padded_views_agree_at_the_overlap(
     grid = grid_of("convolution", stride, pool)
     rows, columns = torch.meshgrid(torch.arange(120), torch.arange(150), indexing="ij")
     noise = torch.randint(0, 256, (120, 150))
-    image = torch.stack([rows + 100, columns + 100, noise]).to(torch.uint8)  # no mean colour: > 0
+    image = torch.stack([rows + 100, columns + 100, noise]).to(torch.uint8)  # no mean color: > 0
     config = AugmentConfig(crop_size=crop_size, unlabelled_scale=(scale, scale), **PLAIN)
     for flips in ([0, 0], [0, 1], [1, 0], [1, 1]):
         # A probability of its own for each view, so that all four cases are seen.
@@ -104,8 +104,8 @@ def test_the_iou_stays_in_its_range(iou_range: tuple[float, float], seed: int) -
     sampler = CropPairSampler(size, FeatureGrid(4), iou_range, flip=0.5)
     for _ in range(200):
         pair = sampler(sampler.min_size + 20, sampler.min_size + 60)
-        overlap_y = size - abs(pair.view1.top - pair.view2.top)
-        overlap_x = size - abs(pair.view1.left - pair.view2.left)
+        overlap_y = size - abs(pair.crop1.top - pair.crop2.top)
+        overlap_x = size - abs(pair.crop1.left - pair.crop2.left)
         iou = overlap_y * overlap_x / (2 * size**2 - overlap_y * overlap_x)
         assert iou_range[0] - 1e-9 <= iou <= iou_range[1] + 1e-9
 
@@ -127,8 +127,8 @@ def test_shifts_are_as_likely_as_under_rejection(seed: int) -> None:
     for _ in range(4000):
         pair = sampler(image, image)
         drawn.append(
-            (pair.view2.top - pair.view1.top) // stride * 10
-            + (pair.view2.left - pair.view1.left) // stride
+            (pair.crop2.top - pair.crop1.top) // stride * 10
+            + (pair.crop2.left - pair.crop1.left) // stride
         )
     observed = np.array([(np.array(drawn) == key).sum() for key in keys])
     assert observed.sum() == len(drawn)  # no shift beyond the feasible ones
@@ -136,7 +136,7 @@ def test_shifts_are_as_likely_as_under_rejection(seed: int) -> None:
 
 
 def test_an_iou_that_no_shift_has_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"method\.iou_range.*nearest they can have is"):
+    with pytest.raises(ConfigError, match=r"method\.iou_range.*nearest possible one is"):
         CropPairSampler(65, FeatureGrid(32), (0.5, 0.52), flip=0.5)
 
 
@@ -146,7 +146,7 @@ def test_padding_is_neither_overlap_nor_valid(seed: int) -> None:
     config = AugmentConfig(crop_size=65, unlabelled_scale=(1.0, 1.0), **PLAIN)
     sampler = CropPairSampler(65, FeatureGrid(4), (0.1, 0.5), flip=0.5)
     augment = CropPairAugment(config, sampler)
-    # White everywhere: normalised it is above zero, and padding is zero.
+    # White everywhere: normalized it is above zero, and padding is zero.
     image = tv_tensors.Image(torch.full((3, 40, 90), 255, dtype=torch.uint8))
     compared = 0
     for _ in range(30):

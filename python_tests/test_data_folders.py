@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folder_run import trained_on_a_folder
 from image_trees import (
     cityscapes_tree,
     draw_image,
@@ -23,21 +21,10 @@ from PIL import Image
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.list_file import Entry, format_list, read_list
-from cac_ext.train.data.listing import find_images
-from cac_ext.train.data.pictures import image_suffixes
+from cac_ext.train.data.files.find_images import find_images
+from cac_ext.train.data.files.list_file import Entry, format_list, read_list
+from cac_ext.train.data.files.pictures import image_suffixes
 from cac_ext.train.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with trained_on_a_folder(tmp_path_factory.mktemp("trained")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 def draw(folder: Path, rng: np.random.Generator, *names: str) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folder_run import QUICK
 from image_trees import SIZE, draw_image, folder_overrides, folder_tree
 from PIL import Image
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.mask_scan import scan_masks
+from cac_ext.train.data.checks.mask_scan import scan_masks
+from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.evaluate import Evaluation, absence_note
@@ -29,16 +30,7 @@ from cac_ext.train.runs.log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUICK = [
-    "device=cpu",
-    "network.width=16",
-    "augment.crop_size=33",
-    "schedule.epochs=1",
-    "schedule.iterations_per_epoch=1",
-    "schedule.warmup_epochs=0",
-    "method.selected_num=null",
-    "image_classifier.epochs=1",
-]
+SETTINGS = [*QUICK, "method.selected_num=null", "image_classifier.epochs=1"]
 
 
 def write_masks(root: Path, part: str, masks: list[np.ndarray]) -> None:
@@ -65,18 +57,6 @@ def overrides(root: Path, classes: int) -> list[str]:
     return [*folder_overrides(root)[:-1], f"data.num_classes={classes}"]
 
 
-@pytest.fixture
-def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cac_ext.train import loop
-    from cac_ext.train.pseudo_labels import image_classifier as classifier
-
-    def began(*_: object, **__: object) -> None:
-        raise AssertionError("a step was made")
-
-    monkeypatch.setattr(loop, "take_step", began)
-    monkeypatch.setattr(classifier, "RunLog", began)
-
-
 #: Masks of the labelled images, the number of classes, and what must be said.
 WORTHLESS = [
     (halves(0, 255), 2, ["one class", "class 0", "50.0%", "data.ignore_index", "0 and 1"]),
@@ -85,8 +65,16 @@ WORTHLESS = [
 ]
 
 
+@pytest.fixture(params=WORTHLESS)
+def worthless(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], list[str]]:
+    """Settings that read worthless labels, and what must be said about them."""
+    mask, classes, words = request.param
+    write_masks(tmp_path, "train", [mask] * 4)
+    write_masks(tmp_path, "val", [halves(0, 1)] * 2)
+    return overrides(tmp_path, classes), words
+
+
 @pytest.mark.usefixtures("no_step")
-@pytest.mark.parametrize(("mask", "classes", "words"), WORTHLESS)
 @pytest.mark.parametrize(
     "command",
     [
@@ -99,15 +87,12 @@ WORTHLESS = [
 )
 def test_labels_of_one_class_or_none_are_refused_before_the_first_step(
     command: list[str],
-    mask: np.ndarray,
-    classes: int,
-    words: list[str],
+    worthless: tuple[list[str], list[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    write_masks(tmp_path, "train", [mask] * 4)
-    write_masks(tmp_path, "val", [halves(0, 1)] * 2)
-    given = [*overrides(tmp_path, classes), *QUICK]
+    labels, words = worthless
+    given = [*labels, *SETTINGS]
     given += ["data.unlabelled_list=train.txt"] * ("self_training" in str(command))
     assert main([*command, *given, "--folder", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
@@ -116,17 +101,11 @@ def test_labels_of_one_class_or_none_are_refused_before_the_first_step(
         assert word in message
 
 
-@pytest.mark.parametrize(("mask", "classes", "words"), WORTHLESS)
 def test_the_check_ends_with_an_error_code_for_such_labels(
-    mask: np.ndarray,
-    classes: int,
-    words: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
+    worthless: tuple[list[str], list[str]], capsys: pytest.CaptureFixture
 ) -> None:
-    write_masks(tmp_path, "train", [mask] * 4)
-    write_masks(tmp_path, "val", [halves(0, 1)] * 2)
-    assert main(["data", "check", "folder", *overrides(tmp_path, classes)]) == 1
+    labels, words = worthless
+    assert main(["data", "check", "folder", *labels]) == 1
     printed = capsys.readouterr().out
     (problem,) = [line for line in printed.splitlines() if line.startswith("problem: ")]
     for word in words:
@@ -139,7 +118,7 @@ def test_validation_masks_without_a_counted_pixel_are_refused(
     write_masks(tmp_path, "train", [halves(0, 1)] * 4)
     write_masks(tmp_path, "val", [halves(255, 255)] * 2)
     given = overrides(tmp_path, 2)
-    assert main(["train", "folder", *given, *QUICK, "--folder", str(tmp_path / "run")]) == 2
+    assert main(["train", "folder", *given, *SETTINGS, "--folder", str(tmp_path / "run")]) == 2
     assert "no pixel of the 2 validation masks counts" in capsys.readouterr().err
     assert main(["data", "check", "folder", *given]) == 1
 
@@ -150,7 +129,7 @@ def test_absent_classes_are_named_before_training_and_beside_every_miou(
     """Class "boat" is nowhere, "car" in the validation images alone."""
     write_masks(tmp_path, "train", [halves(0, 1)] * 4)
     write_masks(tmp_path, "val", [halves(0, 1), halves(1, 2)])
-    given = [*overrides(tmp_path, 4), "data.class_names=[sky,road,car,boat]", *QUICK]
+    given = [*overrides(tmp_path, 4), "data.class_names=[sky,road,car,boat]", *SETTINGS]
     run = tmp_path / "run"
     with pytest.warns(UserWarning, match="no pixel of the") as caught:
         assert main(["train", "folder", *given, "--folder", str(run)]) == 0
@@ -303,7 +282,7 @@ def test_images_as_small_as_a_feature_are_remarked(
 ) -> None:
     write_masks(tmp_path, "train", [halves(0, 1), halves(0, 1), np.zeros((1, 1))])
     write_masks(tmp_path, "val", [halves(0, 1)])
-    assert main(["data", "check", "folder", *overrides(tmp_path, 2), *QUICK]) == 0
+    assert main(["data", "check", "folder", *overrides(tmp_path, 2), *SETTINGS]) == 0
     printed = capsys.readouterr().out
     assert "remark: 1 of the labelled images have a side below 8 pixels" in printed
     assert "images/train2.png (1 x 1)" in printed
@@ -334,7 +313,7 @@ def test_image_level_labels_of_no_class_are_refused_and_missing_ones_named(
     write_masks(tmp_path, "train", [halves(0, 1), halves(0, 2)])
     write_masks(tmp_path, "val", [halves(0, 1), halves(0, 2)])
     (tmp_path / "more.txt").write_text("images/train0.png\nimages/train1.png\n")
-    given = [*overrides(tmp_path, 3), *QUICK, "data.unlabelled_list=more.txt"]
+    given = [*overrides(tmp_path, 3), *SETTINGS, "data.unlabelled_list=more.txt"]
     given += ["data.background_class=0", "weak.image_labels=labels.txt"]
     command = ["weak", "train-classifier", "folder", *given, "--folder", str(tmp_path / "c")]
     (tmp_path / "labels.txt").write_text("images/train0.png\nimages/train1.png\n")

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_trees import draw_image, folder_overrides, folder_tree
+from image_trees import SIZE, draw_image, folder_overrides, folder_tree
 from PIL import Image
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.check import check
+from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.pseudo_label_files import PseudoLabelled, mask_path, write_pseudo_labels
 from cac_ext.train.errors import ConfigError, DataError
 
@@ -93,7 +94,7 @@ def test_missing_settings_are_all_named() -> None:
         ),
         (
             lambda f: Image.new("RGB", (60, 41), (128, 0, 0)).save(f / "mask1.png"),
-            ["mask1.png", "RGB", "(128, 0, 0)", "replace each colour"],
+            ["mask1.png", "RGB", "(128, 0, 0)", "replace each color"],
         ),
     ],
 )
@@ -179,3 +180,19 @@ def test_a_mask_is_read_without_decoding_its_image(tmp_path: Path, seed: int) ->
     draw_image(path, np.random.default_rng(seed), (24, 31))
     with pytest.raises(DataError, match=r"is 32 x 24 pixels.* is 31 x 24"):
         images.known_mask(0)
+
+
+def test_an_image_is_decoded_once_for_its_pseudo_label(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_tree(tmp_path, rng, 2, 1)
+    overrides = [*folder_overrides(tmp_path), "data.unlabelled_list=train.txt"]
+    splits = build_datasets(load("folder", overrides).data)
+    read = []
+    original = ImageFiles.__getitem__
+    monkeypatch.setattr(
+        ImageFiles, "__getitem__", lambda self, i: (read.append(i), original(self, i))[1]
+    )
+    label = torch.zeros(SIZE, dtype=torch.long)
+    write_pseudo_labels(splits, lambda i, s: label, tmp_path / "out", "", progress=False)
+    assert read == [0, 1]

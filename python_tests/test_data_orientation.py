@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folder_run import one_image, scene, trained_on_a_folder
+from folder_run import one_image, scene
 from image_trees import SIZE, draw_mask, folder_overrides, folder_tree
 from picture_files import exif_bytes, turned, write_png
 from PIL import Image
@@ -15,21 +14,9 @@ from PIL import Image
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.check import check
-from cac_ext.train.data.pictures import read_image, read_size
+from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.files.pictures import read_image, read_size
 from cac_ext.train.errors import DataError
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with trained_on_a_folder(tmp_path_factory.mktemp("trained")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
 
 ORIENTED = {
     "photo.jpg": {"quality": 100, "subsampling": 0},
@@ -102,7 +89,7 @@ def test_a_teacher_labels_what_images_show(
     """Of a picture in several forms it makes one and the same pseudo label, upright."""
     folder_tree(tmp_path, rng, 2, 1)
     shown = scene(rng)
-    shown[..., 1:] = shown[..., :1]  # grey, so that a form of one channel shows the same
+    shown[..., 1:] = shown[..., :1]  # gray, so that a form of one channel shows the same
     write_png(tmp_path / "plain.png", shown, 8, 2)
     write_oriented(tmp_path / "turned.png", shown, 6)
     write_oriented(tmp_path / "turned.tif", shown, 7, compression="tiff_lzw")

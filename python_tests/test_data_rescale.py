@@ -33,7 +33,7 @@ def test_a_part_is_that_part_of_the_whole(size, limit, seed, monkeypatch):
         expected = whole[:, where[0], where[1]]
         assert part.shape == expected.shape
         difference = (part.int() - expected.int()).abs()
-        assert difference.max() <= (0 if limit else 2)  # of 255 grey levels
+        assert difference.max() <= (0 if limit else 2)  # of 255 gray levels
         assert difference.float().mean() < 0.3
         assert torch.equal(scaled.part(mask, top, left, 65, 65), whole_mask[where])
     assert scaled.part(image, size[0] + 5, 0, 65, 65).numel() == 0
@@ -69,7 +69,7 @@ def test_crops_of_large_pictures_show_what_crops_of_whole_ones_show(seed, monkey
         monkeypatch.setattr(rescale, "WHOLE_PIXELS", limit)
         torch.manual_seed(seed + 1)
         found.append([(pairs(sample), labelled(sample)) for _ in range(5)])
-    level = 2.01 / 255 / 0.224  # two grey levels, normalized
+    level = 2.01 / 255 / 0.224  # two gray levels, normalized
     for (pair, crop), (whole_pair, whole_crop) in zip(*found, strict=True):
         assert (crop.image - whole_crop.image).abs().max() <= level
         assert torch.equal(crop.mask, whole_crop.mask)
@@ -138,8 +138,8 @@ def test_a_small_crop_is_blurred_as_a_large_one_of_the_same_rows(seed):
 
 
 @pytest.mark.parametrize("crop_size", [33, 34, 64])
-def test_the_truth_of_a_feature_centred_beyond_its_crop_is_the_image_s(crop_size, seed):
-    """Patches of a crop that does not fit the stride: the last one's centre lies outside it."""
+def test_the_truth_of_a_feature_centered_beyond_its_crop_is_the_image_s(crop_size, seed):
+    """Patches of a crop that does not fit the stride: the last one's center lies outside it."""
     torch.manual_seed(seed)
     grid = FeatureGrid(4, 1.5)
     truth = torch.arange(90 * 110).view(90, 110).int()

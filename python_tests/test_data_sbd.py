@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_trees import SIZE, draw_image, draw_mask
+from folder_run import scene
+from image_trees import SIZE, draw_image, draw_mask, voc_tree
 from PIL import Image
 from scipy.io import savemat
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.voc import colour_map
+from cac_ext.train.data.datasets.voc import color_map
 
 #: Images with VOC's mask alone, with both, with SBD's alone; the first is of validation.
 VOC_ONLY, BOTH, SBD_ONLY = (
@@ -47,7 +48,7 @@ def trees(tmp_path: Path, seed: int) -> tuple[Path, Path, dict[str, np.ndarray]]
             write_mat(sbd / f"dataset/cls/{name}.mat", masks[name])
             write_mat(sbd / f"dataset/inst/{name}.mat", masks[name], "GTinst")
         if name not in SBD_ONLY:
-            palette = [part for colour in colour_map(256) for part in colour]
+            palette = [part for color in color_map(256) for part in color]
             path = voc / f"SegmentationClass/{name}.png"
             masks[name] = draw_mask(path, rng, [*range(21), 255], palette=palette)
     lists = voc / "ImageSets/Segmentation"
@@ -141,4 +142,51 @@ def test_what_does_not_fit_is_named(trees, tmp_path: Path, capsys: pytest.Captur
     write_mat(path, np.zeros((24, 31), np.uint8))
     assert "is 31 x 24 pixels, but its image" in error(sbd, voc)
     (voc / f"JPEGImages/{SBD_ONLY[0]}.jpg").unlink()
-    assert "is VOC 2012 whole?" in error(sbd, voc)
+    assert "is VOC 2012 complete?" in error(sbd, voc)
+
+
+def test_sbd_is_merged_with_voc_masks_that_can_be_read(
+    tmp_path: Path, rng: np.random.Generator, capsys
+) -> None:
+    """VOC's own masks are looked at before they are taken; sizes are those of upright images."""
+    voc, sbd = tmp_path / "VOC2012", tmp_path / "dataset/cls"
+    ids = voc_tree(voc, rng, 2, 1)
+    (voc / "SegmentationClassAug").rename(voc / "SegmentationClass")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scene(rng)).save(voc / "JPEGImages/2008_000001.jpg", exif=exif)
+    write_mat(sbd / "2008_000001.mat", np.zeros(SIZE[::-1], np.uint8))  # upright
+    (sbd / "._2008_000001.mat").write_bytes(b"of macOS")
+    (voc / "SegmentationClass/._a.png").write_bytes(b"of macOS")
+
+    def merge() -> tuple[int, str]:
+        code = main(["data", "sbd", str(tmp_path), str(voc)])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    own = voc / f"SegmentationClass/{ids[0]}.png"
+    whole = own.read_bytes()
+    for content, word in (
+        (b"", "the file is empty"),
+        (whole[:-50], "cannot read the mask"),
+        (None, "replace each color"),
+    ):
+        if content is None:
+            Image.fromarray(scene(rng)).save(own)
+        else:
+            own.write_bytes(content)
+        code, text = merge()
+        assert code == 2
+        assert str(own) in text
+        assert word in text
+    own.write_bytes(whole)
+    assert merge()[0] == 0
+    aug = voc / "SegmentationClassAug"
+    assert sorted(path.stem for path in aug.iterdir()) == [*ids, "2008_000001"]
+
+    # A folder that macOS has been in is still that of the same masks, for training, too.
+    (aug / "._2008_000001.png").write_bytes(b"of macOS")
+    (aug / "2008_000001.png").unlink()
+    assert merge()[0] == 0
+    splits = build_datasets(load("voc", [f"data.root={voc}"]).data)
+    assert len(splits.labelled) == 3

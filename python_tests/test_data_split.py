@@ -13,8 +13,8 @@ from image_trees import folder_overrides, folder_tree
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.list_file import Entry
-from cac_ext.train.data.split import parse_ratio, split
+from cac_ext.train.data.datasets.split import parse_ratio, split
+from cac_ext.train.data.files.list_file import Entry
 from cac_ext.train.errors import ConfigError, DataError
 
 
@@ -99,7 +99,7 @@ def test_the_command_writes_lists_that_training_reads(
     assert main(command) == 0
     (output / "full/labelled.txt").write_text("images/train0.png masks/train0.png\n")
     assert main(command) == 2
-    assert "full/labelled.txt is already there" in capsys.readouterr().err
+    assert "full/labelled.txt already exists" in capsys.readouterr().err
 
     # Lists and ratio give the same data.
     lists = output / "1_4" / f"seed{seed}"

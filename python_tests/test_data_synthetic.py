@@ -8,7 +8,7 @@ import torch
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.synthetic import CLASS_NAMES, SURROUNDINGS, draw_scene
+from cac_ext.train.data.datasets.synthetic import CLASS_NAMES, SURROUNDINGS, draw_scene
 
 
 def splits(seed: int, *overrides: str):

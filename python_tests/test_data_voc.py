@@ -14,11 +14,6 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import ConfigError, DataError
 
 
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
 def build(root: Path, *overrides: str) -> DatasetSplits:
     return build_datasets(load("voc", [f"data.root={root}", *overrides]).data)
 
@@ -46,7 +41,7 @@ def test_without_a_list_all_masks_but_those_of_validation_are_training_images(
     assert int(sample["mask"].max()) == 255
 
 
-def test_a_palette_picture_gives_ids_not_colours(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_palette_picture_gives_ids_not_colors(tmp_path: Path, rng: np.random.Generator) -> None:
     ids = voc_tree(tmp_path, rng, train=1, validation=1)
     palette = rng.integers(0, 256, 768).tolist()
     path = tmp_path / f"SegmentationClassAug/{ids[0]}.png"
@@ -55,7 +50,7 @@ def test_a_palette_picture_gives_ids_not_colours(tmp_path: Path, rng: np.random.
     np.testing.assert_array_equal(read.numpy(), mask)
 
 
-def test_the_classes_have_vocs_names_and_colours(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_classes_have_vocs_names_and_colors(tmp_path: Path, rng: np.random.Generator) -> None:
     voc_tree(tmp_path, rng, train=1, validation=1)
     splits = build(tmp_path)
     assert splits.num_classes == 21
@@ -128,7 +123,7 @@ def test_what_is_missing_is_named(tmp_path: Path, rng: np.random.Generator) -> N
     with pytest.raises(ConfigError, match=r"JPEGImages"):
         build(tmp_path)
     ids = voc_tree(tmp_path, rng, train=3, validation=1)
-    with pytest.raises(ConfigError, match=r"data\.num_classes is 20.*21 classes"):
+    with pytest.raises(ConfigError, match=r"data\.num_classes is 20.*21 fixed classes"):
         build(tmp_path, "data.num_classes=20")
     (tmp_path / f"JPEGImages/{ids[1]}.jpg").unlink()
     with pytest.raises(DataError, match=rf"no image .*{ids[1]}\.jpg"):

@@ -96,3 +96,22 @@ def test_active_selects_anchors(seed, device):
     everything = cac_ext.masked_contrastive_loss(*arguments)
     some = cac_ext.masked_contrastive_loss(*arguments, active=active)
     torch.testing.assert_close(some, everything * active, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["active_mean", "none"])
+def test_the_direction_is_returned_as_the_oracle_has_it(seed, device, reduction):
+    """Eq. 7, for every order of the confidences, at the threshold too, and for ignored anchors."""
+    case = make_case(seed, 320, 200, 8, 4, device=device)
+    levels = torch.tensor([0.5, 0.75, 0.8, 0.9], device=device)
+    grid = torch.cartesian_prod(levels, levels)  # [16, 2]
+    rows = torch.arange(len(case.confidences1)) % len(grid)
+    case.confidences1, case.confidences2 = grid[rows].T.contiguous()
+    options = {"reduction": reduction, "ignore_index": 1, "return_direction": True}
+    loss, direction = cac_ext.directional_contrastive_loss(*case.arguments(), **options)
+    alone = cac_ext.directional_contrastive_loss(
+        *case.arguments(), reduction=reduction, ignore_index=1
+    )
+    assert torch.equal(loss, alone)
+    _, expected = cac_ext.reference.directional_contrastive_loss(*case.arguments(), **options)
+    assert direction.unique().tolist() == [0, 1, 2]
+    assert torch.equal(direction.long(), expected)

@@ -134,13 +134,13 @@ def test_what_breaks_the_contract_is_said_at_once(in_folder, tmp_path: Path) -> 
     (tmp_path / "broken.py").write_text(BROKEN)
     in_folder(tmp_path)
     images = torch.zeros(1, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"logits \[1, 4, 4, 4\], but made \[1, 5, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"logits \[1, 4, 4, 4\], but returned \[1, 5, 4, 4\]"):
         build_network(NetworkConfig(name="broken:wrong_classes"), 4)
     with pytest.raises(TypeError, match=r"must return a .*SegmentationNetwork"):
         build_network(NetworkConfig(name="broken:no_network"), 4)
     for name in ("wrong_stride", "wrong_channels"):
         network = build_network(NetworkConfig(name=f"broken:{name}"), 4)
-        with pytest.raises(ValueError, match=r"features of shape \[1, 8, 4, 4\].* call for \[1, "):
+        with pytest.raises(ValueError, match=r"features of shape \[1, 8, 4, 4\].* must be \[1, "):
             network(images)
     with pytest.raises(ConfigError, match="cannot import 'broken:absent'"):
         build_network(NetworkConfig(name="broken:absent"), 4)
@@ -151,5 +151,5 @@ def test_what_breaks_the_contract_is_said_at_once(in_folder, tmp_path: Path) -> 
 def test_dropout_inside_an_encoder_is_pointed_out() -> None:
     encoder = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout2d(0.2))
     encoder.stride, encoder.out_channels = 1, 8
-    with pytest.warns(UserWarning, match="noise on the pseudo labels"):
+    with pytest.warns(UserWarning, match="noise to the pseudo labels"):
         SegmentationNetwork(encoder, nn.Conv2d(8, 2, 1))

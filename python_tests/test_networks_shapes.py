@@ -161,7 +161,7 @@ def test_settings_that_do_not_suit_the_network_are_named(changes: dict, words: l
 
 
 class _Coordinates(nn.Module):
-    """An encoder whose features are the coordinates of the pixels on which they are centred."""
+    """An encoder whose features are the coordinates of the pixels on which they are centered."""
 
     out_channels = 2
 

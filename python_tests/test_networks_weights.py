@@ -22,7 +22,7 @@ from cac_ext.train.networks.weights import load_backbone_weights
 CLASSES = 3
 
 
-def randomise(module: nn.Module, seed: int) -> None:
+def randomize(module: nn.Module, seed: int) -> None:
     """Distinct parameters and statistics, as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in module.state_dict().values():
@@ -54,7 +54,7 @@ def test_a_dilated_backbone_computes_what_the_classifier_s_did(
     """
     torch.manual_seed(seed)
     trained = torchvision.models.resnet50().eval()
-    randomise(trained, seed)
+    randomize(trained, seed)
     state = {k: v.float() for k, v in halved(trained.state_dict()).items()}
     trained.load_state_dict(state)
     if stride_in == "1x1":
@@ -104,7 +104,7 @@ def test_dilation_is_exact_at_both_output_strides_and_the_placements_differ(
 def test_torchvision_s_vgg_weights_fit(backbone: str, suffix: str, tmp_path: Path) -> None:
     config = NetworkConfig(name="pspnet", backbone=backbone)
     own = build_network(config, CLASSES).encoder.backbone
-    randomise(own, 1)
+    randomize(own, 1)
     # torchvision's file: "features." in front, indices with gaps, a classifier behind.
     state = {f"features.{name}": tensor for name, tensor in own.state_dict().items()}
     with torch.device("meta"):
@@ -134,7 +134,7 @@ WRAPPERS: dict[str, Callable[[dict], dict]] = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_weights_are_found_inside_a_checkpoint(wrapper: str, tmp_path: Path) -> None:
     source, target = tiny_backbone(), tiny_backbone()
-    randomise(source, 2)
+    randomize(source, 2)
     path = tmp_path / "checkpoint.pth"
     torch.save(WRAPPERS[wrapper](source.state_dict()), path)
     report = load_backbone_weights(target, "resnet50", str(path))

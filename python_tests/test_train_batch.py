@@ -9,14 +9,12 @@ import torch
 from tiny_run import TINY_RUN
 from torch import Tensor, nn
 
-from cac_ext.train import loop
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import NetworkConfig
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.layers import require_batch
 from cac_ext.train.preflight import require_batch_statistics
-from cac_ext.train.pseudo_labels import image_classifier as classifier
 from cac_ext.train.runtime.distributed import GlooBatchNorm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,15 +38,6 @@ class PooledEncoder(nn.Module):
 
 def build_pooled(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
     return SegmentationNetwork(PooledEncoder(pooled=True), nn.Conv2d(8, num_classes, 1))
-
-
-@pytest.fixture
-def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    def began(*_: object, **__: object) -> None:
-        raise AssertionError("a step was made")
-
-    monkeypatch.setattr(loop, "take_step", began)
-    monkeypatch.setattr(classifier, "RunLog", began)
 
 
 @pytest.mark.usefixtures("no_step")

@@ -168,7 +168,7 @@ def _gather(seed: int, dtype: torch.dtype) -> tuple[list, list, int]:
             return gather(*arguments)
 
         setattr(distributed, name, counted)
-        features, labels = group.gather_negatives(*_negatives(seed, group.rank, dtype), 8)
+        features, labels = group.gather_negatives(*_negatives(seed, group.rank, dtype))
     assert not features.requires_grad
     return features.float().tolist(), labels.tolist(), calls
 

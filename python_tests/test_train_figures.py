@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import NetworkConfig, load
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.augment import denormalise
+from cac_ext.train.data.augment import denormalize
 from cac_ext.train.experiments.methods import method_overrides
 from cac_ext.train.figures import contexts as feature_figures
 from cac_ext.train.figures.contexts import (
@@ -109,7 +109,7 @@ def test_the_pictures_show_crops_contributions_and_features_in_the_colors_of_the
     grid = run.network.pooled_grid
     crops = draw_crops(run.config, splits, grid, 1, seed)
     (part,) = crops
-    views = [denormalise(view).permute(1, 2, 0).numpy() for view in part.views]
+    views = [denormalize(view).permute(1, 2, 0).numpy() for view in part.views]
 
     axes = grad_cam_figure(splits, networks, crops).axes
     assert len(axes) == 4
@@ -183,7 +183,7 @@ def test_the_overlaps_are_the_same_pixels_and_truth(tmp_path: Path, seed: int) -
     for index, crops in enumerate(drawn):
         cells = grid.size(17)
         rows, columns = crops.overlap // cells * 4, crops.overlap % cells * 4
-        colors = [denormalise(crops.views[view])[:, rows[view], columns[view]] for view in range(2)]
+        colors = [denormalize(crops.views[view])[:, rows[view], columns[view]] for view in range(2)]
         torch.testing.assert_close(*colors)
         sample = splits.validation[index]
         image = (sample["image"].float() / 255).flatten(1)  # noise: every pixel is its own

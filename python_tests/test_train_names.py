@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folder_run import QUICK
 from image_trees import draw_image, folder_overrides
 from matplotlib.figure import Figure
 from PIL import Image
@@ -29,13 +30,8 @@ from cac_ext.train.figures.text import set_fonts, shown_names, shown_text
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ["背景", "道路", "_background_", "$a$ b_$", "é ж", "\U000f1234x"]
-QUICK = [
-    "device=cpu",
-    "network.width=16",
-    "augment.crop_size=33",
-    "schedule.epochs=1",
-    "schedule.iterations_per_epoch=1",
-    "schedule.warmup_epochs=0",
+SETTINGS = [
+    *QUICK,
     "method.selected_num=null",
     "schedule.labelled_batch=2",
     "schedule.unlabelled_batch=2",
@@ -57,7 +53,7 @@ def tree_of_many(root: Path, classes: int) -> list[str]:
     (root / "train.txt").write_text("".join(lines[:3]))
     (root / "val.txt").write_text(lines[3])
     ignored = [] if classes < 255 else ["data.ignore_index=-1"]
-    return [*folder_overrides(root)[:-1], f"data.num_classes={classes}", *ignored, *QUICK]
+    return [*folder_overrides(root)[:-1], f"data.num_classes={classes}", *ignored, *SETTINGS]
 
 
 @pytest.mark.parametrize("classes", [2, 21, 256, 300, 1000])
@@ -207,7 +203,7 @@ def test_a_palette_that_does_not_fit_the_classes_is_refused(
     import test_data_check
 
     monkeypatch.setattr(test_data_check.OwnDataset, "palette", palette, raising=False)
-    with pytest.raises(ConfigError, match=r"palette .* must be 2 colours"):
+    with pytest.raises(ConfigError, match=r"palette .* must be 2 colors"):
         build_datasets(DataConfig(name="test_data_check:OwnDataset"))
 
 

@@ -25,7 +25,8 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import DataError
 from cac_ext.train.loop import train
-from cac_ext.train.methods.consistency import Overlap
+from cac_ext.train.methods.cac import Truth
+from cac_ext.train.methods.consistency import Anchors, Overlap
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runs.checkpoint import read_checkpoint
@@ -114,7 +115,7 @@ def test_a_step_pairs_its_active_anchors_with_the_negatives_of_the_bank(
         phase = step_of(method, labelled, pairs, step)
         outputs = method._latest
         anchors, negatives = [], []
-        views = zip(pairs[:2], outputs.pseudo_labels.chunk(2), outputs.active, strict=True)
+        views = zip(pairs[:2], outputs.pseudo_labels.chunk(2), outputs.anchors, strict=True)
         for view, labels, active in views:
             rows = torch.stack([labels, view.truth], dim=-1)  # [B, h, w, 2]
             negatives.append(rows[view.valid])
@@ -174,13 +175,14 @@ def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
         active = torch.cat([share[1] for share in shares], dim=1)
         empty = torch.zeros(0)
         precision = method._precision(
+            Overlap(empty, empty, classes[2]),
+            Overlap(empty, empty, classes[3]),
+            Truth(negatives=classes[4], overlap=classes[5]),
+            Truth(negatives=classes[5], overlap=classes[4]),
             torch.cat([classes[0], classes[1]]),
-            torch.cat([classes[4], classes[5]]),
-            [Overlap(empty, empty, classes[2]), Overlap(empty, empty, classes[3])],
-            (active[0], active[1]),
-            (classes[5], classes[4]),
+            Anchors(active[0], active[1]),
         )
-        found.append([value.item() for value in precision])
+        found.append([precision[key].item() for key in KEYS])
     return found
 
 

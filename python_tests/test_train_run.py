@@ -220,7 +220,7 @@ def test_a_run_that_is_all_warm_up_is_warned_of(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(load("synthetic", overrides), tmp_path, progress=False)
-    messages = [str(w.message) for w in caught if "all of the run is warm-up" in str(w.message)]
+    messages = [str(w.message) for w in caught if "the whole run is warm-up" in str(w.message)]
     assert len(messages) == warned
     assert all("schedule.warmup_epochs" in message for message in messages)
 

@@ -1,4 +1,4 @@
-"""The batches of a method's streams, step by step, on the device."""
+"""The batches of a method's streams for each step, on the device."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cac_ext.train.runtime.distributed import Processes
 
 
 class BatchStreams:
-    """Loads each stream from its first iteration on.
+    """Loads each stream, from its first iteration.
 
     Args:
-        requests: the streams that a method wants, by name.
+        requests: the streams that a method requested, by name.
         config: of the run.
-        device: where batches go.
-        start: the first step that will be asked for.
-        processes: this process takes its share of each batch.
+        device: receives the batches.
+        start: the first step to load.
+        processes: each process takes its share of each batch.
 
     Raises:
         ConfigError: a batch cannot be shared equally by the processes.
@@ -58,7 +58,7 @@ class BatchStreams:
             self._loaders[name] = iter(loader)
 
     def next(self, iteration: int) -> dict[str, Any]:
-        """The batches of this step, by the names of their streams."""
+        """The batches of this step, by stream."""
         return {
             name: to_device(next(loader), self._device, channels_last=self._channels_last)
             for name, loader in self._loaders.items()
@@ -66,5 +66,5 @@ class BatchStreams:
         }
 
     def images(self, batches: Mapping[str, Any]) -> int:
-        """How many images all processes see in a step with these batches."""
+        """The number of images that all processes see in a step with these batches."""
         return sum(self._requests[name].batch_size for name in batches)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from cac_ext.train.data import SegmentationDataset
 from cac_ext.train.data.stream import SampleLoader
 from cac_ext.train.errors import DataError, ProcessError, listed
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
@@ -81,7 +81,7 @@ def absence_note(class_iou: Mapping[str, float | None]) -> str:
 
 def evaluate(
     network: SegmentationNetwork,
-    dataset: Dataset,
+    dataset: SegmentationDataset,
     num_classes: int,
     ignore_index: int,
     *,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cac_ext.train.data.augment import normalise
+from cac_ext.train.data.augment import normalize
 from cac_ext.train.data.rescale import resize
 from cac_ext.train.networks import SegmentationNetwork
 
@@ -51,7 +51,7 @@ def predict_logits(network: SegmentationNetwork, image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     missing_y = network.grid.fitting_size(height) - height
     missing_x = network.grid.fitting_size(width) - width
-    batch = normalise(image.to(device))[None]  # [1, 3, H, W]
+    batch = normalize(image.to(device))[None]  # [1, 3, H, W]
     mode = "reflect" if missing_y < height and missing_x < width else "replicate"
     batch = F.pad(batch, (0, missing_x, 0, missing_y), mode=mode)
     return network(batch)[..., :height, :width]

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: what happens in a run, in the order in which it happens."""
+"""The training loop, top to bottom: the order of this file is the order of a run."""
 
 from __future__ import annotations
 
@@ -67,36 +67,36 @@ def train(
     progress: bool = True,
     build: Callable[[MethodContext], Method] | None = None,
 ) -> TrainResult:
-    """Trains what the configuration says and writes everything into ``folder``.
+    """Train the configured run and write everything into ``folder``.
 
     Args:
         config: the run.
-        folder: of the run: config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/, picture.png.
-        label: stands in front of the progress bar.
-        resume: go on from the folder's checkpoint, if there is one; otherwise a checkpoint there
-            is an error, so that no run is overwritten.
-        progress: progress bars on the terminal.
-        build: makes the method in place of the one that ``config.method.name`` names.
+        folder: receives config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/, picture.png.
+        label: text in front of the progress bar.
+        resume: continue from the checkpoint in the folder, if it holds one. Without ``resume`` a
+            checkpoint there is an error, so that no run is overwritten.
+        progress: show progress bars on the terminal.
+        build: builds the method instead of ``config.method.name``.
 
-    Within `distributed.process_group` all processes call it, with the same arguments. Pseudo labels
-    that are ``auto`` must be in the folder already, see `prepare.py`.
+    Within `distributed.process_group` all processes call it with the same arguments. Pseudo labels
+    that are ``auto`` must be in the folder already; see `experiments/prepare.py`.
 
     Raises:
-        UserError: something given cannot be used; a step is not finite. What was done before a file
-            could not be read, or before any other failure between two steps, is saved.
-        TrainingStopped: SIGTERM or Ctrl-C came; the step was finished and a checkpoint written.
-        KeyboardInterrupt: a second Ctrl-C came, or one in the last step.
+        UserError: a setting or a file cannot be used, or a step is not finite. If anything fails
+            between two steps, e.g. a file cannot be read, the steps so far are saved.
+        TrainingStopped: SIGTERM or Ctrl-C came. The step was finished and a checkpoint written.
+        KeyboardInterrupt: a second Ctrl-C came, or one during the last step.
     """
     processes = current()
     progress = progress and processes.is_main
     device = find_device(config.device)
     if build is None:
         check_method(config)
-    written = config  # with `auto`, which is right wherever the folder is moved to
+    written = config  # keeps `auto`, which stays right if the folder is moved
     config = PseudoLabelFolders.of_run(folder).fill_in(config)
-    torch.manual_seed(config.seed)  # initial weights and dropout; all else is seeded by position
+    torch.manual_seed(config.seed)  # initial weights and dropout; the rest is seeded by position
 
-    # What is trained, on what.
+    # Data, network and method.
     splits = build_datasets(config.data)
     checkpoint = folder / "checkpoint.pt"
     has_checkpoint = processes.first(checkpoint.exists())
@@ -120,10 +120,10 @@ def train(
     use_scaler = config.run.precision == "fp16"
     scalers = {name: torch.amp.GradScaler(device.type, enabled=use_scaler) for name in optimizers}
     state = TrainingState(config, everything, optimizers, scalers, method)
-    if processes.rank:  # other dropout in each process
+    if processes.rank:  # each process has different dropout
         torch.manual_seed(derive_seed(config.seed, "process", processes.rank))
 
-    # From the start, or from a checkpoint.
+    # The start, or the checkpoint.
     if has_checkpoint:
         if not resume:
             raise run_exists(folder)
@@ -168,11 +168,10 @@ def train(
         log.pictures(state.iteration, splits, method.evaluated, method.pictures)
 
     def together(work: Callable[[], T]) -> T:
-        """Runs ``work`` between two steps. If it fails in any process, what is done is saved."""
-        failure: Exception | None = None
-        result = None
+        """Run ``work`` between two steps. If it fails in any process, the steps taken are saved."""
         try:
             result = work()
+            failure: Exception | None = None
         except NonFiniteError:  # the weights are not worth saving
             raise
         except Exception as error:  # a file, a worker, a disk: anything may fail after days
@@ -184,7 +183,7 @@ def train(
         return result
 
     with StopRequest() as stop, log:
-        if _evaluation_is_due(state):  # it has failed before
+        if _evaluation_is_due(state):  # it failed before the run was interrupted
             together(evaluate_now)
             save_checkpoint(checkpoint, state, method.evaluated, processes)
         while state.iteration < config.iterations:
@@ -212,12 +211,12 @@ def train(
         picture = folder / "picture.png"
         with naming(picture):
             save_panel(picture, splits, {"prediction": method.evaluated})
-    processes.any(False)  # nobody leaves before the picture is there
+    processes.any(False)  # every process waits until the picture is written
     return TrainResult(folder, method.evaluated, splits, **state.results)
 
 
 def _evaluation_is_due(state: TrainingState) -> bool:
-    """Whether the iteration that was reached ends an epoch that is evaluated, and was not yet."""
+    """Whether the current iteration ends an epoch that must still be evaluated."""
     schedule = state.config.schedule
     epoch, rest = divmod(state.iteration, schedule.iterations_per_epoch)
     due = epoch > 0 and (epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs)
@@ -225,7 +224,7 @@ def _evaluation_is_due(state: TrainingState) -> bool:
 
 
 def _scalars(phases: list[Phase]) -> dict[str, float]:
-    """What a step's phases have to log; ``loss`` is the first one's total."""
+    """The scalars of a step's phases for the log; ``loss`` is the total of the first."""
     values = {"loss": phases[0].total.item()}
     for phase in phases:
         values |= phase.scalars()
@@ -240,7 +239,7 @@ def _summary(
     folder: Path,
     processes: Processes,
 ) -> str:
-    """One line on what is about to be trained."""
+    """One line that describes the run before it starts."""
     together = f" and {processes.size - 1} more" if processes.size > 1 else ""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     unlabelled = "the labelled" if splits.unlabelled is None else len(splits.unlabelled)

@@ -17,15 +17,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cac_ext.train.config import Config, DataConfig
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.augment import CropPairAugment
-from cac_ext.train.data.class_findings import (
+from cac_ext.train.data.checks.class_findings import (
     absent_classes,
     absent_remark,
     ignored_class_remark,
     worthless,
 )
+from cac_ext.train.data.checks.mask_scan import MaskScan, scan_masks
+from cac_ext.train.data.checks.split_search import split_advice
 from cac_ext.train.data.crop_pair import CropPairSampler
-from cac_ext.train.data.mask_scan import MaskScan, scan_masks
-from cac_ext.train.data.split_search import split_advice
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runtime.distributed import ALONE, Processes, current

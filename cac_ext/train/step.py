@@ -1,4 +1,4 @@
-"""One training step: the phases of a method, each with its backward and its optimizer's step."""
+"""One training step: the phases of a method, each with a backward and an optimizer step."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def take_step(
     guard: NonFiniteGuard,
     device: torch.device,
 ) -> list[Phase]:
-    """Takes step ``state.iteration`` and counts it.
+    """Take the step ``state.iteration`` and count it.
 
     Args:
-        method: what is trained.
+        method: the training method.
         state: of the run.
-        batches: of each stream, on the device.
-        modules: the method's trained modules, as they are called in training.
+        batches: the batch of each stream, on the device.
+        modules: the trained modules of the method, wrapped for training.
         guard: decides what happens if a number is not finite.
-        device: of everything.
+        device: of modules and batches.
 
     Returns:
-        The phases whose optimizer has stepped; none if the step was void.
+        The phases whose optimizer stepped; none if the step was void.
     """
     config, iteration = state.config, state.iteration
     set_learning_rates(state.optimizers.values(), config.optimizer, iteration, config.iterations)

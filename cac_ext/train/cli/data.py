@@ -86,10 +86,10 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
 
 def _split(options: argparse.Namespace) -> None:
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.data.class_findings import named_classes
-    from cac_ext.train.data.image_files import ImageFiles
-    from cac_ext.train.data.split import parse_ratio, split, write_split
-    from cac_ext.train.data.split_search import SplitSearch
+    from cac_ext.train.data.checks.class_findings import named_classes
+    from cac_ext.train.data.checks.split_search import SplitSearch
+    from cac_ext.train.data.datasets.split import parse_ratio, split, write_split
+    from cac_ext.train.data.files.image_files import ImageFiles
 
     config = load_config(options)
     ratios = {parse_ratio(text): None for text in options.ratios.split(",")}  # each once
@@ -127,7 +127,7 @@ def _split(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from cac_ext.train.data import build_datasets
-    from cac_ext.train.data.check import check, format_report
+    from cac_ext.train.data.checks.check import check, format_report
     from cac_ext.train.pseudo_labels.image_labels import read_image_labels
 
     config = load_config(options)
@@ -166,6 +166,6 @@ def _remark_on_crops(config: Config, splits: DatasetSplits) -> str | None:
 
 
 def _sbd(options: argparse.Namespace) -> None:
-    from cac_ext.train.data.sbd import merge
+    from cac_ext.train.data.datasets.sbd import merge
 
     print(merge(options.sbd, options.voc))

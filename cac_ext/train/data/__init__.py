@@ -1,86 +1,70 @@
-"""Data: the contract of a data set, and the registry of those shipped.
+"""Data: the contract of a data set, the registry of those shipped, and the way to a batch.
 
 The way of an image:
 
     data set [i] -> sample -> stream.Stream (seeded order, seeded augmentation, endless)
-        labelled:   augment.LabelledAugment -> image [3, S, S], mask [S, S]
-        unlabelled: augment.CropPairAugment -> view1, view2 [3, S, S] and the overlap's indices
+        labelled:   augment.LabelledAugment      -> image [3, S, S], mask [S, S]
+        unlabelled: augment.CropPairAugment      -> two views [3, S, S], positions of the overlap
+                    whole_crops.WholeCropAugment -> one crop, weakly and strongly augmented
+    -> batches.collate_* -> batch
 
-A data set is a map-style ``torch.utils.data.Dataset``: ``len(dataset)`` and ``dataset[i]``, which
-returns a sample, a dict of
+Beside it:
+
+    datasets/   the data sets shipped: what they are, where their files lie, which are labelled
+    files/      lists of files; images, masks and ids read from them
+    checks/     faults found before a run
+
+A data set (`SegmentationDataset`) has ``len(dataset)`` and ``dataset[i]``, as a map-style
+``torch.utils.data.Dataset`` does. ``dataset[i]`` returns a `Sample`, a dict of
 
 * ``"image"``: uint8 tensor ``[3, H, W]``; sizes may differ by image;
-* ``"mask"``: integer tensor ``[H, W]``, class ids or ``ignore_index``. Unlabelled images have none,
-  and nobody needs one;
-* ``"name"``: str, to name the image in errors, pictures and predictions.
+* ``"mask"``: integer tensor ``[H, W]``, class ids or ``ignore_index``. Unlabelled images need none;
+* ``"name"``: str, names the image in errors, pictures and predictions.
 
 A data set of unlabelled images may have a method ``known_mask(i)``: the mask of an image, or None.
-It is asked only for image-level labels (`weak/`), where no list gives them, and to tell how good
-pseudo labels and negatives are (`truth.py`).
+It serves image-level labels (`pseudo_labels/image_labels.py`) that no list gives, and measures how
+good pseudo labels and negatives are (`truth.py`).
 
-``dataset[i]`` must not depend on anything but ``i``: augmentation and order belong to the stream,
-which makes a run repeatable and resumable whatever the number of workers or processes.
+``dataset[i]`` must depend on ``i`` alone: augmentation and order belong to the stream, which makes
+a run repeatable and resumable with any number of workers or processes.
 
-What a picture in a file may be, and how it is read, is said in `pictures`.
+`files.pictures` says which pictures are read from files, and how.
 
-To add a data set, write ``build(config: DataConfig) -> DatasetSplits`` in a module of this package
-and name it in `DATASETS`; for images in files, `file_splits` does nearly all of it. Your own needs
-no change here. ``data.name: my_package.my_module:build`` names such a function, and
-``data.name: my_package.my_module:MyDataset`` a data set class, which is called as
-``MyDataset(config, split)`` with the `DataConfig` and "labelled", "unlabelled" or "validation", and
-has the attributes ``class_names`` (else ``data.class_names`` must be given) and, if wanted,
-``ignore_index``, ``palette`` and ``background_class``. Where there are no unlabelled images, its
-length for them is 0.
+To add a data set, write ``build(config: DataConfig) -> DatasetSplits`` in a module of `datasets`
+and name it in `DATASETS`; for images in files, `datasets.file_splits` does nearly all of it.
+
+A custom data set needs no change here. ``data.name: my_package.my_module:build`` names such a
+function. ``data.name: my_package.my_module:MyDataset`` names a data set class. It is called as
+``MyDataset(config, split)`` with the `DataConfig` and "labelled", "unlabelled" or "validation"; its
+length is 0 if there are no unlabelled images. It has the attribute ``class_names`` (otherwise
+``data.class_names`` must be given) and may have ``ignore_index``, ``palette`` and
+``background_class``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from torch.utils.data import Dataset
+from collections.abc import Callable
 
 from cac_ext.train.config import DataConfig
 from cac_ext.train.config.bounds import check_class_names
+from cac_ext.train.data.checks.check import quick_check
+from cac_ext.train.data.contract import (
+    DatasetSplits,
+    Sample,
+    SegmentationDataset,
+    known_mask,
+)
 from cac_ext.train.errors import ConfigError, listed
 from cac_ext.train.runtime.registry import find_builder
 
-#: ``data.name`` -> "module:function" of its builder, imported only when asked for.
+#: ``data.name`` -> "module:function" of its builder, imported when a configuration names it.
 DATASETS = {
-    "synthetic": "cac_ext.train.data.synthetic:build",
-    "folder": "cac_ext.train.data.list_folder:build",
-    "voc": "cac_ext.train.data.voc:build",
-    "cityscapes": "cac_ext.train.data.cityscapes:build",
-    "camvid": "cac_ext.train.data.camvid:build",
+    "synthetic": "cac_ext.train.data.datasets.synthetic:build",
+    "folder": "cac_ext.train.data.datasets.folder:build",
+    "voc": "cac_ext.train.data.datasets.voc:build",
+    "cityscapes": "cac_ext.train.data.datasets.cityscapes:build",
+    "camvid": "cac_ext.train.data.datasets.camvid:build",
 }
-
-
-@dataclass(frozen=True)
-class DatasetSplits:
-    """What a data set's ``build`` returns.
-
-    Attributes:
-        labelled: images with masks, for the supervised branch.
-        unlabelled: images, masks neither needed nor looked at; None if there are none.
-        validation: images with masks, never trained on.
-        class_names: name of each class; its length is the number of classes.
-        ignore_index: mask value that counts neither in the loss nor in the mIoU.
-        palette: RGB of each class, 0-255, for pictures; None takes matplotlib's.
-        background_class: id of the class of all that belongs to no other, which image-level labels
-            (`weak/`) rest on; None where each class is one like the others.
-    """
-
-    labelled: Dataset
-    unlabelled: Dataset | None
-    validation: Dataset
-    class_names: Sequence[str]
-    ignore_index: int = 255
-    palette: Sequence[tuple[int, int, int]] | None = None
-    background_class: int | None = None
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
 
 def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
@@ -88,18 +72,16 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
 
     Args:
         config: the section ``data`` of a configuration.
-        check: find now what is cheap to find (`check.quick_check`): a missing file, an empty list,
-            samples that are not what is promised above.
+        check: look for the faults that cost little to find (`checks.check.quick_check`): a missing
+            file, an empty list, samples that break the contract above.
 
     Raises:
         ConfigError: the name is neither registered nor an importable "package.module:name", or
             the settings do not fit the data set.
         DataError: a list or file cannot be used.
     """
-    from cac_ext.train.data.check import quick_check  # it needs DatasetSplits
-
     builder = find_builder(config.name, DATASETS, "data.name")
-    if isinstance(builder, type) and issubclass(builder, Dataset):
+    if isinstance(builder, type) and hasattr(builder, "__getitem__"):
         splits = _splits_of_class(builder, config)
     else:
         splits = builder(config)
@@ -121,7 +103,7 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
 
 
 def _require_classes(splits: DatasetSplits, config: DataConfig) -> None:
-    """ConfigError where names, number and colours of the classes cannot be used, or contradict."""
+    """ConfigError where names, number and colors of the classes cannot be used, or contradict."""
     names = list(splits.class_names)
     check_class_names(names, f"the class names of the data set {config.name!r}")
     if len(names) < 2:
@@ -140,23 +122,25 @@ def _require_classes(splits: DatasetSplits, config: DataConfig) -> None:
             f"{config.name!r} are {listed(names)}: leave it out"
         )
     if splits.palette is not None:
-        colours = [list(colour) for colour in splits.palette]
-        if len(colours) != len(names) or not all(
-            len(colour) == 3 and all(0 <= part <= 255 for part in colour) for colour in colours
+        colors = [list(color) for color in splits.palette]
+        if len(colors) != len(names) or not all(
+            len(color) == 3 and all(0 <= part <= 255 for part in color) for color in colors
         ):
             raise ConfigError(
-                f"the palette of the data set {config.name!r} must be {len(names)} colours, one "
-                f"for each class, of three numbers within 0 and 255, but is {listed(colours)}"
+                f"the palette of the data set {config.name!r} must be {len(names)} colors, one "
+                f"for each class, of three numbers within 0 and 255, but is {listed(colors)}"
             )
 
 
-def _splits_of_class(dataset: type[Dataset], config: DataConfig) -> DatasetSplits:
-    """The splits of a user's data set class, see the module's docstring."""
+def _splits_of_class(
+    dataset: Callable[[DataConfig, str], SegmentationDataset], config: DataConfig
+) -> DatasetSplits:
+    """The splits of a custom data set class; see the module's docstring."""
     class_names = getattr(dataset, "class_names", None) or config.class_names
     if not class_names:
         raise ConfigError(
-            f"data.name: the class {config.name} needs an attribute class_names, a name for each "
-            "class, or the configuration data.class_names"
+            f"data.name: the class {config.name} has no attribute class_names, and the "
+            "configuration no data.class_names: give a name for each class in either"
         )
     labelled, unlabelled, validation = (
         dataset(config, split) for split in ("labelled", "unlabelled", "validation")
@@ -172,4 +156,11 @@ def _splits_of_class(dataset: type[Dataset], config: DataConfig) -> DatasetSplit
     )
 
 
-__all__ = ["DATASETS", "DatasetSplits", "build_datasets"]
+__all__ = [
+    "DATASETS",
+    "DatasetSplits",
+    "Sample",
+    "SegmentationDataset",
+    "build_datasets",
+    "known_mask",
+]

@@ -13,10 +13,11 @@ from torchvision.transforms.v2 import functional as VF
 
 from cac_ext.train.config import AugmentConfig
 from cac_ext.train.data.batches import CropPairSample, LabelledSample, ViewSample
-from cac_ext.train.data.crop_pair import CropPairSampler, View
+from cac_ext.train.data.contract import Sample
+from cac_ext.train.data.crop_pair import Crop, CropPairSampler
 from cac_ext.train.data.rescale import Scaled, draw_scale
 
-#: Channel means and deviations of ImageNet, for inputs in [0, 1]; every network is fed so.
+#: Channel means and deviations of ImageNet, for inputs in [0, 1]; every network gets such inputs.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -25,21 +26,21 @@ _BLUR_KERNEL = 5  # pixels
 _BLUR_REACH = _BLUR_KERNEL // 2 + 1  # the least size that it blurs
 
 
-def normalise(image: Tensor) -> Tensor:
-    """uint8 ``[3, H, W]`` to what a network takes: float32, ImageNet's mean and deviation."""
+def normalize(image: Tensor) -> Tensor:
+    """uint8 ``[3, H, W]`` to a network's input: float32, by ImageNet's mean and deviation."""
     return VF.normalize(VF.to_dtype(image, torch.float32, scale=True), MEAN, STD).as_subclass(
         Tensor
     )
 
 
-def denormalise(image: Tensor) -> Tensor:
-    """What `normalise` made, ``[3, H, W]``, to values in [0, 1] that can be shown."""
+def denormalize(image: Tensor) -> Tensor:
+    """The inverse of `normalize`, ``[3, H, W]``, clamped to [0, 1] for display."""
     mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
     return (image * std + mean).clamp(0, 1)
 
 
 def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
-    """Colour jitter, grey and blur (paper section 4.1) of uint8 ``[3, H, W]``, H and W at least 1.
+    """Color jitter, gray and blur (paper section 4.1) of uint8 ``[3, H, W]``, H and W at least 1.
 
     It draws from torch's CPU generator.
     """
@@ -53,7 +54,7 @@ def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
 
     def apply(image: Tensor) -> Tensor:
         height, width = image.shape[1:]
-        # The blur mirrors at the border and needs three rows and columns: edges are repeated.
+        # The blur mirrors at the border, which takes three rows and columns: edges are repeated.
         missing = [0, 0, max(_BLUR_REACH - width, 0), max(_BLUR_REACH - height, 0)]
         if any(missing):
             image = VF.pad(image, missing, padding_mode="edge")
@@ -63,38 +64,35 @@ def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
 
 
 class LabelledAugment:
-    """Random scale, crop and mirroring of an image and its mask.
+    """Random scale, crop and mirroring: a `Sample` with a mask to a `LabelledSample`.
 
-    A sample to a `LabelledSample`. Where the scaled image is
-    smaller than the crop, the rest is the mean colour and `ignore_index`.
+    If the scaled image is smaller than the crop, the rest is the mean color and `ignore_index`.
     """
 
     def __init__(self, config: AugmentConfig, ignore_index: int) -> None:
         self.config = config
         self.ignore_index = ignore_index
 
-    def __call__(self, sample: dict) -> LabelledSample:
+    def __call__(self, sample: Sample) -> LabelledSample:
         size = self.config.crop_size
         image, mask = tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"])
-        scaled = draw_scale(self.config.labelled_scale, self.config.base_size, image)
-        top = int(torch.randint(max(scaled.height - size, 0) + 1, ()))
-        left = int(torch.randint(max(scaled.width - size, 0) + 1, ()))
+        scaled, top, left = random_crop(self.config, self.config.labelled_scale, image)
         image, mask = (scaled.part(whole, top, left, size, size) for whole in (image, mask))
         if torch.rand(()) < self.config.flip:
             image, mask = image.flip(-1), mask.flip(-1)
-        image = pad(normalise(image), size, size, 0.0)
+        image = pad(normalize(image), size, size, 0.0)
         return LabelledSample(image, pad(mask.long(), size, size, self.ignore_index))
 
 
 class CropPairAugment:
     """Two crops of one randomly scaled image, each with its own low-level augmentation.
 
-    A sample to a `CropPairSample`. Mirroring is already undone in the overlap's positions, and
-    features centred on padding are left out of it.
+    A `Sample` to a `CropPairSample`. The overlap's positions account for mirroring and leave out
+    features centered on padding.
 
-    With ``ignore_index``, samples have a mask (pseudo labels of `weak`), and the views hold what
-    each sees of it. Of samples with a true mask to measure by (`truth.WithTruth`), the views hold
-    the true class where each feature is centred. Nothing random depends on it.
+    With ``ignore_index``, samples have a mask (pseudo labels of `weak`), and each view holds its
+    part of it. If samples have a true mask (`truth.WithTruth`), each view holds the true class at
+    the center of each feature. Nothing random depends on either.
     """
 
     def __init__(
@@ -102,10 +100,11 @@ class CropPairAugment:
     ) -> None:
         self.config = config
         self.sampler = sampler
-        self.ignore_index = ignore_index
+        self.with_masks = ignore_index is not None
+        self.fill = 0 if ignore_index is None else ignore_index  # of masks, on padding
         self.low_level = low_level_augmentation(config)
 
-    def __call__(self, sample: dict) -> CropPairSample:
+    def __call__(self, sample: Sample) -> CropPairSample:
         image = tv_tensors.Image(sample["image"])
         scaled = draw_scale(self.config.unlabelled_scale, self.config.base_size, image)
         height, width = scaled.height, scaled.width
@@ -113,75 +112,82 @@ class CropPairAugment:
         padded_width = max(width, self.sampler.min_size)
         pair = self.sampler(padded_height, padded_width)
 
-        # Both views from one scaled part: what they share is the same in both, bit for bit.
-        size = self.sampler.crop_size
-        top = min(pair.view1.top, pair.view2.top)
-        left = min(pair.view1.left, pair.view2.left)
-        region = (
-            top,
-            left,
-            max(pair.view1.top, pair.view2.top) + size - top,
-            max(pair.view1.left, pair.view2.left) + size - left,
-        )
-        image = scaled.part(image, *region)
+        # Both views are cut from one scaled part: their overlap is equal bit for bit.
+        size, crops = self.sampler.crop_size, (pair.crop1, pair.crop2)
+        top, left = min(crop.top for crop in crops), min(crop.left for crop in crops)
+        bottom, right = max(crop.top for crop in crops), max(crop.left for crop in crops)
+        region = (top, left, bottom + size - top, right + size - left)
+        part = scaled.part(image, *region)
         mask, truth = None, sample.get("truth")
-        if self.ignore_index is not None:
+        if self.with_masks:
             mask = scaled.part(tv_tensors.Mask(sample["mask"]), *region)
 
-        valid1, valid2 = (self._valid(view, height, width) for view in (pair.view1, pair.view2))
-        seen = valid1.flatten()[pair.overlap1] & valid2.flatten()[pair.overlap2]
-        views = []
-        for view, valid, overlap in (
-            (pair.view1, valid1, pair.overlap1),
-            (pair.view2, valid2, pair.overlap2),
-        ):
-            shown = replace(view, top=view.top - top, left=view.left - left)  # in the part
-            views.append(
-                ViewSample(
-                    self._view(image, shown),
-                    valid,
-                    overlap[seen],
-                    None if mask is None else self._mask_of_view(mask, shown),
-                    None if truth is None else self._truth_of_view(truth, scaled, view, valid),
-                )
+        valid1, valid2 = (self._valid(crop, height, width) for crop in crops)
+        shared = valid1.flatten()[pair.overlap1] & valid2.flatten()[pair.overlap2]  # [L]
+
+        def view(crop: Crop, valid: Tensor, overlap: Tensor) -> ViewSample:
+            inside = replace(crop, top=crop.top - top, left=crop.left - left)  # in the part
+            return ViewSample(
+                self._image(part, inside),
+                valid,
+                overlap[shared],
+                None if mask is None else self._mask(mask, inside),
+                None if truth is None else self._truth(truth, scaled, crop, valid),
             )
-        return CropPairSample(*views)
 
-    def _mask_of_view(self, mask: Tensor, view: View) -> Tensor:
+        return CropPairSample(
+            view(pair.crop1, valid1, pair.overlap1), view(pair.crop2, valid2, pair.overlap2)
+        )
+
+    def _image(self, part: Tensor, crop: Crop) -> Tensor:
+        """The augmented image of a crop, ``[3, S, S]`` float32."""
+        shown = self._cut(part, crop)
+        inside = shown.numel() > 0  # False for a crop that lies wholly in the padding
+        return self._finish(normalize(self.low_level(shown)) if inside else shown.float(), crop, 0)
+
+    def _mask(self, mask: Tensor, crop: Crop) -> Tensor:
+        """The mask of a crop, ``[S, S]`` int64."""
+        return self._finish(self._cut(mask, crop).long(), crop, self.fill)
+
+    def _cut(self, part: Tensor, crop: Crop) -> Tensor:
         size = self.sampler.crop_size
-        crop = mask[view.top : view.top + size, view.left : view.left + size].long()
-        crop = pad(crop, size, size, self.ignore_index)
-        return crop.flip(-1) if view.flip else crop
+        return part[..., crop.top : crop.top + size, crop.left : crop.left + size]
 
-    def _view(self, image: Tensor, view: View) -> Tensor:
-        size = self.sampler.crop_size
-        crop = image[:, view.top : view.top + size, view.left : view.left + size]
-        inside = crop.numel() > 0  # False for a view that lies wholly in the padding
-        crop = normalise(self.low_level(crop)) if inside else crop.float()
-        crop = pad(crop, size, size, 0.0)
-        return crop.flip(-1) if view.flip else crop
+    def _finish(self, shown: Tensor, crop: Crop, fill: int) -> Tensor:
+        padded = pad(shown, self.sampler.crop_size, self.sampler.crop_size, fill)
+        return padded.flip(-1) if crop.flip else padded
 
-    def _valid(self, view: View, height: int, width: int) -> Tensor:
-        """Which features of a view are centred on the image itself, ``[h, w]`` bool."""
-        rows, columns = self._centres(view)
+    def _valid(self, crop: Crop, height: int, width: int) -> Tensor:
+        """Which features of a crop are centered on the image itself, ``[h, w]`` bool."""
+        rows, columns = self._centers(crop)
         return (rows <= height - 1)[:, None] & (columns <= width - 1)[None, :]
 
-    def _truth_of_view(self, truth: Tensor, scaled: Scaled, view: View, valid: Tensor) -> Tensor:
-        """The true class where each feature of a view is centred, ``[h, w]``.
+    def _truth(self, truth: Tensor, scaled: Scaled, crop: Crop, valid: Tensor) -> Tensor:
+        """The true class at the center of each feature of a crop, ``[h, w]``.
 
-        A centre between pixels takes the pixel above and on the left, of the image rather than of
-        the view, so that views agree at their overlap however they are mirrored.
+        A center between pixels takes the pixel above and on the left, of the image rather than of
+        the crop, so that views agree at their overlap however they are mirrored.
         """
-        rows, columns = (centres.floor().long() for centres in self._centres(view))
+        rows, columns = (centers.floor().long() for centers in self._centers(crop))
         rows, columns = rows.clamp(max=scaled.height - 1), columns.clamp(max=scaled.width - 1)
         return torch.where(valid, scaled.pixels(truth, rows, columns), -1)
 
-    def _centres(self, view: View) -> tuple[Tensor, Tensor]:
-        """Rows ``[h]`` and columns ``[w]`` of the image on which a view's features are centred."""
+    def _centers(self, crop: Crop) -> tuple[Tensor, Tensor]:
+        """Rows ``[h]`` and columns ``[w]`` of the image on which a crop's features are centered."""
         size, grid = self.sampler.crop_size, self.sampler.grid
-        centres = grid.offset + grid.stride * torch.arange(grid.size(size))  # in the crop
-        columns = size - 1 - centres if view.flip else centres
-        return view.top + centres, view.left + columns
+        centers = grid.offset + grid.stride * torch.arange(grid.size(size))  # in the crop
+        columns = size - 1 - centers if crop.flip else centers
+        return crop.top + centers, crop.left + columns
+
+
+def random_crop(
+    config: AugmentConfig, scale: tuple[float, float], image: Tensor
+) -> tuple[Scaled, int, int]:
+    """A random scale, and top and left of a random crop of the scaled image."""
+    scaled = draw_scale(scale, config.base_size, image)
+    top = int(torch.randint(max(scaled.height - config.crop_size, 0) + 1, ()))
+    left = int(torch.randint(max(scaled.width - config.crop_size, 0) + 1, ()))
+    return scaled, top, left
 
 
 def pad(part: Tensor, height: int, width: int, fill: float) -> Tensor:

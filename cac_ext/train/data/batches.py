@@ -1,4 +1,4 @@
-"""What a stream hands to a method: samples and batches as named tuples.
+"""Augmented samples and the batches made of them, which a stream hands to a method.
 
 Sizes: B images, S pixels a side of a crop, h x w features of a crop, A overlap positions.
 """
@@ -32,8 +32,8 @@ class ViewSample(NamedTuple):
     """One of the two crops of an image, with its own low-level augmentation."""
 
     image: Tensor  # [3, S, S] float32, normalized
-    valid: Tensor  # [h, w] bool, False for a feature centered on padding
-    overlap: Tensor  # [L] int64, flat positions in [h, w] that the other view shows too
+    valid: Tensor  # [h, w] bool, False if the feature is centered on padding
+    overlap: Tensor  # [L] int64, flat positions in [h, w] that the other view shows, too
     mask: Tensor | None = None  # [S, S] int64 pseudo labels; ignore_index on padding
     truth: Tensor | None = None  # [h, w] int32 true class, -1 for unknown and on padding
 
@@ -50,13 +50,14 @@ class ViewBatch(NamedTuple):
 
     images: Tensor  # [B, 3, S, S] float32
     valid: Tensor  # [B, h, w] bool
+    on_image: Tensor  # [P] int64, the flat positions in [B, h, w] that are valid
     overlap: Tensor  # [A] int64, flat positions in [B, h, w]
     masks: Tensor | None = None  # [B, S, S] int64
     truth: Tensor | None = None  # [B, h, w] int32
 
 
 class CropPairBatch(NamedTuple):
-    """A batch of crop pairs. ``overlap[i]`` of both views shows the same pixel."""
+    """Crop pairs. ``overlap[i]`` of both views shows the same pixel."""
 
     view1: ViewBatch
     view2: ViewBatch
@@ -65,10 +66,10 @@ class CropPairBatch(NamedTuple):
 
 
 class WholeCropSample(NamedTuple):
-    """One crop of an unlabelled image: as it is, and strongly augmented once or more.
+    """One crop of an unlabelled image: weakly augmented, and strongly augmented V times.
 
-    ``cutmix`` is drawn for each strong version and is empty where boxes are off: whoever mixes
-    pastes, inside the box, what another crop shows.
+    A CutMix box is drawn for each strong version: a method that mixes pastes another crop inside
+    it. Without boxes ``cutmix`` is False everywhere.
     """
 
     weak: Tensor  # [3, S, S] float32, normalized: scaled, cropped and mirrored only
@@ -78,7 +79,7 @@ class WholeCropSample(NamedTuple):
 
 
 class WholeCropBatch(NamedTuple):
-    """A batch of unlabelled crops."""
+    """Unlabelled crops."""
 
     weak: Tensor  # [B, 3, S, S] float32
     strong: Tensor  # [V, B, 3, S, S] float32
@@ -108,9 +109,12 @@ def collate_pairs(samples: list[CropPairSample]) -> CropPairBatch:
 
 def _collate_views(samples: list[ViewSample]) -> ViewBatch:
     positions = samples[0].valid.numel()  # h w
+    valid = torch.stack([sample.valid for sample in samples])  # [B, h, w]
     return ViewBatch(
         torch.stack([sample.image for sample in samples]),
-        torch.stack([sample.valid for sample in samples]),
+        valid,
+        # Found here, on the CPU: on a GPU the host would wait to learn how many there are.
+        valid.flatten().nonzero().squeeze(1),
         torch.cat([sample.overlap + index * positions for index, sample in enumerate(samples)]),
         _stack_known([sample.mask for sample in samples]),
         _stack_known([sample.truth for sample in samples]),

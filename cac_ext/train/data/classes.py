@@ -1,22 +1,21 @@
-"""The classes a network was trained on: kept in the run folder, so that no data is needed later."""
+"""The classes of a network, kept in the run folder so that inference needs no data set."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.contract import DatasetSplits
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.runtime.whole_files import write_text_whole
+from cac_ext.train.runtime.json_files import read_json, write_json
 
 _FILE = "classes.json"
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Names, colours and the id of ignored pixels, as in `DatasetSplits`."""
+    """Names, colors and the id of ignored pixels, as in `DatasetSplits`."""
 
     class_names: Sequence[str]
     ignore_index: int
@@ -31,18 +30,18 @@ def save_classes(folder: Path, splits: DatasetSplits) -> None:
     """Writes ``classes.json`` into a run folder."""
     palette = None
     if splits.palette is not None:
-        palette = [[int(part) for part in colour] for colour in splits.palette]
+        palette = [[int(part) for part in color] for color in splits.palette]
     content = {
         "class_names": list(splits.class_names),
         "ignore_index": splits.ignore_index,
         "palette": palette,
     }
-    write_text_whole(folder / _FILE, json.dumps(content, indent=2) + "\n")
+    write_json(folder / _FILE, content)
 
 
 def load_classes(folder: Path) -> Classes:
-    """Reads it again; ConfigError where it is missing or damaged."""
+    """Reads ``classes.json``; ConfigError if it is missing or damaged."""
     try:
-        return Classes(**json.loads((folder / _FILE).read_text(encoding="utf-8")))
+        return Classes(**read_json(folder / _FILE))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"cannot read {folder / _FILE}: {error}") from error

@@ -1,8 +1,8 @@
 """Two crops of one image, placed so that their features lie on a common grid.
 
-The shift between the crops is a multiple of the feature stride, drawn from the set of all shifts
-that the image has room for and whose IoU is in the range asked for; nothing is tried and rejected.
-Each shift is as likely as it is among all placements of two crops that satisfy the same conditions.
+The shift between the crops is a multiple of the feature stride. It is drawn from all shifts that
+fit into the image and have an IoU in the given range; nothing is tried and rejected. A shift is as
+likely as it is among all placements of two crops that satisfy the same conditions.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cac_ext.train.networks.grid import FeatureGrid
 
 
 @dataclass(frozen=True)
-class View:
-    """One of the two crops: ``image[top : top + S, left : left + S]``, mirrored if ``flip``."""
+class Crop:
+    """The rectangle ``image[top : top + S, left : left + S]``, mirrored if ``flip``."""
 
     top: int
     left: int
@@ -28,16 +28,16 @@ class View:
 
 @dataclass(frozen=True)
 class CropPair:
-    """Two views and the positions that both see.
+    """Two crops and the positions that both show.
 
-    ``overlap1[i]`` and ``overlap2[i]`` are the positions, row by row in the ``[h, w]`` features of
-    view 1 and view 2 (mirrored where the view is), of one and the same pixel: ``[L]`` int64.
+    ``overlap1[i]`` and ``overlap2[i]`` are the positions of the same pixel in the ``[h, w]``
+    features of crop 1 and crop 2, row by row, mirrored if the crop is.
     """
 
-    view1: View
-    view2: View
-    overlap1: Tensor
-    overlap2: Tensor
+    crop1: Crop
+    crop2: Crop
+    overlap1: Tensor  # [L] int64
+    overlap2: Tensor  # [L] int64
 
 
 class CropPairSampler:
@@ -47,12 +47,12 @@ class CropPairSampler:
         crop_size: S, pixels a side.
         grid: of the features that will be compared.
         iou_range: smallest and largest intersection over union of the two crops, in pixels.
-            Where mirroring moves the feature grid (`FeatureGrid.flip_shift`), a mirrored crop is
-            afterwards moved by those few pixels (less than a stride) so that the grids agree.
-        flip: probability of mirroring, independent in the two views.
+            If mirroring moves the feature grid (`FeatureGrid.flip_shift`), a mirrored crop is
+            then moved by as many pixels (less than a stride) so that the grids agree.
+        flip: probability of mirroring, independent in the two crops.
 
     Raises:
-        ConfigError: no shift by whole strides has an IoU in the range; the crop has no feature.
+        ConfigError: no shift by whole strides has an IoU in the range, or a crop has no feature.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class CropPairSampler:
     ) -> None:
         if grid.size(crop_size) < 1:
             raise ConfigError(
-                f"augment.crop_size is {crop_size}, but the features that are compared are "
-                f"{grid.stride} pixels apart: a crop must be at least that large"
+                f"augment.crop_size is {crop_size}, but the compared features are {grid.stride} "
+                "pixels apart: a crop must be at least that large"
             )
         self.crop_size = crop_size
         self.grid = grid
@@ -79,16 +79,16 @@ class CropPairSampler:
             reachable = sorted({round(value, 3) for value in iou.flatten().tolist()})
             near = min(reachable, key=lambda value: min(abs(value - low), abs(value - high)))
             raise ConfigError(
-                f"method.iou_range is [{low}, {high}], but two crops of {crop_size} pixels that "
-                f"are shifted by multiples of {grid.stride} pixels cannot have such an IoU; the "
-                f"nearest they can have is {near}"
+                f"method.iou_range is [{low}, {high}], but two crops of {crop_size} pixels, "
+                f"shifted by multiples of {grid.stride} pixels, cannot have such an IoU; the "
+                f"nearest possible one is {near}"
             )
         rows, columns = feasible.nonzero().T
         self._shifts = torch.stack([steps[rows], steps[columns]], dim=1)  # [s, 2] (dy, dx)
 
     @cached_property
     def min_size(self) -> int:
-        """The image side that leaves room for at least one shift; smaller images are padded."""
+        """The image side that at least one shift fits into; smaller images are padded."""
         least = int(self._shifts.abs().amax(dim=1).min())  # strides
         return self.crop_size + self.grid.stride * least + abs(self._flip_shift)
 
@@ -96,7 +96,7 @@ class CropPairSampler:
         """A crop pair of an image of at least `min_size` x `min_size` pixels."""
         flip1, flip2 = (torch.rand(2) < self.flip).tolist()
         moved1, moved2 = self._flip_shift * flip1, self._flip_shift * flip2
-        # Nominal left edges such that the crops, moved by -moved, stay inside the image.
+        # Range of nominal left edges with which the crops, moved by -moved, stay inside the image.
         left_min, left_max = max(0, moved1, moved2), min(0, moved1, moved2)
         room_y = height - self.crop_size
         room_x = width - self.crop_size + left_max - left_min
@@ -107,9 +107,9 @@ class CropPairSampler:
         placements = free_y.clamp(min=0) * free_x.clamp(min=0)
         if not placements.any():
             raise ValueError(
-                f"an image of {height} x {width} pixels has no room for two crops of "
-                f"{self.crop_size} with an IoU in {list(self.iou_range)}: pad it to "
-                f"{self.min_size} pixels a side"
+                f"two crops of {self.crop_size} pixels with an IoU in {list(self.iou_range)} do "
+                f"not fit into an image of {height} x {width} pixels: pad it to {self.min_size} "
+                "pixels a side"
             )
         drawn = int(torch.multinomial(placements.double(), 1))
         steps_y, steps_x = self._shifts[drawn].tolist()
@@ -117,14 +117,14 @@ class CropPairSampler:
         top = int(torch.randint(int(free_y[drawn]), ())) + max(0, -shift_y)
         left = int(torch.randint(int(free_x[drawn]), ())) + max(0, -shift_x) + left_min
 
-        view1 = View(top, left - moved1, flip1)
-        view2 = View(top + shift_y, left + shift_x - moved2, flip2)
-        return CropPair(view1, view2, *self._overlap(steps_y, steps_x, flip1, flip2))
+        crop1 = Crop(top, left - moved1, flip1)
+        crop2 = Crop(top + shift_y, left + shift_x - moved2, flip2)
+        return CropPair(crop1, crop2, *self._overlap(steps_y, steps_x, flip1, flip2))
 
     def _overlap(
         self, steps_y: int, steps_x: int, flip1: bool, flip2: bool
     ) -> tuple[Tensor, Tensor]:
-        """Positions of the overlap in both views, for a shift of view 2 by so many strides."""
+        """Positions of the overlap in both crops, crop 2 being shifted by so many strides."""
         side = self.grid.size(self.crop_size)
         rows1 = torch.arange(max(0, steps_y), side + min(0, steps_y))
         columns1 = torch.arange(max(0, steps_x), side + min(0, steps_x))

@@ -1,56 +1,56 @@
-"""Pseudo labels of unlabelled images in files: a folder of masks, written once, then trained on.
+"""Pseudo labels of unlabelled images: a folder of masks, written once, then trained on.
 
 ``FOLDER/NAME.png`` is the mask of the image whose sample is called NAME: class ids in 8 bits, 255
-where there is no label, whatever ``data.ignore_index`` is; of more than 255 classes ids in 16 bits,
-65535 where there is no label. `self_training` and `weak` write such folders; one of your own making
-will do as well.
+for "no label", independent of ``data.ignore_index``. With more than 255 classes it holds ids in 16
+bits, 65535 for "no label". `self_training` and `weak` write such folders; others work, too.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.pictures import picture_of_ids, read_ids
+from cac_ext.train.data.contract import DatasetSplits, Sample, SegmentationDataset, known_mask
+from cac_ext.train.data.files.pictures import picture_of_ids, read_ids
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runtime.distributed import ALONE, Processes
+from cac_ext.train.runtime.json_files import read_json, write_json
 from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
-from cac_ext.train.runtime.whole_files import write_text_whole, write_whole
+from cac_ext.train.runtime.whole_files import write_whole
 
 _NO_LABEL = (255, 65535)  # in 8 and in 16 bits
-_LOOKED_AT = 20  # pseudo labels, before a run learns from them
+_LOOKED_AT = 20  # pseudo labels read before a run
 _ABOUT = "pseudo_labels.json"
 
 
-class PseudoLabelled(Dataset):
+class PseudoLabelled(SegmentationDataset):
     """A data set's images with the masks of a folder.
 
     Args:
-        dataset: see `cac_ext.train.data`.
+        dataset: the images.
         folder: of masks, see the module's docstring.
-        num_classes: ids must be below.
-        ignore_index: what samples hold where there is no label.
+        num_classes: ids must be below it.
+        ignore_index: stands for "no label" in samples.
 
     Raises:
-        DataError: when a sample is read: the mask is missing, broken, of another size than its
-            image, or holds an id out of range.
+        DataError: reading a sample whose mask is missing, broken, of another size than its image,
+            or holds an id out of range.
     """
 
-    def __init__(self, dataset: Dataset, folder: Path, num_classes: int, ignore_index: int) -> None:
+    def __init__(
+        self, dataset: SegmentationDataset, folder: Path, num_classes: int, ignore_index: int
+    ) -> None:
         self.dataset = dataset
         self.folder = folder
         self.num_classes = num_classes
@@ -59,16 +59,16 @@ class PseudoLabelled(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
         return {**sample, "mask": tv_tensors.Mask(self.read_mask(sample))}
 
-    def read_mask(self, sample: dict) -> Tensor:
+    def read_mask(self, sample: Sample) -> Tensor:
         """The mask of a sample's image, ``[H, W]`` int64."""
         path, no_label = mask_path(self.folder, sample["name"]), no_label_of(self.num_classes)
-        ids = torch.from_numpy(
-            read_ids(path, sample["image"].shape[1:], sample["name"], "pseudo label")
-        ).long()  # [H, W]
+        height, width = sample["image"].shape[1:]
+        stored = read_ids(path, (height, width), sample["name"], "pseudo label")
+        ids = torch.from_numpy(stored).long()  # [H, W]
         wrong = ids[((ids < 0) | (ids >= self.num_classes)) & (ids != no_label)]
         if len(wrong):
             raise DataError(
@@ -80,21 +80,21 @@ class PseudoLabelled(Dataset):
 
 
 def pseudo_labelled(splits: DatasetSplits, folder: str, key: str) -> PseudoLabelled:
-    """The unlabelled images with the masks of ``folder``, which configuration key ``key`` names.
+    """The unlabelled images with the masks of ``folder``, the value of configuration key ``key``.
 
     Raises:
-        ConfigError: there are no unlabelled images, or no such folder.
+        ConfigError: there are no unlabelled images, or there is no such folder.
         DataError: the first image has no mask, or a faulty one.
 
     Warns:
-        UserWarning: twenty masks, spread over the images, hold no label at all.
+        UserWarning: 20 masks, spread over the images, hold no label at all.
     """
     images = unlabelled_images(splits, key)
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ConfigError(
             f"{key}: there is no folder {folder}; {key}=auto makes the pseudo labels in the run's "
-            "own folder"
+            "folder"
         )
     dataset = PseudoLabelled(images, path, splits.num_classes, splits.ignore_index)
     dataset[0]
@@ -108,33 +108,33 @@ def pseudo_labelled(splits: DatasetSplits, folder: str, key: str) -> PseudoLabel
     return dataset
 
 
-def unlabelled_images(splits: DatasetSplits, key: str) -> Dataset:
-    """The unlabelled images; ConfigError where there are none, or too many classes for 16 bits."""
+def unlabelled_images(splits: DatasetSplits, key: str) -> SegmentationDataset:
+    """The unlabelled images; ConfigError if there are none, or too many classes for 16 bits."""
     if splits.unlabelled is None:
-        raise ConfigError(f"{key}: there are no unlabelled images to which labels could be given")
+        raise ConfigError(f"{key}: there are no unlabelled images to label")
     if splits.num_classes > _NO_LABEL[-1]:
         raise ConfigError(
-            f"{key}: pseudo labels are kept in 16 bits and know up to {_NO_LABEL[-1]:,} classes, "
-            f"but the data set has {splits.num_classes:,}"
+            f"{key}: pseudo labels are stored in 16 bits, which hold up to {_NO_LABEL[-1]:,} "
+            f"classes, but the data set has {splits.num_classes:,}"
         )
     return splits.unlabelled
 
 
 def no_label_of(num_classes: int) -> int:
-    """What stands for no label in the files of so many classes."""
+    """The value of "no label" in files of so many classes."""
     return next(value for value in _NO_LABEL if num_classes <= value)
 
 
 @dataclass(frozen=True)
 class PseudoLabelReport:
-    """What `write_pseudo_labels` wrote.
+    """Quality of the pseudo labels that `write_pseudo_labels` wrote.
 
     Attributes:
         images: their number.
-        labelled: share of the pixels that got a label.
-        accuracy: share of these that are right, where the true masks are known; else None.
-        miou: of these, in [0, 1], a mean over the classes that occur; else None.
-        absent: number of classes that do not, neither in the pseudo labels nor in the true masks.
+        labelled: share of the pixels that have a label.
+        accuracy: share of these that are right; None if no true mask is known.
+        miou: of these, in [0, 1], the mean over the classes that occur; None if none is known.
+        absent: number of classes that occur neither in pseudo labels nor in true masks.
     """
 
     images: int
@@ -145,7 +145,7 @@ class PseudoLabelReport:
 
     def __str__(self) -> str:
         text = f"{self.images} images, {100 * self.labelled:.1f} % of the pixels labelled"
-        if self.accuracy is None:
+        if self.accuracy is None or self.miou is None:
             return text
         absent = f", {self.absent} of the classes do not occur" if self.absent else ""
         miou = f"mIoU {100 * self.miou:.2f}{absent}"
@@ -153,11 +153,11 @@ class PseudoLabelReport:
 
 
 def warn_of_no_labels(report: PseudoLabelReport, advice: str) -> None:
-    """A warning where no pixel has got a label; ``advice`` says how some would."""
+    """Warns if no pixel has a label; ``advice`` says how to get some."""
     if report.labelled == 0:
         warnings.warn(
             f"no pixel of the {report.images} pseudo labels has a class, and nothing can be "
-            f"learned from them: {advice}, remove their folder and make them anew",
+            f"learned from them: {advice}, remove their folder and make them again",
             stacklevel=3,
         )
 
@@ -165,7 +165,7 @@ def warn_of_no_labels(report: PseudoLabelReport, advice: str) -> None:
 @torch.no_grad()
 def write_pseudo_labels(
     splits: DatasetSplits,
-    label: Callable[[int, dict], Tensor],
+    label: Callable[[int, Sample], Tensor],
     folder: Path,
     description: str,
     *,
@@ -173,22 +173,22 @@ def write_pseudo_labels(
     processes: Processes = ALONE,
     progress: bool = True,
 ) -> PseudoLabelReport:
-    """Writes a mask of each unlabelled image into ``folder``; those that are there are kept.
+    """Writes a mask of each unlabelled image into ``folder``; existing masks are kept.
 
-    Several processes share the images, and have the same report in the end. It is kept, with
-    ``made_by``, in ``pseudo_labels.json`` beside the masks.
+    Several processes share the images and return the same report. ``pseudo_labels.json``, beside
+    the masks, holds it and ``made_by``.
 
     Args:
-        splits: where the images come from.
+        splits: the data.
         label: index and sample to ``[H, W]`` class ids, ``splits.ignore_index`` for "no label".
         folder: where the masks go.
-        description: stands in front of the progress bar.
-        made_by: what the labels depend on, plain values; None: nothing is kept beside the masks.
+        description: of the progress bar.
+        made_by: what the labels depend on, plain values; None: only masks are written.
         processes: of the run.
         progress: whether to show a progress bar.
 
     Raises:
-        ConfigError: there are no unlabelled images, or the folder holds labels made by another.
+        ConfigError: there are no unlabelled images, or the folder holds labels made otherwise.
         TrainingStopped: SIGTERM came; the masks written so far are kept.
     """
     images = unlabelled_images(splits, "pseudo labels")
@@ -199,7 +199,7 @@ def write_pseudo_labels(
             return None
         report = _read_report(about, made_by)
         if report is not None and _count_masks(folder) >= len(images):
-            return report  # all was done before
+            return report  # an earlier call was complete
         _write_report(about, made_by, None)
         return None
 
@@ -209,7 +209,9 @@ def write_pseudo_labels(
     shares = processes.together(
         lambda: _write_share(images, splits, label, folder, description, processes, progress)
     )
-    table, pixels, labelled = (sum(parts) for parts in zip(*shares, strict=True))
+    table = torch.stack([share.confusion for share in shares]).sum(0)
+    pixels = sum(share.pixels for share in shares)
+    labelled = sum(share.labelled for share in shares)
     report = PseudoLabelReport(len(images), labelled / pixels)
     if table.any():
         right = table.diagonal().double()
@@ -222,16 +224,24 @@ def write_pseudo_labels(
     return report
 
 
+class _Share(NamedTuple):
+    """What one process has written."""
+
+    confusion: Tensor  # [K, K] int64, true class and pseudo label
+    pixels: int
+    labelled: int  # of the pixels
+
+
 def _write_share(
-    images: Dataset,
+    images: SegmentationDataset,
     splits: DatasetSplits,
-    label: Callable[[int, dict], Tensor],
+    label: Callable[[int, Sample], Tensor],
     folder: Path,
     description: str,
     processes: Processes,
     progress: bool,
-) -> tuple[Tensor, int, int]:
-    """This process's images: ``[K, K]`` true class and pseudo label; all pixels; those labelled."""
+) -> _Share:
+    """Writes this process's masks."""
     written = PseudoLabelled(images, folder, splits.num_classes, splits.ignore_index)
     confusion = MulticlassConfusionMatrix(
         splits.num_classes,
@@ -239,7 +249,6 @@ def _write_share(
         validate_args=False,
         sync_on_compute=False,
     )
-    known_mask = getattr(images, "known_mask", lambda index: None)
     pixels = labelled = 0
     mine = range(processes.rank, len(images), processes.size)
     with StopRequest() as stop:
@@ -254,26 +263,26 @@ def _write_share(
             counted = mask != splits.ignore_index
             pixels += mask.numel()
             labelled += int(counted.sum())
-            truth = known_mask(index)
+            truth = known_mask(images, index)
             if truth is not None:
                 confusion.update(mask[counted], truth.long()[counted])
-    return confusion.confmat.long(), pixels, labelled
+    return _Share(confusion.confmat.long(), pixels, labelled)
 
 
 def _read_report(path: Path, made_by: dict[str, Any]) -> PseudoLabelReport | None:
-    """The report of a folder that is finished; ConfigError where its labels have another origin."""
+    """The report of a finished folder; ConfigError if its labels were made otherwise."""
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         origin, report = content["made_by"], content["report"]
         report = None if report is None else PseudoLabelReport(**report)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}): remove its folder") from error
     if origin != made_by:
         raise ConfigError(
-            f"{path.parent} holds pseudo labels made by {_listed(origin)}, but wanted are those of "
-            f"{_listed(made_by)}: take another folder, or remove it"
+            f"{path.parent} holds pseudo labels made by {_listed(origin)}, but this run needs "
+            f"those of {_listed(made_by)}: take another folder, or remove it"
         )
     return report
 
@@ -281,11 +290,11 @@ def _read_report(path: Path, made_by: dict[str, Any]) -> PseudoLabelReport | Non
 def _write_report(path: Path, made_by: dict[str, Any], report: PseudoLabelReport | None) -> None:
     content = {"made_by": made_by, "report": None if report is None else asdict(report)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_whole(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
 
 
 def _count_masks(folder: Path) -> int:
-    # On some disks, macOS lays a file "._NAME" beside each.
+    # On some disks macOS adds a file "._NAME" to each.
     return sum(not path.name.startswith("._") for path in folder.rglob("*.png"))
 
 
@@ -294,7 +303,7 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def mask_path(folder: Path, name: str) -> Path:
-    """Where the mask of the image called ``name`` lies; folders in the name are kept.
+    """The mask file of the image called ``name``; folders in the name are kept.
 
     Raises:
         DataError: ``..`` in the name could lead out of the folder, to the mask of another run.
@@ -302,7 +311,7 @@ def mask_path(folder: Path, name: str) -> Path:
     if ".." in Path(name).parts:
         raise DataError(
             f"the image name {name!r} contains '..', and cannot name a pseudo label in {folder}: "
-            "let the data set's samples have names without"
+            "the data set must give its samples names without '..'"
         )
     return folder / f"{name.lstrip('/')}.png"
 

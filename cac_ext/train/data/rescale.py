@@ -1,4 +1,4 @@
-"""Scaling at random, of which only the part that a crop shows is computed."""
+"""Random scaling that computes only the part of the picture that a crop shows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as VF
 
-#: Pictures of up to so many pixels, before and after, are scaled whole by torchvision. Larger ones
-#: would cost time and memory far beyond what a crop needs.
+#: Up to so many pixels, before and after, torchvision scales the whole picture. For a larger one
+#: that would take time and memory far beyond a crop's.
 WHOLE_PIXELS = 1 << 20
 
 
@@ -22,8 +22,8 @@ class Scaled:
     """A picture at another size.
 
     Attributes:
-        source: height and width of the picture as it is.
-        height, width: of the scaled one.
+        source: height and width of the original picture.
+        height, width: of the scaled picture.
     """
 
     source: tuple[int, int]
@@ -33,14 +33,14 @@ class Scaled:
     def part(self, picture: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
         """``scaled[..., top : top + height, left : left + width]``, clipped to the scaled picture.
 
-        An image (`tv_tensors.Image`, uint8 ``[3, H, W]``) is interpolated with antialiasing; every
-        other tensor ``[H, W]`` takes the nearest pixel. A part of a large image is computed by
-        Pillow, which rounds otherwise than torchvision: by a grey level at a few pixels.
+        An image (`tv_tensors.Image`, uint8 ``[3, H, W]``) is interpolated with antialiasing; any
+        other tensor ``[H, W]`` takes the nearest pixel. Pillow computes a part of a large image;
+        it rounds differently from torchvision, by one gray level at a few pixels.
         """
         bottom, right = min(top + height, self.height), min(left + width, self.width)
         if self.source == (self.height, self.width):
             return picture[..., top:bottom, left:right]
-        # torch's uint8 kernel for CPUs makes nonsense of pictures that become one column.
+        # torch's uint8 kernel for CPUs is wrong for pictures that become one column.
         small = max(math.prod(self.source), self.height * self.width) <= WHOLE_PIXELS
         if small and self.width > 1:
             whole = VF.resize(picture, [self.height, self.width])
@@ -68,7 +68,7 @@ class Scaled:
             (self.source[1], self.width, left, right),
         ):
             ratio = size / scaled
-            # What the antialiasing filter of the outermost pixels reaches, and a pixel more.
+            # The reach of the antialiasing filter at the outermost pixels, and a pixel more.
             reach = math.ceil(max(ratio, 1.0)) + 1
             begin = max(0, math.floor(first * ratio) - reach)
             end = min(size, math.ceil(last * ratio) + reach)
@@ -88,9 +88,9 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def draw_scale(scale: tuple[float, float], base_size: int | None, image: Tensor) -> Scaled:
-    """A size drawn at random: a ratio within ``scale`` of ``base_size``, the long side in pixels.
+    """A random size: a ratio within ``scale``, of ``base_size`` (the long side in pixels).
 
-    Without ``base_size`` it is a ratio of the picture's own size.
+    Without ``base_size`` the ratio is of the image's own size.
     """
     height, width = image.shape[-2:]
     ratio = float(torch.empty(()).uniform_(*scale))
@@ -100,6 +100,6 @@ def draw_scale(scale: tuple[float, float], base_size: int | None, image: Tensor)
 
 
 def _nearest(size: int, scaled: int) -> Tensor:
-    """The source place of each scaled place along one side, as torch's nearest takes it."""
+    """The source place of each scaled place along one side, ``[scaled]``, by torch's "nearest"."""
     places = torch.arange(size, dtype=torch.float32)[None, None, :, None]
     return F.interpolate(places, (scaled, 1), mode="nearest")[0, 0, :, 0].long()

@@ -9,21 +9,21 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from cac_ext.train.config import AugmentConfig
-from cac_ext.train.data.augment import low_level_augmentation, normalise, pad
+from cac_ext.train.data.augment import low_level_augmentation, normalize, pad, random_crop
 from cac_ext.train.data.batches import WholeCropSample
-from cac_ext.train.data.rescale import draw_scale
+from cac_ext.train.data.contract import Sample
 
 _BOX_AREA = (0.02, 0.4)  # of the crop
 _BOX_ASPECT = (0.3, 1 / 0.3)  # width over height
 
 
 class WholeCropAugment:
-    """Random scale, crop and mirroring; then several draws of low-level augmentation.
+    """Random scale, crop and mirroring, then several draws of low-level augmentation.
 
-    A sample to a `WholeCropSample`. All versions show the same pixels in the same place.
+    A `Sample` to a `WholeCropSample`. All versions show the same pixels in the same place.
 
     Args:
-        config: sizes and probabilities; scales are those of unlabelled images.
+        config: sizes and probabilities; the scale is that of unlabelled images.
         strong: V, how many strong versions.
         cutmix: probability of a CutMix box (Yun et al., ICCV 2019), for each strong version.
     """
@@ -34,12 +34,10 @@ class WholeCropAugment:
         self.cutmix = cutmix
         self.low_level = low_level_augmentation(config)
 
-    def __call__(self, sample: dict) -> WholeCropSample:
+    def __call__(self, sample: Sample) -> WholeCropSample:
         size = self.config.crop_size
         image = tv_tensors.Image(sample["image"])
-        scaled = draw_scale(self.config.unlabelled_scale, self.config.base_size, image)
-        top = int(torch.randint(max(scaled.height - size, 0) + 1, ()))
-        left = int(torch.randint(max(scaled.width - size, 0) + 1, ()))
+        scaled, top, left = random_crop(self.config, self.config.unlabelled_scale, image)
         crop = scaled.part(image, top, left, size, size)
         crop = crop.flip(-1) if torch.rand(()) < self.config.flip else crop
         strong = [self._padded(self.low_level(crop)) for _ in range(self.strong)]
@@ -55,7 +53,7 @@ class WholeCropAugment:
 
     def _padded(self, crop: Tensor) -> Tensor:
         size = self.config.crop_size
-        return pad(normalise(crop), size, size, 0.0)
+        return pad(normalize(crop), size, size, 0.0)
 
     def _box(self, size: int) -> Tensor:
         """Where another crop is pasted, ``[S, S]`` bool."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.augment import CropPairAugment, denormalise
+from cac_ext.train.data.augment import CropPairAugment, denormalize
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import ConfigError, DataError
@@ -225,7 +225,7 @@ def grad_cam_figure(
                 grid.offset + grid.stride * cell for cell in (position % cells, position // cells)
             ]
             inside = marked_cells(part.overlap[view], cells, cells)
-            picture = denormalise(part.views[view]).permute(1, 2, 0).numpy()
+            picture = denormalize(part.views[view]).permute(1, 2, 0).numpy()
             row[view].imshow(picture)
             row[view].set_title(f"crop {view + 1}", size=9)
             axes = [row[view]]
@@ -285,7 +285,7 @@ def _show_crops(axes: Sequence[Axes], crops: Crops, grid: FeatureGrid) -> None:
     for axis, view, overlap, text in zip(
         axes, crops.views, (first, second, first), ("crop 1", *_OTHERS), strict=True
     ):
-        axis.imshow(denormalise(view).permute(1, 2, 0).numpy())
+        axis.imshow(denormalize(view).permute(1, 2, 0).numpy())
         axis.add_patch(overlap_outline(overlap, grid))
         axis.set(xlim=(-0.5, view.shape[-1] - 0.5), ylim=(view.shape[-1] - 0.5, -0.5))
         axis.set(xticks=[], yticks=[])

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.augment import denormalise
+from cac_ext.train.data.augment import denormalize
 from cac_ext.train.data.batches import CropPairBatch
 from cac_ext.train.data.classes import Classes
 from cac_ext.train.figures.text import set_fonts, shown_names, shown_text, width_of
@@ -146,7 +146,7 @@ def crop_pair_figure(
         overlap = marked_cells(positions, height, width)
         anchors = marked_cells(positions[active[number][of_first]], height, width)
         colors = color_mask(pseudo_labels[index], splits)  # [h, w, 3]
-        picture = denormalise(view.images[0]).permute(1, 2, 0).cpu().numpy()
+        picture = denormalize(view.images[0]).permute(1, 2, 0).cpu().numpy()
         row[0].imshow(picture)
         if overlap.any():
             row[0].add_patch(overlap_outline(overlap, grid))

@@ -6,9 +6,9 @@
 ``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
 image-level labels to `cac`.
 
-A custom method needs no change here. Write a subclass of `Method` in ``my_method.py`` of the folder
-you start from or in any package, and train it with ``method.name=my_method:MyMethod``; its own
-settings come as ``method.options.anything=...`` in ``context.config.method.options``.
+A custom method needs no change here. Write a subclass of `Method` in ``my_method.py``, in the
+current folder or in any package, and train it with ``method.name=my_method:MyMethod``. Its settings
+are ``method.options.anything=...``; it finds them in ``context.config.method.options``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def check_method(config: Config) -> None:
-    """Asks the method that ``config.method.name`` names whether a run can work (`Method.check`).
+    """Run `Method.check` of the method that ``config.method.name`` names.
 
     Raises:
         ConfigError: there is no such method, or the run cannot work.
@@ -41,7 +41,7 @@ def check_method(config: Config) -> None:
 def build_method(
     context: MethodContext, build: Callable[[MethodContext], Method] | None = None
 ) -> Method:
-    """The method that ``config.method.name`` names, or what ``build`` makes.
+    """Build the method that ``config.method.name`` names, or call ``build``.
 
     Raises:
         ConfigError: the name is neither registered nor an importable "package.module:name", or the

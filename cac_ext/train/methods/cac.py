@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from cac_ext.train.config import Config
 from cac_ext.train.data.augment import CropPairAugment
-from cac_ext.train.data.batches import CropPairBatch, collate_pairs
+from cac_ext.train.data.batches import CropPairBatch, ViewBatch, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.figures.panels import crop_pair_figure
-from cac_ext.train.methods.consistency import Overlap, consistency_loss
+from cac_ext.train.methods.consistency import Anchors, Overlap, consistency_loss
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.fused_loss import require_fused_loss
 from cac_ext.train.methods.memory_bank import MemoryBank
@@ -31,7 +31,7 @@ from cac_ext.train.runtime.seeding import derive_seed
 
 
 class ViewOutputs(NamedTuple):
-    """What the unlabelled branch makes of V views; h x w features each."""
+    """The outputs of the unlabelled branch for V views, with h x w features each."""
 
     projections: Tensor  # [V, C, h, w], unit length at each position
     confidences: Tensor  # [V, h, w] largest class probability
@@ -40,12 +40,12 @@ class ViewOutputs(NamedTuple):
 
 
 class CacModel(nn.Module):
-    """All that is trained, with one forward for a whole step, as DDP and torch.compile want it.
+    """All trained modules, with one forward for a whole step, as DDP and torch.compile need it.
 
     Args:
-        network: what remains for inference.
+        network: the part that inference needs.
         projector: see `networks/projector.py`.
-        weak_classifier: of pseudo labels from image-level labels (paper section 3.5), or None.
+        weak_classifier: learns pseudo labels made from image-level labels (section 3.5), or None.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CacModel(nn.Module):
         self.weak_classifier = weak_classifier
 
     def forward(self, labelled: Tensor, views: Tensor | None) -> tuple[Tensor, ViewOutputs | None]:
-        """Logits ``[B, K, S, S]``, and for views ``[V, 3, S, S]`` their outputs."""
+        """Logits ``[B, K, S, S]`` of the labelled images, and the outputs of the views."""
         logits = self.network(labelled)
         return logits, None if views is None else self.view_outputs(views)
 
@@ -68,7 +68,7 @@ class CacModel(nn.Module):
         """``[V, 3, S, S]`` to projections, confidences and pseudo labels."""
         whole = self.network.features(views)
         features = self.network.pool(whole)  # [V, F, h, w]
-        with torch.no_grad():  # neither gradient nor dropout noise in what is taken for the truth
+        with torch.no_grad():  # pseudo labels carry neither gradient nor dropout noise
             probabilities = self.network.classifier(features.detach()).softmax(dim=1)
             confidences, pseudo_labels = probabilities.max(dim=1)
         projections = self.projector(features)
@@ -85,29 +85,50 @@ def build_model(config: Config, network: SegmentationNetwork) -> CacModel:
     projector: nn.Module = NoProjector()
     if config.method.projector:
         projector = Projector(network.encoder.out_channels, config.method.projector_channels)
-    # The weak classifier is like the main one, of a user's own network as well.
+    # A copy, so that it fits a custom network too.
     weak_classifier = copy.deepcopy(network.classifier) if config.weak.pseudo_labels else None
     return CacModel(network, projector, weak_classifier)
 
 
 class CropPairOutputs(NamedTuple):
-    """What a step made of its crop pairs, for pictures."""
+    """Crop pairs of a step and their outputs, for pictures."""
 
     pairs: CropPairBatch
     confidences: Tensor  # [2B, h, w], view 1's first
     pseudo_labels: Tensor  # [2B, h, w]
-    active: tuple[Tensor, Tensor]  # [A] each: anchors in direction 1 -> 2, in 2 -> 1
+    anchors: Anchors
+
+
+class Truth(NamedTuple):
+    """True classes of one view's pixels, -1 where unknown, for metrics only."""
+
+    negatives: Tensor  # [M]
+    overlap: Tensor  # [A]
+
+
+class Branch(NamedTuple):
+    """The part of one view's outputs that a step uses."""
+
+    overlap: Overlap
+    features: Tensor  # [M, C] of the new negatives, no gradient
+    labels: Tensor  # [M] their pseudo labels
+    weak: Tensor | None  # scalar, the weak classifier's cross entropy
+    truth: Truth | None
 
 
 class Cac(Method):
-    """The paper's method with every switch of its Table 3; with none of them SupOnly.
+    """The paper's method with every switch of its Table 3.
 
     Args:
         context: see `Method`.
-        loss: stands in for `cac_ext.directional_contrastive_loss`, to compare implementations.
+        loss: replaces `cac_ext.directional_contrastive_loss`, to compare implementations.
     """
 
-    def __init__(self, context: MethodContext, loss: Callable[..., Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        context: MethodContext,
+        loss: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         super().__init__(context)
         config = context.config
         self.model = build_model(config, context.network)
@@ -123,16 +144,13 @@ class Cac(Method):
     def check(cls, config: Config) -> None:
         require_fused_loss(config)
 
-    def parameter_groups(self) -> list[dict]:
-        optimizer = self.context.config.optimizer
-        rate, factor = optimizer.learning_rate, optimizer.backbone_factor
-        groups = self.model.network.parameter_groups(rate, factor)
-        parts = {"projector": self.model.projector, "weak_classifier": self.model.weak_classifier}
-        for name, part in parts.items():
-            params = [] if part is None else list(part.parameters())
-            if params:
-                groups.append({"name": name, "params": params, "learning_rate": rate})
-        return groups
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        parts = {
+            "network": self.model.network,
+            "projector": self.model.projector,
+            "weak_classifier": self.model.weak_classifier,
+        }
+        return self.groups_of({name: part for name, part in parts.items() if part is not None})
 
     def streams(self) -> dict[str, StreamRequest]:
         config = self.context.config
@@ -145,10 +163,10 @@ class Cac(Method):
         schedule = config.schedule
         if config.warmup_iterations >= config.iterations and self.context.processes.is_main:
             warnings.warn(
-                f"all of the run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
+                f"the whole run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
                 f"schedule.epochs {schedule.epochs}): it trains the supervised loss alone and "
-                "never looks at a crop pair. Set schedule.warmup_epochs below schedule.epochs, "
-                "e.g. to 0, or method.unsupervised_weight=0 where that is meant",
+                "uses no crop pair. Set schedule.warmup_epochs below schedule.epochs, "
+                "e.g. to 0, or method.unsupervised_weight=0 if that is intended",
                 stacklevel=2,
             )
         splits = self.context.splits
@@ -177,7 +195,7 @@ class Cac(Method):
     def step(self, step: Step) -> Iterator[Phase]:
         """``cross entropy + lambda * consistency + lambda_w * weak`` (Eq. 10).
 
-        The weak term is there with a weak classifier. This step's negatives go into the bank.
+        The weak term needs a weak classifier. The new negatives of the step go into the bank.
         """
         self._latest = None
         labelled = self.supervised_batch(step.batches)
@@ -189,14 +207,14 @@ class Cac(Method):
         supervised, finite = self.cross_entropy(logits, labelled.masks)
         if pairs is not None:
             valid = torch.cat([pairs.view1.valid, pairs.view2.valid])  # [2B, h, w]
-            # Padding never counts.
+            # Padding takes no part.
             finite = finite & (outputs.projections.isfinite().all(dim=1) | ~valid).all()
         if not step.proceeds(finite):
             return
         if pairs is None:
             yield Phase(supervised, {"supervised": supervised})
-            return
-        yield self._unlabelled_phase(step.iteration, supervised, pairs, outputs)
+        else:
+            yield self._unlabelled_phase(step.iteration, supervised, pairs, outputs)
 
     def _unlabelled_phase(
         self, iteration: int, supervised: Tensor, pairs: CropPairBatch, outputs: ViewOutputs
@@ -204,27 +222,18 @@ class Cac(Method):
         config, processes = self.context.config, self.context.processes
         seed = derive_seed(config.seed, "negatives", iteration, processes.rank)
         generator = torch.Generator().manual_seed(seed)
-        selected, overlaps, truths, weak = [], [], [], []
-        for view, of_view in zip((pairs.view1, pairs.view2), _halves(outputs), strict=True):
-            by_position = of_view.projections.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
-            labels = of_view.pseudo_labels.flatten()  # [B h w]
-            chosen = self.bank.select(view.valid, generator)  # [M]
-            selected.append((by_position.detach()[chosen], labels[chosen]))
-            confidences = of_view.confidences.flatten()[view.overlap]  # [A]
-            overlaps.append(Overlap(by_position[view.overlap], confidences, labels[view.overlap]))
-            if view.truth is not None:
-                truth = view.truth.flatten()  # [B h w]
-                truths.append((truth[chosen], truth[view.overlap]))
-            if of_view.weak_logits is not None:
-                weak.append(self.cross_entropy(of_view.weak_logits, view.masks)[0])
-        features, labels = (torch.cat(parts) for parts in zip(*selected, strict=True))
-        capacity = 2 * self.bank.most_selected(pairs.view1.valid.numel())
-        negatives, negative_labels = self.bank.enqueue(
-            *processes.gather_negatives(features, labels, capacity)
+        first, second = (
+            self._branch(view, of_view, generator)
+            for view, of_view in zip((pairs.view1, pairs.view2), _halves(outputs), strict=True)
         )
-        unsupervised, active = consistency_loss(
+        labels = torch.cat([first.labels, second.labels])  # [M] of both views
+        negatives, negative_labels = self.bank.enqueue(
+            *processes.gather_negatives(torch.cat([first.features, second.features]), labels)
+        )  # [N, C], [N]
+        unsupervised, anchors = consistency_loss(
             config.method,
-            *overlaps,
+            first.overlap,
+            second.overlap,
             pairs.weights,
             negatives,
             negative_labels,
@@ -235,41 +244,61 @@ class Cac(Method):
         total = supervised + config.method.unsupervised_weight * unsupervised
         losses = {"supervised": supervised, "unsupervised": unsupervised}
         metrics: dict[str, Tensor | float] = {
-            "active_share": _share(active),
+            "active_share": anchors.share(),
             "negatives": len(negatives),
         }
-        if weak:
-            losses["weak"] = sum(weak) / 2
-            total = total + weak_weight(config, iteration) * sum(weak) / 2
-        if truths:
-            chosen_truth, overlap_truth = zip(*truths, strict=True)
-            of_selected, of_all = self._precision(
-                labels, torch.cat(chosen_truth), overlaps, active, overlap_truth
+        if first.weak is not None and second.weak is not None:
+            losses["weak"] = (first.weak + second.weak) / 2
+            total = total + weak_weight(config, iteration) * losses["weak"]
+        if first.truth is not None and second.truth is not None:
+            metrics |= self._precision(
+                first.overlap, second.overlap, first.truth, second.truth, labels, anchors
             )
-            if not config.method.negative_sampling:  # all pairs are selected
-                of_selected = of_all
-            metrics["negative_precision"] = of_selected
-            metrics["negative_precision_random"] = of_all
-        self._latest = CropPairOutputs(pairs, outputs.confidences, outputs.pseudo_labels, active)
+        self._latest = CropPairOutputs(pairs, outputs.confidences, outputs.pseudo_labels, anchors)
         return Phase(total, losses, metrics)
+
+    def _branch(self, view: ViewBatch, outputs: ViewOutputs, generator: torch.Generator) -> Branch:
+        """One view's overlap, and its positions that become negatives."""
+        projections = outputs.projections.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
+        labels = outputs.pseudo_labels.flatten()  # [B h w]
+        selected = self.bank.select(view.on_image, generator)  # [M]
+        overlap = Overlap(
+            projections[view.overlap],
+            outputs.confidences.flatten()[view.overlap],
+            labels[view.overlap],
+        )
+        weak = None
+        if outputs.weak_logits is not None and view.masks is not None:
+            weak, _ = self.cross_entropy(outputs.weak_logits, view.masks)
+        truth = None
+        if view.truth is not None:
+            flat = view.truth.flatten()  # [B h w]
+            truth = Truth(flat[selected], flat[view.overlap])
+        return Branch(overlap, projections.detach()[selected], labels[selected], weak, truth)
 
     def _precision(
         self,
+        overlap1: Overlap,
+        overlap2: Overlap,
+        truth1: Truth,
+        truth2: Truth,
         labels: Tensor,  # [M] pseudo labels of this process's new negatives, of both views
-        truth: Tensor,  # [M]
-        overlaps: list[Overlap],
-        active: tuple[Tensor, Tensor],
-        overlap_truth: tuple[Tensor, ...],  # [A] of each view
-    ) -> tuple[Tensor, Tensor]:
+        anchors: Anchors,
+    ) -> dict[str, Tensor | float]:
         """Precision over the pairs of all processes' anchors with all negatives of the bank."""
-        num_classes = self.context.splits.num_classes
-        negatives = count_classes(labels, truth, num_classes)
-        anchors = sum(
-            count_classes(overlap.pseudo_labels[mask], of_overlap[mask], num_classes)
-            for overlap, mask, of_overlap in zip(overlaps, active, overlap_truth, strict=True)
+        classes = self.context.splits.num_classes
+        truths = torch.cat([truth1.negatives, truth2.negatives])  # [M]
+        of_negatives = count_classes(labels, truths, classes)  # [K, K]
+        of_anchors = count_classes(
+            overlap1.pseudo_labels, truth1.overlap, classes, anchors.first_to_second
+        ) + count_classes(overlap2.pseudo_labels, truth2.overlap, classes, anchors.second_to_first)
+        of_anchors, of_negatives = self.context.processes.sum(
+            torch.stack([of_anchors, of_negatives])
         )
-        anchors, negatives = self.context.processes.sum(torch.stack([anchors, negatives]))
-        return negative_precision(anchors, self.bank.count(negatives))
+        selected, of_all = negative_precision(of_anchors, self.bank.count(of_negatives))
+        if not self.context.config.method.negative_sampling:  # all pairs are selected
+            selected = of_all
+        return {"negative_precision": selected, "negative_precision_random": of_all}
 
     def state_dict(self) -> dict[str, Any]:
         return {"bank": self.bank.state_dict()}
@@ -287,7 +316,7 @@ class Cac(Method):
 
 
 def weak_weight(config: Config, iteration: int) -> float:
-    """lambda_w of Eq. 10: a sigmoid ramp over the first ``weak.rampup`` of all iterations."""
+    """lambda_w of Eq. 10: a sigmoid ramp over the share ``weak.rampup`` of all iterations."""
     return config.weak.weight * sigmoid_ramp(iteration, config.weak.rampup * config.iterations)
 
 
@@ -296,9 +325,3 @@ def _halves(outputs: ViewOutputs) -> tuple[ViewOutputs, ViewOutputs]:
     split = [(None, None) if output is None else output.chunk(2) for output in outputs]
     first, second = zip(*split, strict=True)
     return ViewOutputs(*first), ViewOutputs(*second)
-
-
-def _share(active: tuple[Tensor, Tensor]) -> Tensor:
-    """Share of overlap pixels that are an anchor in at least one direction, a scalar."""
-    either = active[0] | active[1]  # [A]
-    return either.float().mean() if len(either) else either.new_zeros(()).float()

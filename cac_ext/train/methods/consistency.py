@@ -7,7 +7,7 @@ loss with negative sampling and positive filtering (Eq. 1-8).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,28 @@ from cac_ext.train.config import MethodConfig
 from cac_ext.train.runtime.distributed import ALONE, Processes
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """The A pixels that both views see, as one view sees them."""
+class Overlap(NamedTuple):
+    """The A pixels that both views show, as the network sees them in one view."""
 
     projections: Tensor  # [A, C] unit length
     confidences: Tensor  # [A] largest class probability
-    pseudo_labels: Tensor  # [A] class
+    pseudo_labels: Tensor  # [A] most probable class
+
+
+class Anchors(NamedTuple):
+    """Which pixels of the overlap are anchors in each direction (Eq. 2 and 7)."""
+
+    first_to_second: Tensor  # [A] bool, pixels of view 1 that are pulled towards view 2
+    second_to_first: Tensor  # [A] bool
+
+    def counts(self) -> Tensor:
+        """Active anchors of each direction, ``[2]`` int64."""
+        return torch.stack([mask.sum() for mask in self])
+
+    def share(self) -> Tensor:
+        """Share of the overlap that is an anchor in either direction; a scalar, 0 if A is 0."""
+        either = self.first_to_second | self.second_to_first  # [A]
+        return either.float().mean() if len(either) else either.new_zeros(()).float()
 
 
 def consistency_loss(
@@ -34,31 +49,28 @@ def consistency_loss(
     negatives: Tensor,  # [N, C] unit length
     negative_labels: Tensor,  # [N]
     processes: Processes = ALONE,
-    directional_loss: Callable[..., Tensor] | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Both directions' loss, a scalar; gradient to each direction's anchors only.
+    directional_loss: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Tensor, Anchors]:
+    """Both directions' loss, a scalar; the gradient reaches each direction's anchors only.
 
     Its mean over ``processes`` is the loss of all their images together.
 
-    ``directional_loss`` stands in for `cac_ext.directional_contrastive_loss`.
-
-    Returns:
-        The loss, and the anchors in direction 1 -> 2 and in 2 -> 1, ``[A]`` bool each.
+    ``directional_loss`` stands in for `cac_ext.directional_contrastive_loss`, called with
+    ``return_direction=True``.
     """
-    weights = overlap_weights if config.normalizer == "overlap" else None
-    threshold = config.confidence_threshold if config.positive_filtering else 0.0
-    masks = active_masks(config, view1, view2)
     labels1, labels2 = view1.pseudo_labels, view2.pseudo_labels
     if not config.negative_sampling:  # every negative differs from every anchor
         labels1, labels2 = torch.ones_like(labels1), torch.ones_like(labels2)
         negative_labels = torch.zeros_like(negative_labels)
+    threshold = config.confidence_threshold if config.positive_filtering else 0.0
+    weights = overlap_weights if config.normalizer == "overlap" else None
 
     if config.loss == "contrastive" and config.directional:
         reduction = "sum"
         if weights is None:
             # One process has the active count of all: the loss can take the mean by itself.
             reduction = "active_mean" if processes.size == 1 else "none"
-        losses = (directional_loss or cac_ext.directional_contrastive_loss)(
+        losses, direction = (directional_loss or cac_ext.directional_contrastive_loss)(
             view1.projections,
             view2.projections,
             view1.confidences,
@@ -72,47 +84,64 @@ def consistency_loss(
             weights=weights,
             reduction=reduction,
             normalize=False,
-        )  # [2, A] or a scalar
-        if reduction != "none":
-            return losses, masks
-        return (losses.sum(dim=1) * _active_shares(masks, processes)).sum(), masks
+            return_direction=True,
+        )  # a scalar, or [2, A] for "none"; [A]
+        anchors = Anchors(direction == 1, direction == 2)
+        if reduction == "none":
+            losses = (losses.sum(dim=1) * _active_shares(anchors, processes)).sum()
+        return losses, anchors
 
+    anchors = _anchors(view1.confidences, view2.confidences, threshold, config.directional)
+    first = _pull(
+        config, view1, view2, anchors.first_to_second, labels1, negatives, negative_labels
+    )
+    second = _pull(
+        config, view2, view1, anchors.second_to_first, labels2, negatives, negative_labels
+    )
     if weights is None:
-        shares = _active_shares(masks, processes)
-    total = view1.projections.new_zeros(())
-    directions = ((view1, view2, labels1), (view2, view1, labels2))
-    for index, (anchor, positive, labels) in enumerate(directions):
-        active = masks[index]  # [A]
-        if config.loss == "l2":
-            distance = (anchor.projections - positive.projections.detach()).square().sum(dim=1)
-            loss = torch.where(active, distance, 0.0)  # [A]
-        else:
-            loss = cac_ext.masked_contrastive_loss(
-                anchor.projections,
-                positive.projections.detach(),
-                negatives,
-                labels,
-                negative_labels,
-                active=active,
-                temperature=config.temperature,
-                normalize=False,
-            )  # [A]
-        share = shares[index] if weights is None else weights
-        total = total + (loss * share).sum()
-    return total, masks
+        shares1, shares2 = _active_shares(anchors, processes)
+    else:
+        shares1 = shares2 = weights
+    return (first * shares1).sum() + (second * shares2).sum(), anchors
 
 
-def active_masks(config: MethodConfig, view1: Overlap, view2: Overlap) -> tuple[Tensor, Tensor]:
-    """Which overlap pixels are anchors in direction 1 -> 2 and in 2 -> 1 (Eq. 2 and 7), ``[A]``."""
-    threshold = config.confidence_threshold if config.positive_filtering else 0.0
-    towards1, towards2 = view1.confidences > threshold, view2.confidences > threshold
-    if config.directional:
-        towards1 = towards1 & (view2.confidences < view1.confidences)
-        towards2 = towards2 & (view1.confidences < view2.confidences)
-    return towards2, towards1
+def _anchors(
+    confidences1: Tensor, confidences2: Tensor, threshold: float, directional: bool
+) -> Anchors:
+    """Eq. 7 for the losses whose operator does not evaluate it; Eq. 2 only if ``directional``."""
+    first_to_second, second_to_first = confidences2 > threshold, confidences1 > threshold
+    if directional:
+        first_to_second = first_to_second & (confidences1 < confidences2)
+        second_to_first = second_to_first & (confidences2 < confidences1)
+    return Anchors(first_to_second, second_to_first)
 
 
-def _active_shares(masks: tuple[Tensor, Tensor], processes: Processes) -> Tensor:
+def _pull(
+    config: MethodConfig,
+    anchor: Overlap,
+    positive: Overlap,
+    active: Tensor,  # [A] bool
+    labels: Tensor,  # [A]
+    negatives: Tensor,  # [N, C]
+    negative_labels: Tensor,  # [N]
+) -> Tensor:
+    """The loss of one direction, ``[A]``, 0 for inactive anchors: contrastive or squared L2."""
+    if config.loss == "l2":
+        distance = (anchor.projections - positive.projections.detach()).square().sum(dim=1)
+        return torch.where(active, distance, 0.0)
+    return cac_ext.masked_contrastive_loss(
+        anchor.projections,
+        positive.projections.detach(),
+        negatives,
+        labels,
+        negative_labels,
+        active=active,
+        temperature=config.temperature,
+        normalize=False,
+    )
+
+
+def _active_shares(anchors: Anchors, processes: Processes) -> Tensor:
     """What one anchor counts in each direction: 1 / active anchors, as a mean of processes, [2]."""
-    counts = processes.mean(torch.stack([mask.sum() for mask in masks]).double())
+    counts = processes.mean(anchors.counts().double())
     return counts.clamp(min=1 / processes.size).reciprocal().float()

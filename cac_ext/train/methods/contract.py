@@ -1,6 +1,6 @@
-"""What a training method is, so that the loop serves any of them and knows none.
+"""The contract of training methods: the loop serves any of them and knows none.
 
-A method owns its modules, says which streams of batches it wants, turns a step's batches into named
+A method owns its modules, requests streams of batches, turns the batches of a step into named
 losses, and says which network is evaluated. The loop does the rest: devices, several processes,
 mixed precision, backward and optimizer steps, checkpoints, exact resume, logging.
 
@@ -23,13 +23,13 @@ step; the code behind the ``yield`` sees the updated weights. Most methods yield
 for the network and then for the discriminator.
 
 **Several processes.** ``step.modules`` are the modules of `Method.trained`, wrapped in
-DistributedDataParallel where there are several processes. Call each of them once a phase, on all
-images of the phase together: DDP averages gradients at that call's backward. Everything that is
-random must be drawn from a generator seeded by `derive_seed` with the iteration (or from torch's
-global generator, whose state is in the checkpoint).
+DistributedDataParallel if there are several processes. Call each of them once a phase, on all
+images of the phase together: DDP averages the gradients in the backward of that call. Draw random
+numbers from a generator seeded by `derive_seed` with the iteration, or from torch's global
+generator, whose state is in the checkpoint.
 
-**Resume.** The checkpoint holds the state of `trained` and `kept`, of the optimizers, and what
-`state_dict` returns. A resumed run continues bit for bit if that is all the state there is.
+**Resume.** The checkpoint holds the state of `trained`, of `kept` and of the optimizers, and what
+`state_dict` returns. A resumed run continues bit for bit if the method has no other state.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
 
 from cac_ext.train.config import Config
-from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data import DatasetSplits, Sample, SegmentationDataset
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.batches import (
     LabelledBatch,
@@ -65,7 +64,7 @@ from cac_ext.train.runtime.seeding import seeded
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is built from.
+    """The arguments of a method.
 
     Attributes:
         config: of the run; ``config.method.options`` are a custom method's own settings.
@@ -82,10 +81,10 @@ class MethodContext:
     pretrained: bool = True
 
     def another_network(self, name: str) -> SegmentationNetwork:
-        """A second network of the same kind, with initial weights drawn from a seed of its own.
+        """A second network of the same kind with initial weights from a separate seed.
 
         Args:
-            name: makes the seed, with the run's.
+            name: gives the seed, together with the seed of the run.
         """
         with seeded(self.config.seed, name, 0):
             return build_network(
@@ -95,22 +94,22 @@ class MethodContext:
 
 @dataclass(frozen=True)
 class StreamRequest:
-    """An endless stream of batches that a method wants (`data/stream.py`).
+    """An endless stream of batches that a method requests (`data/stream.py`).
 
     Attributes:
         images: the data set.
-        augment: a sample of it to a named tuple of tensors, drawing from torch's CPU generator.
-        collate: a list of those to a batch.
+        augment: turns a sample into a named tuple of tensors; draws from torch's CPU generator.
+        collate: turns a list of those into a batch.
         batch_size: images a step, of all processes together.
-        batch_key: the configuration key that it comes from, for errors.
-        name: position and name make the seed. Two streams of one name see the same images in the
-            same order with the same augmentation.
-        first_iteration: the step's batches do not hold the stream before this one.
+        batch_key: the configuration key of the batch size, for errors.
+        name: gives the seed, together with the position in the stream. Two streams with the same
+            name see the same images in the same order with the same augmentation.
+        first_iteration: the first step whose batches include the stream.
     """
 
-    images: Dataset
-    augment: Callable[[dict], Any]
-    collate: Callable[[list], Any]
+    images: SegmentationDataset
+    augment: Callable[[Sample], Any]
+    collate: Callable[[list[Any]], Any]
     batch_size: int
     batch_key: str
     name: str
@@ -119,14 +118,15 @@ class StreamRequest:
 
 @dataclass(frozen=True)
 class Step:
-    """What the loop hands to `Method.step`.
+    """The argument of `Method.step`.
 
     Attributes:
         iteration: 0 for the first step of the run.
-        batches: of each stream that has begun, by the name that `Method.streams` gave it.
-        modules: to call in training, by their names in `Method.trained`.
-        proceeds: takes whether this process's outputs are finite, a scalar bool tensor. False if
-            the step is void in any process: return without yielding, change nothing.
+        batches: the batch of each stream that has begun, by its name in `Method.streams`.
+        modules: the modules to call in training, by their names in `Method.trained`.
+        proceeds: call it with a scalar bool tensor, whether the outputs of this process are finite.
+            If it returns False, the step is void in some process: return without yielding, and
+            change nothing.
     """
 
     iteration: int
@@ -141,9 +141,9 @@ class Phase:
 
     Attributes:
         total: the scalar to differentiate.
-        losses: its parts by name, for the log (``loss_NAME``); scalars.
-        metrics: other things to log, by their names there; scalars.
-        optimizer: name of the optimizer that steps.
+        losses: its parts by name; scalars, logged as ``loss_NAME``.
+        metrics: other scalars to log, by their names in the log.
+        optimizer: the name of the optimizer that steps.
     """
 
     total: Tensor
@@ -152,7 +152,7 @@ class Phase:
     optimizer: str = "sgd"
 
     def scalars(self) -> dict[str, float]:
-        """Everything worth logging. It waits for the device."""
+        """All losses and metrics as numbers. It waits for the device."""
         values = {f"loss_{name}": loss for name, loss in self.losses.items()} | dict(self.metrics)
         return {
             name: value.item() if isinstance(value, Tensor) else float(value)
@@ -167,9 +167,9 @@ class Method(ABC):
     ``MyMethod(context)``.
 
     Attributes:
-        context: what it was built from.
-        trained: modules that optimizers change, by name. Put them there in ``__init__``.
-        kept: modules that no optimizer changes but the checkpoint holds, as a mean teacher.
+        context: the argument of ``__init__``.
+        trained: the modules that optimizers change, by name. Fill it in ``__init__``.
+        kept: modules in the checkpoint that no optimizer changes, e.g. a mean teacher.
     """
 
     def __init__(self, context: MethodContext) -> None:
@@ -179,7 +179,7 @@ class Method(ABC):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Finds what would fail hours later, as kernels that do not run here. Draws nothing.
+        """Find early what would fail hours later, e.g. missing kernels. It draws nothing at random.
 
         Called before data or network are built.
 
@@ -190,50 +190,41 @@ class Method(ABC):
 
     @abstractmethod
     def streams(self) -> dict[str, StreamRequest]:
-        """The streams of batches that a step needs, by names of the method's choice."""
+        """The streams of batches that a step needs, by name."""
 
     @abstractmethod
     def step(self, step: Step) -> Iterator[Phase]:
-        """The phases of one step, with autocast on where the run asks for it."""
+        """Yield the phases of one step. Autocast is on if the run uses mixed precision."""
 
     def after_step(self, iteration: int) -> None:
-        """Called after the last phase of a step that changed the weights, e.g. to move a mean.
+        """Called after the last phase of a step, e.g. to update a mean teacher.
 
-        It is not called after a step that was skipped because it was not finite.
+        Not called after a step that was skipped because it was not finite.
         """
         return
 
     @property
     def evaluated(self) -> SegmentationNetwork:
-        """The network that is evaluated, drawn and kept for inference.
+        """The network that is evaluated, drawn in pictures and kept for inference.
 
         It must be one of the modules in `trained` and `kept`, or inside one of them.
         """
         return self.context.network
 
-    def parameter_groups(self) -> list[dict]:
-        """What the optimizer ``sgd`` changes: groups with ``params`` and a ``learning_rate``."""
-        optimizer = self.context.config.optimizer
-        rate, factor = optimizer.learning_rate, optimizer.backbone_factor
-        groups = []
-        for name, module in self.trained.items():
-            if isinstance(module, SegmentationNetwork):
-                groups += module.parameter_groups(rate, factor)
-            else:
-                params = list(module.parameters())
-                groups.append({"name": name, "params": params, "learning_rate": rate})
-        return groups
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups with ``params`` and a ``learning_rate`` for the optimizer ``sgd``."""
+        return self.groups_of(self.trained)
 
     def build_optimizers(self) -> dict[str, Optimizer]:
-        """The optimizers by name; each parameter group has a ``learning_rate`` that decays."""
+        """The optimizers by name. Each parameter group has a ``learning_rate``, which decays."""
         return {"sgd": build_sgd(self.context.config.optimizer, self.parameter_groups())}
 
     def state_dict(self) -> dict[str, Any]:
-        """State that is in no module and no optimizer, as a memory bank: plain values, tensors."""
+        """State outside modules and optimizers, e.g. a memory bank: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Puts back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         return
 
     def pictures(self) -> dict[str, Figure]:
@@ -242,14 +233,26 @@ class Method(ABC):
 
     # What most methods need.
 
+    def groups_of(self, modules: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+        """Parameter groups at the configured learning rate; backbones have their factor of it."""
+        optimizer = self.context.config.optimizer
+        rate = optimizer.learning_rate
+        groups = []
+        for name, module in modules.items():
+            if isinstance(module, SegmentationNetwork):
+                groups += module.parameter_groups(rate, optimizer.backbone_factor)
+            elif params := list(module.parameters()):
+                groups.append({"name": name, "params": params, "learning_rate": rate})
+        return groups
+
     @property
     def normalizing(self) -> Processes:
-        """Whose pixels and anchors a mean is taken over: all processes' or this one's."""
+        """The processes whose pixels and anchors a mean covers: all, or this one alone."""
         alone = not self.context.config.run.normalize_over_ranks
         return ALONE if alone else self.context.processes
 
     def supervised_streams(self) -> dict[str, StreamRequest]:
-        """``labelled``; with ``self_training.pseudo_labels`` also ``pseudo_labelled``."""
+        """``labelled``, and with ``self_training.pseudo_labels`` also ``pseudo_labelled``."""
         streams = {"labelled": self._supervised_stream(self.context.splits.labelled, "labelled")}
         folder = self.context.config.self_training.pseudo_labels
         if folder is not None:
@@ -258,7 +261,7 @@ class Method(ABC):
         return streams
 
     def supervised_batch(self, batches: Mapping[str, Any]) -> LabelledBatch:
-        """One batch of what `supervised_streams` has asked for."""
+        """The batches of `supervised_streams`, joined."""
         labelled, more = batches["labelled"], batches.get("pseudo_labelled")
         return labelled if more is None else concatenate(labelled, more)
 
@@ -275,12 +278,12 @@ class Method(ABC):
             config.warmup_iterations,
         )
 
-    def unlabelled_images(self) -> Dataset:
+    def unlabelled_images(self) -> SegmentationDataset:
         """The unlabelled images; the labelled ones if there are none (full data, section 4.1)."""
         splits = self.context.splits
         return splits.labelled if splits.unlabelled is None else splits.unlabelled
 
-    def _supervised_stream(self, images: Dataset, part: str) -> StreamRequest:
+    def _supervised_stream(self, images: SegmentationDataset, part: str) -> StreamRequest:
         config = self.context.config
         return StreamRequest(
             images,
@@ -292,10 +295,10 @@ class Method(ABC):
         )
 
     def cross_entropy(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over the pixels that count, 0 if there are none; and whether it is finite.
+        """The mean over all pixels that are not ignored (0 if none), and whether it is finite.
 
-        ``[B, K, H, W]`` and ``[B, H, W]`` to two scalars. Its mean over the processes is the mean
-        over all their pixels.
+        ``[B, K, H, W]`` and ``[B, H, W]`` to two scalars. Averaged over the processes it is the
+        mean over all their pixels.
         """
         processes, ignore_index = self.normalizing, self.context.splits.ignore_index
         counted = processes.mean((masks != ignore_index).sum().double())

@@ -1,4 +1,4 @@
-"""Does the fused loss run on this device? Asked before training, not after its warm-up."""
+"""Checks before training, rather than after the warm-up, that the fused loss runs here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cac_ext.train.runtime.precision import autocast
 
 
 def require_fused_loss(config: Config) -> None:
-    """Computes the run's loss and its gradient once, of two pixels, where the run will need it.
+    """Compute the loss of the run and its gradient once, for two pixels, on the run's device.
 
-    Draws nothing at random.
+    Draws nothing at random. Does nothing if the run never needs the loss.
 
     Raises:
-        ConfigError: the loss was not built for the device, or the device cannot run it.
+        ConfigError: the loss was not built for the device, or fails on it.
     """
     method = config.method
     needs_pairs = method.unsupervised_weight > 0 or config.weak.pseudo_labels
@@ -46,18 +46,21 @@ def _gradient(config: Config, device: torch.device) -> float:
     channels = config.method.projector_channels
     rows = torch.zeros(4, channels, device=device)
     rows[:, 0] = 1.0  # unit length
-    views = []
-    for confidence in (0.8, 0.9):
-        confidences = torch.full((2,), confidence, device=device)
-        labels = torch.zeros(2, dtype=torch.long, device=device)
-        views.append(Overlap(rows[:2].clone().requires_grad_(), confidences, labels))
+    labels = torch.zeros(2, dtype=torch.long, device=device)
+    features = rows[:2].clone().requires_grad_(), rows[2:].clone().requires_grad_()
+    first, second = (
+        Overlap(projections, torch.full((2,), confidence, device=device), labels)
+        for projections, confidence in zip(features, (0.8, 0.9), strict=True)
+    )
     weights = torch.full((2,), 0.5, device=device)
     negative_labels = torch.ones(4, dtype=torch.long, device=device)
     with autocast(config.run, device):
-        loss, _ = consistency_loss(config.method, *views, weights, rows.clone(), negative_labels)
-    loss.backward()
-    # The value is waited for: a GPU tells its faults late.
-    return loss.item() + sum(view.projections.grad.sum().item() for view in views)
+        loss, _ = consistency_loss(
+            config.method, first, second, weights, rows.clone(), negative_labels
+        )
+    gradients = torch.autograd.grad(loss, features)
+    # The value is waited for: a GPU reports its faults late.
+    return float(loss.detach() + sum(gradient.sum() for gradient in gradients))
 
 
 def _describe(device: torch.device) -> str:

@@ -24,22 +24,21 @@ class MemoryBank:
         self._counts: deque[Tensor] = deque(maxlen=step_save + 1)
         self._warned = False
 
-    def most_selected(self, positions: int) -> int:
-        """The most candidates that `select` finds in a view of so many positions."""
-        return positions if self.selected_num is None else min(self.selected_num, positions)
-
     def select(
         self,
-        valid: Tensor,  # [B, h, w] bool, False on padding
+        candidates: Tensor,  # [P] positions of one view that are on the image
         generator: torch.Generator,  # on the CPU
     ) -> Tensor:
-        """Positions of one view that become candidates: ``[M]`` in the flattened ``[B, h, w]``."""
-        candidates = valid.flatten().nonzero().squeeze(1)  # [number of valid positions]
+        """The positions of one view that become negatives, ``[M]``. It waits for no device."""
         count = len(candidates)
-        if self.selected_num is not None and self.selected_num < count:
-            order = torch.randperm(count, generator=generator)[: self.selected_num]
-            return candidates[order.to(candidates.device)]
-        if self.selected_num is not None and self.selected_num > count and not self._warned:
+        if self.selected_num is None or self.selected_num == count:
+            return candidates
+        if self.selected_num < count:
+            drawn = torch.randperm(count, generator=generator)[: self.selected_num]
+            if candidates.is_cuda:
+                drawn = drawn.pin_memory()  # a copy from pageable memory would wait for the device
+            return candidates[drawn.to(candidates.device, non_blocking=True)]
+        if not self._warned:
             self._warned = True
             warnings.warn(
                 f"method.selected_num is {self.selected_num}, but a view has {count} positions: "

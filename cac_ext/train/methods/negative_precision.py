@@ -1,14 +1,14 @@
-"""How many of the selected negatives are negatives in truth (paper section 3.4 and Fig. 6).
+"""The share of selected negatives that are true negatives (paper section 3.4 and Fig. 6).
 
 The paper's precision is "the number of true negative samples" divided by "the number of all
-selected negative samples". A pair of an active anchor and a negative is *selected* where their
-pseudo labels differ (Eq. 5), and a *true* negative where their true classes differ as well. Pixels
-whose true class is not known (-1) are left out, on both sides.
+selected negative samples". A pair of an active anchor and a negative is *selected* if their pseudo
+labels differ (Eq. 5), and a *true* negative if their true classes differ as well. Pixels with an
+unknown true class (-1) are left out on both sides.
 
-Whether a pair counts depends on four classes alone. So pixels are counted by pseudo label and true
-class, ``[K, K]``, and the sums over all pairs are sums over the classes of two such tables: the
-matrix of anchors times negatives is never held, and the counts of several processes, and of the
-memory bank's steps, simply add up.
+Whether a pair counts depends on four classes only. So pixels are counted by pseudo label and true
+class, ``[K, K]``, and sums over all pairs become sums over the classes of two such tables. The
+matrix of anchors times negatives is never held, and the counts of several processes and of the
+steps in the memory bank add up.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ import torch
 from torch import Tensor
 
 
-def count_classes(pseudo_labels: Tensor, true_labels: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each pseudo label and true class, ``[K, K]`` int64, from ``[M]`` and ``[M]``."""
+def count_classes(
+    pseudo_labels: Tensor,  # [M]
+    true_labels: Tensor,  # [M], -1 where unknown
+    num_classes: int,
+    counted: Tensor | None = None,  # [M] bool
+) -> Tensor:
+    """Pixels of each pseudo label and true class, ``[K, K]`` int64. It waits for no device."""
     known = true_labels >= 0  # [M]
-    cells = pseudo_labels[known] * num_classes + true_labels[known]
-    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    if counted is not None:
+        known = known & counted
+    cells = torch.where(known, pseudo_labels * num_classes + true_labels, num_classes**2)
+    counts = pseudo_labels.new_zeros(num_classes**2 + 1)  # the last cell takes the unknown
+    counts.scatter_add_(0, cells, torch.ones_like(cells))
+    return counts[:-1].view(num_classes, num_classes)
 
 
 def negative_precision(

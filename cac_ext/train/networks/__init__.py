@@ -4,17 +4,16 @@
     deeplabv3plus    the paper's main network, on ResNet-50 or ResNet-101
     pspnet           on ResNet-50, ResNet-101 or VGG-16
 
-A network of your own needs no change here. Write, in ``my_network.py`` of the folder you start
-from or in any package::
+A custom network needs no change here. Write, in ``my_network.py`` of the current folder or in any
+package::
 
     def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
         encoder = ...      # everything but the final classifier; has `out_channels` and `stride`
         classifier = ...   # features to logits
         return SegmentationNetwork(encoder, classifier, dropout=config.dropout)
 
-and train it with ``network.name=my_network:build``; settings of its own come as
-``network.options.anything=...`` in ``config.options``. ``python_tests/own_network.py`` does that
-for a torchvision model.
+and train it with ``network.name=my_network:build``. Its own settings, ``network.options.NAME=...``,
+are in ``config.options``. ``python_tests/own_network.py`` does that for a torchvision model.
 
 To ship one, write such a function in a module of this package and name it in `NETWORKS`.
 """
@@ -30,7 +29,7 @@ from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.contract import SegmentationNetwork
 from cac_ext.train.runtime.registry import find_builder
 
-#: ``network.name`` -> "module:function" of its builder, imported only when asked for.
+#: ``network.name`` -> "module:function" of its builder, imported when a configuration names it.
 NETWORKS = {
     "small": "cac_ext.train.networks.small:build",
     "deeplabv3plus": "cac_ext.train.networks.deeplabv3plus:build",
@@ -46,18 +45,18 @@ def build_network(
     Args:
         config: the network section of a configuration.
         num_classes: K.
-        pretrained: False where a checkpoint's weights follow: ``config.weights`` is not read.
+        pretrained: False if a checkpoint's weights follow: ``config.weights`` is not read.
 
     Raises:
         ConfigError: the name is neither registered nor an importable "package.module:function",
             or the settings do not suit the network.
-        TypeError, ValueError: the user's own network breaks the contract.
+        TypeError, ValueError: a custom network breaks the contract.
     """
     build = find_builder(config.name, NETWORKS, "network.name")
     if config.name in NETWORKS and config.options:
         raise ConfigError(
-            f"network.options is for networks of your own; {config.name} knows no "
-            f"{', '.join(config.options)}"
+            f"network.options is for custom networks, but {config.name} is a shipped one without "
+            f"{', '.join(config.options)}: leave it out"
         )
     network = build(config if pretrained else replace(config, weights=None), num_classes)
     if not isinstance(network, SegmentationNetwork):
@@ -73,14 +72,15 @@ def build_network(
 
 @torch.no_grad()
 def _check_classifier(network: SegmentationNetwork, num_classes: int) -> None:
-    features = torch.zeros(1, network.encoder.out_channels, 4, 4)
+    features = torch.zeros(1, network.out_channels, 4, 4)
     was_training = network.training
     logits = network.eval().classifier(features)
     network.train(was_training)
     if logits.shape != (1, num_classes, 4, 4):
         raise ValueError(
             f"the classifier must turn features {list(features.shape)} into logits "
-            f"[1, {num_classes}, 4, 4], but made {list(logits.shape)}; see cac_ext.train.networks"
+            f"[1, {num_classes}, 4, 4], but returned {list(logits.shape)}; see "
+            "cac_ext.train.networks"
         )
 
 

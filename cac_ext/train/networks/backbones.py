@@ -1,13 +1,11 @@
 """Pretrained backbones: torchvision's ResNet and VGG-16, dilated to an output stride.
 
-A backbone returns ``{"low": ..., "high": ...}`` (VGG-16: "high" alone) and has the attributes
-``channels`` (of each of them) and ``grid_offset``. Its parameters carry torchvision's names, so
-that classification weights fit (`weights.py`).
+A backbone's parameters have torchvision's names, so that classification weights fit (`weights.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torchvision
 from torch import nn
@@ -23,18 +21,40 @@ RESNETS = ("resnet50", "resnet101")
 VGGS = ("vgg16", "vgg16_bn")
 
 
+class Backbone(IntermediateLayerGetter):
+    """``[B, 3, H, W]`` to feature maps by name: "low" and "high" (VGG-16: "high" alone).
+
+    Args:
+        model: whose layers are run in order.
+        layers: layer of the model -> name of its output.
+        channels: of each output.
+        grid_offset: see `FeatureGrid`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, str],
+        channels: Mapping[str, int],
+        grid_offset: float,
+    ) -> None:
+        super().__init__(model, dict(layers))
+        self.channels = dict(channels)
+        self.grid_offset = grid_offset
+
+
 def build_backbone(
     config: NetworkConfig, allowed: Sequence[str], output_stride: int
-) -> tuple[IntermediateLayerGetter, str]:
-    """The backbone that ``config`` names, and one paragraph on where its weights come from.
+) -> tuple[Backbone, str]:
+    """The backbone that ``config`` names, and a sentence on the origin of its weights.
 
     Args:
         config: ``backbone``, ``weights``, ``stride_in``.
-        allowed: the backbones this network is defined for.
+        allowed: the backbones that the network supports.
         output_stride: pixels from one "high" feature to the next, 8 or 16 (VGG-16: 8).
 
     Raises:
-        ConfigError: another backbone, or weights that cannot be used.
+        ConfigError: the backbone is not allowed, or the weights cannot be used.
     """
     if config.backbone not in allowed:
         raise ConfigError(
@@ -54,28 +74,26 @@ def build_backbone(
     return backbone, str(load_backbone_weights(backbone, config.backbone, config.weights))
 
 
-def _resnet(name: str, output_stride: int, stride_in: str) -> IntermediateLayerGetter:
+def _resnet(name: str, output_stride: int, stride_in: str) -> Backbone:
     dilated = {8: [False, True, True], 16: [False, False, True]}[output_stride]
     model = torchvision.models.get_model(name, weights=None, replace_stride_with_dilation=dilated)
     if stride_in == "1x1":
         move_stride_to_1x1(model)
-    backbone = IntermediateLayerGetter(model, {"layer1": "low", "layer4": "high"})
-    backbone.channels = {
+    channels = {
         "low": model.layer1[-1].conv3.out_channels,
         "high": model.layer4[-1].conv3.out_channels,
     }
-    backbone.grid_offset = 0.0
-    return backbone
+    return Backbone(model, {"layer1": "low", "layer4": "high"}, channels, grid_offset=0.0)
 
 
 def move_stride_to_1x1(model: resnet.ResNet) -> None:
     """Moves each stage's stride from the 3x3 convolution to the first 1x1, as in the ResNet paper.
 
-    Weights trained with one placement lose accuracy in the other. Where a stage's stride has been
-    replaced by dilation there is none to move, but the placement still counts: behind a strided
-    1x1 convolution the first 3x3 already sees every second position only, so that it must be
-    dilated like the rest of its stage. (torchvision dilates it like the stage before, which is
-    right for a stride in the 3x3 itself.)
+    Weights trained with one placement lose accuracy in the other. If dilation has replaced a
+    stage's stride, there is no stride to move, but the placement still counts: behind a strided
+    1x1 convolution the first 3x3 sees only every second position, so it must be dilated like the
+    rest of its stage. (torchvision dilates it like the stage before, which is right if the 3x3
+    itself is strided.)
     """
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         first, second = stage[0], stage[1]
@@ -83,10 +101,10 @@ def move_stride_to_1x1(model: resnet.ResNet) -> None:
         first.conv2.dilation = first.conv2.padding = second.conv2.dilation
 
 
-def _vgg16(*, batch_norm: bool) -> IntermediateLayerGetter:
-    """VGG-16's convolutions at stride 8: no pool4 and pool5, the last three convolutions dilated.
+def _vgg16(*, batch_norm: bool) -> Backbone:
+    """VGG-16's convolutions at stride 8: without pool4 and pool5, the last three dilated.
 
-    The fully connected layers are left out. Pooling rounds sizes up, so that a feature map has
+    There are no fully connected layers. Pooling rounds sizes up, so that a feature map has
     ``ceil(H / 8)`` rows and no pixel is lost.
     """
     features = make_layers(cfgs["D"], batch_norm=batch_norm)
@@ -98,11 +116,10 @@ def _vgg16(*, batch_norm: bool) -> IntermediateLayerGetter:
     for module in features[fourth:fifth]:
         if isinstance(module, nn.Conv2d):
             module.dilation = module.padding = (2, 2)
-    for module in features.modules():  # as torchvision's VGG, which would build 123 M more
+    for module in features.modules():  # as torchvision's VGG, which has 123 M more parameters
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
-    backbone = IntermediateLayerGetter(features, {str(fifth - 1): "high"})
-    backbone.channels = {"high": 512}
-    backbone.grid_offset = 3.5  # three poolings of 2 x 2: a feature is centred in its 8 x 8 pixels
-    return backbone
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    # After three poolings of 2 x 2 a feature is centered in its 8 x 8 pixels.
+    return Backbone(features, {str(fifth - 1): "high"}, {"high": 512}, grid_offset=3.5)

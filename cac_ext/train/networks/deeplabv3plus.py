@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from cac_ext.train.config import NetworkConfig
-from cac_ext.train.networks.backbones import RESNETS, build_backbone
+from cac_ext.train.networks.backbones import RESNETS, Backbone, build_backbone
 from cac_ext.train.networks.contract import SegmentationNetwork
 from cac_ext.train.networks.layers import conv_bn_relu, require_batch, upsample
 
@@ -21,17 +21,17 @@ class DeepLabV3PlusEncoder(nn.Module):
     """Backbone, ASPP and decoder: ``[B, 3, H, W] -> [B, 256, ceil(H / 4), ceil(W / 4)]``.
 
     Args:
-        backbone: see `backbones.py`; "low" at stride 4, "high" at stride 16.
+        backbone: "low" at stride 4, "high" at stride 16.
     """
 
     stride = _LOW_STRIDE
     out_channels = _CHANNELS
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.aspp = ASPP(backbone.channels["high"], _ATROUS_RATES, _CHANNELS)
-        # torchvision ends it with dropout, whose noise would reach the pseudo labels.
+        # torchvision's ends with dropout, whose noise would reach the pseudo labels.
         self.aspp.project[-1] = nn.Identity()
         self.low_projection = conv_bn_relu(backbone.channels["low"], _LOW_CHANNELS, 1)
         self.decoder = nn.Sequential(
@@ -51,7 +51,7 @@ class DeepLabV3PlusEncoder(nn.Module):
 def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
     """DeepLabv3+ on ``config.backbone`` (resnet50, resnet101).
 
-    The unlabelled branch sees the features pooled 2x2, at stride 8 (section 4.1).
+    The unlabelled branch gets the features pooled 2x2, at stride 8 (section 4.1).
     """
     backbone, initial_weights = build_backbone(config, RESNETS, output_stride=_HIGH_STRIDE)
     encoder = DeepLabV3PlusEncoder(backbone)

@@ -1,4 +1,4 @@
-"""Where an encoder's features lie on the image: the geometry that crop pairs and flips rest on."""
+"""Where an encoder's features lie on the image: the geometry behind crop pairs and flips."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FeatureGrid:
-    """Feature ``j`` of a row is centred on pixel ``offset + stride * j``.
+    """Feature ``j`` of a row is centered on pixel ``offset + stride * j``.
 
     Attributes:
         stride: pixels from one feature to the next.
         offset: pixel of feature 0; 0 for padded odd convolutions, ``(stride - 1) / 2`` for
             patches and even pooling.
-        pool: window of an average pooling that ends the encoder; it drops a remainder.
+        pool: window of an average pooling at the end of the encoder; it drops a remainder.
     """
 
     stride: int
@@ -27,14 +27,14 @@ class FeatureGrid:
         return FeatureGrid(self.stride * window, offset, self.pool * window)
 
     def size(self, pixels: int) -> int:
-        """Number of features along an image side of so many pixels."""
+        """Number of features along an image side of ``pixels``."""
         return math.ceil(pixels / (self.stride // self.pool)) // self.pool
 
     def flip_shift(self, pixels: int) -> int:
-        """Pixels by which mirroring moves the grid on an image side of so many pixels.
+        """Pixels by which mirroring an image side of ``pixels`` moves the grid.
 
-        Feature ``j`` of the mirrored image, mirrored back, is centred on
-        ``offset + flip_shift + stride * j`` of the image. 0 where the size fits the grid.
+        Feature ``j`` of the mirrored image, mirrored back, is centered on
+        ``offset + flip_shift + stride * j`` of the image. 0 if the size fits the grid.
         """
         return round(pixels - 1 - 2 * self.offset - self.stride * (self.size(pixels) - 1))
 

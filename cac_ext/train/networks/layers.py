@@ -1,4 +1,4 @@
-"""What several networks are built from."""
+"""Layers that several networks share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cac_ext.train.errors import ConfigError
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Convolution that keeps the size, batch normalisation, ReLU."""
+    """Convolution that keeps the size, batch normalization, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -19,15 +19,15 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 def upsample(features: Tensor, stride: int, offset: float, size: torch.Size) -> Tensor:
-    """Bilinear interpolation that leaves every feature where it lies on the image.
+    """Bilinear interpolation that keeps every feature at its place on the image.
 
     ``[B, F, h, w] -> [B, F, *size]``. Interpolation to a size (corner to corner, or cell by cell)
-    stretches or shifts the map wherever that size does not fit the grid, and two crops of one
-    image would no longer agree. Here the distances are exact for any size; beyond the outermost
-    features, the outermost value holds.
+    stretches or shifts the map if that size does not fit the grid, and two crops of one image would
+    no longer agree. Here distances are exact for any size; beyond the outermost features, their
+    values are repeated.
 
     Args:
-        features: feature ``j`` of a row is centred on pixel ``offset + stride * j``.
+        features: feature ``j`` of a row is centered on pixel ``offset + stride * j``.
         stride: pixels from one feature to the next.
         offset: 0 and ``(stride - 1) / 2`` are exact, others hold to half a pixel.
         size: height and width in pixels.
@@ -45,7 +45,7 @@ def upsample(features: Tensor, stride: int, offset: float, size: torch.Size) -> 
 
 
 def _window(x: Tensor, dim: int, first: int, length: int) -> Tensor:
-    """``length`` entries from ``first`` (which may be negative), the edges repeated outwards."""
+    """``length`` entries from ``first`` (which may be negative); edges are repeated outwards."""
     before, after = max(0, -first), max(0, first + length - x.shape[dim])
     inner = x.narrow(dim, max(0, first), length - before - after)
     if before == after == 0:
@@ -62,17 +62,17 @@ def _window(x: Tensor, dim: int, first: int, length: int) -> Tensor:
 
 
 def require_batch(images: Tensor, norm: nn.Module) -> None:
-    """Raises ConfigError where a global pooling would be normalised over one value a channel.
+    """Raises ConfigError if a global pooling would be normalized over one value a channel.
 
     Args:
         images: ``[B, 3, H, W]``, a training batch.
-        norm: batch normalisation behind a pooling to 1 x 1.
+        norm: batch normalization behind a pooling to 1 x 1.
     """
-    # Of several processes, whose statistics are taken together, it is another class.
+    # Synchronized over several processes, the normalization is of another class.
     alone = images.shape[0] == 1 and isinstance(norm, nn.BatchNorm2d)
     if norm.training and alone:
         raise ConfigError(
-            "this network normalises pooled features over the batch and cannot train on a single "
+            "this network normalizes pooled features over the batch and cannot train on a single "
             "image: at least 2 images a process are needed (schedule.labelled_batch, "
-            "schedule.unlabelled_batch), or synchronised batch normalisation over several processes"
+            "schedule.unlabelled_batch), or synchronized batch normalization over several processes"
         )

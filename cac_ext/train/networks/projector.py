@@ -1,4 +1,4 @@
-"""The projector: features to the space in which the two views are made consistent."""
+"""The projector: from features to the space in which the two views are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """1x1 convolution, ReLU, 1x1 convolution, unit length (paper section 4.1). Not for inference.
+    """1x1 convolution, ReLU, 1x1 convolution, unit length (paper section 4.1). Training only.
 
     ``[B, F, h, w] -> [B, C, h, w]``, each position of length 1, in float32 also under autocast.
     """
@@ -25,7 +25,7 @@ class Projector(nn.Module):
 
 
 class NoProjector(nn.Module):
-    """The features themselves at unit length: "no projector" of the paper's Table 3."""
+    """The features, scaled to unit length: "no projector" in the paper's Table 3."""
 
     def forward(self, features: Tensor) -> Tensor:
         return F.normalize(features.float(), dim=1)

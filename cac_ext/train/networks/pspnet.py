@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cac_ext.train.config import NetworkConfig
-from cac_ext.train.networks.backbones import RESNETS, VGGS, build_backbone
+from cac_ext.train.networks.backbones import RESNETS, VGGS, Backbone, build_backbone
 from cac_ext.train.networks.contract import SegmentationNetwork
 from cac_ext.train.networks.layers import conv_bn_relu, require_batch
 
@@ -17,9 +17,9 @@ _STRIDE = 8
 
 
 class PyramidPooling(nn.Module):
-    """Means over grids of 1, 2, 3 and 6 cells a side, beside the features they are means of.
+    """Adds the means over grids of 1, 2, 3 and 6 cells a side to the features.
 
-    ``[B, F, h, w] -> [B, 2 F, h, w]``: each of the four means brings ``F / 4`` channels.
+    ``[B, F, h, w] -> [B, 2 F, h, w]``: each of the four means has ``F / 4`` channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -32,7 +32,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         size = features.shape[-2:]
-        # The cells tile the map, so they are interpolated from their centres, not from corners.
+        # The cells tile the map: interpolation starts from their centers, not from corners.
         means = [
             F.interpolate(branch(features), size, mode="bilinear", align_corners=False)
             for branch in self.branches
@@ -44,13 +44,13 @@ class PSPNetEncoder(nn.Module):
     """Backbone, pyramid pooling, 3x3: ``[B, 3, H, W] -> [B, 512, ceil(H / 8), ceil(W / 8)]``.
 
     Args:
-        backbone: see `backbones.py`; "high" at stride 8.
+        backbone: "high" at stride 8.
     """
 
     stride = _STRIDE
     out_channels = _CHANNELS
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.grid_offset = backbone.grid_offset
@@ -59,17 +59,18 @@ class PSPNetEncoder(nn.Module):
         self.bottleneck = conv_bn_relu(2 * channels, _CHANNELS, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        require_batch(images, self.pyramid.branches[0][2])
+        require_batch(images, self.pyramid.branches.get_submodule("0.2"))
         return self.bottleneck(self.pyramid(self.backbone(images)["high"]))
 
 
 def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
     """PSPNet on ``config.backbone`` (resnet50, resnet101, vgg16, vgg16_bn).
 
-    Table 5's VGG-16 network is not described in the paper. Its ResNet-50 row is a PSPNet (it is
-    said to be 1.0 above the fully labelled baseline, which is the PSPNet row of Table 1), so VGG-16
-    is read as PSPNet's other backbone: all 13 convolutions at stride 8, without the fully
-    connected layers. vgg16 has no batch normalisation, as in the networks it is compared with.
+    The paper does not describe the VGG-16 network of Table 5. The ResNet-50 row of that table is a
+    PSPNet (the paper says that it is 1.0 above the fully labelled baseline, which is the PSPNet row
+    of Table 1). So VGG-16 is taken for PSPNet's other backbone: all 13 convolutions at stride 8,
+    without the fully connected layers. vgg16 has no batch normalization, like the networks it is
+    compared with.
     """
     backbone, initial_weights = build_backbone(config, (*RESNETS, *VGGS), output_stride=_STRIDE)
     encoder = PSPNetEncoder(backbone)

@@ -1,7 +1,7 @@
 """A small network that trains on a laptop's CPU in minutes: strided stem, dilated residual blocks.
 
-Group normalisation instead of batch normalisation: the result does not depend on how a batch is
-split over processes, nor on labelled and unlabelled images being normalised together.
+Group normalization instead of batch normalization: the result does not depend on how processes
+share a batch, nor on whether labelled and unlabelled images are normalized together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _DILATIONS = (1, 2, 4, 1)
 _GROUP_CHANNELS = 8
 
 
-def _normalised_conv(
+def _normalized_conv(
     inputs: int, outputs: int, stride: int = 1, dilation: int = 1
 ) -> nn.Sequential:
     conv = nn.Conv2d(
@@ -28,11 +28,11 @@ def _normalised_conv(
 class _ResidualBlock(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.first = _normalised_conv(channels, channels, dilation=dilation)
-        self.second = _normalised_conv(channels, channels)
+        self.first = _normalized_conv(channels, channels, dilation=dilation)
+        self.second = _normalized_conv(channels, channels)
         self.relu = nn.ReLU(inplace=True)
-        # A block starts as the identity: the first few hundred iterations get much further.
-        nn.init.zeros_(self.second[-1].weight)
+        # A block starts as the identity, which speeds up the first few hundred iterations.
+        nn.init.zeros_(self.second.get_parameter("1.weight"))
 
     def forward(self, x: Tensor) -> Tensor:  # [B, F, h, w]
         return self.relu(x + self.second(self.relu(self.first(x))))
@@ -47,9 +47,9 @@ class SmallEncoder(nn.Module):
         super().__init__()
         self.out_channels = width
         self.stem = nn.Sequential(
-            _normalised_conv(3, width // 2, stride=2),
+            _normalized_conv(3, width // 2, stride=2),
             nn.ReLU(inplace=True),
-            _normalised_conv(width // 2, width, stride=2),
+            _normalized_conv(width // 2, width, stride=2),
             nn.ReLU(inplace=True),
         )
         self.blocks = nn.Sequential(*(_ResidualBlock(width, d) for d in _DILATIONS))

@@ -1,4 +1,4 @@
-"""Initial weights of a backbone: torchvision's by name, or a file; and what of it fitted."""
+"""Initial weights of a backbone, from torchvision or a file, and a report of which fitted."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _NAMES_SHOWN = 6
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was found in a file of weights.
+    """Which tensors of a file of weights were loaded.
 
     Attributes:
         source: the file or torchvision's name.
-        loaded, wanted: number of the backbone's tensors that were set, and that there are.
-        converted: how many of them the file holds in another dtype (fp16).
-        prefix: what stood in front of the backbone's names in the file.
+        loaded, wanted: number of the backbone's tensors that were set, and of all.
+        converted: number of those that the file holds in another dtype (fp16).
+        prefix: of the backbone's names in the file.
         missing: the backbone's tensors that the file does not hold.
         mismatched: tensors of another shape, each with both shapes.
         unused: the file's tensors that the backbone does not have, such as the classifier.
@@ -64,24 +64,22 @@ def load_backbone_weights(backbone: nn.Module, architecture: str, weights: str) 
     """Sets a backbone's parameters and statistics from ``weights``.
 
     Args:
-        backbone: its parameters carry torchvision's names.
+        backbone: its parameters have torchvision's names.
         architecture: torchvision's name of it, e.g. "resnet50".
-        weights: a file (``.safetensors`` or what `torch.save` wrote: a state dict, alone or inside
+        weights: a file (``.safetensors``, or written by `torch.save`: a state dict, alone or inside
             a checkpoint, under any prefix and in any floating-point dtype), or a name such as
             "IMAGENET1K_V1" or "ResNet50_Weights.IMAGENET1K_V2", which is downloaded once.
 
     Raises:
-        ConfigError: no such file or name, it cannot be read or downloaded, it holds values that
-            are not finite, or nothing in it fits.
+        ConfigError: there is no such file or name, it cannot be read or downloaded, it holds values
+            that are not finite, or nothing in it fits.
 
     Warns:
         UserWarning: only a part fits.
     """
     path = Path(weights).expanduser()
-    if path.suffix in _SAFETENSORS + _PICKLES or path.exists() or "/" in weights:
-        state = _read_file(path)
-    else:
-        state = _download(architecture, weights)
+    is_file = path.suffix in _SAFETENSORS + _PICKLES or path.exists() or "/" in weights
+    state = _read_file(path) if is_file else _download(architecture, weights)
     report = _copy(backbone, state, weights)
     if not report.loaded:
         wanted = [name for name, _ in backbone.named_parameters()]
@@ -96,7 +94,7 @@ def load_backbone_weights(backbone: nn.Module, architecture: str, weights: str) 
 
 
 def weights_digest(module: nn.Module) -> str:
-    """16 hexadecimal digits that tell a module's weights and statistics from all others."""
+    """16 hexadecimal digits that identify a module's weights and statistics."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
@@ -105,7 +103,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _copy(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> WeightsReport:
-    # Batch counters have no influence, and files of before 2018 lack them.
+    # Batch counters have no influence, and files from before 2018 lack them.
     own = {
         name: tensor
         for name, tensor in backbone.state_dict().items()
@@ -140,9 +138,9 @@ def _copy(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> Weig
 
 
 def _common_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """What to put in front of the backbone's names so that most of them are in the file.
+    """The prefix with which most of the backbone's names are in the file.
 
-    "module." in a DDP checkpoint, "features." in VGG, "backbone." in a segmentation network.
+    E.g. "module." in a DDP checkpoint, "features." in VGG, "backbone." in a segmentation network.
     """
     first = next(iter(own))
     candidates = [""] + [
@@ -162,8 +160,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"network.weights: {path} is not a file of tensors alone; save the state_dict of the "
-            f"model instead of the model itself ({str(error).splitlines()[0]})"
+            f"network.weights: {path} holds more than tensors; save the state_dict of the model "
+            f"instead of the model itself ({str(error).splitlines()[0]})"
         ) from error
     except Exception as error:  # safetensors and zip files have their own exceptions
         raise ConfigError(f"network.weights: cannot read {path}: {error}") from error
@@ -183,7 +181,7 @@ def _largest_state(content: object) -> dict[str, Tensor]:
 
 def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
     enum = torchvision.models.get_model_weights(architecture)
-    # Others expect another mean and deviation of the input than the trainer gives.
+    # Others need inputs of another mean and deviation than the trainer's.
     usable = [entry for entry in enum if "std" not in entry.transforms.keywords]
     names = [entry.name for entry in usable] + ["DEFAULT"]
     _, _, short = name.rpartition(".")
@@ -199,8 +197,8 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no network; a damaged download
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         raise ConfigError(
-            f"network.weights: cannot download {entry.url}: {error}. Without a network, fetch it "
-            f"elsewhere and put it at {cache}, or give its path as network.weights"
+            f"network.weights: cannot download {entry.url}: {error}. If this machine is offline, "
+            f"download it elsewhere and put it at {cache}, or give its path as network.weights"
         ) from error
 
 

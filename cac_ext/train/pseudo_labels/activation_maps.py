@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cac_ext.train.config import Config
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.augment import normalise
+from cac_ext.train.data import DatasetSplits, Sample
+from cac_ext.train.data.augment import normalize
 from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
 from cac_ext.train.data.rescale import resize
 from cac_ext.train.networks.layers import upsample
@@ -41,7 +41,7 @@ def class_activation_maps(
     total = torch.zeros(())
     for scale in scales:
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        scaled = normalise(resize(image, *size).to(device))[None]  # [1, 3, h, w]
+        scaled = normalize(resize(image, *size).to(device))[None]  # [1, 3, h, w]
         both = torch.cat([scaled, scaled.flip(-1)])
         maps = upsample(classifier.activations(both).relu(), classifier.stride, 0, both.shape[-2:])
         maps = F.interpolate(
@@ -100,7 +100,7 @@ def write_cam_labels(
     def classes() -> Tensor:
         return read_image_labels(config.weak, config.data, splits, progress=progress)  # [M, K - 1]
 
-    def label(index: int, sample: dict) -> Tensor:
+    def label(index: int, sample: Sample) -> Tensor:
         return labels_of_maps(
             class_activation_maps(classifier, sample["image"], options.scales),
             classes()[index],

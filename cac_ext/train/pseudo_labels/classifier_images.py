@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from cac_ext.train.config import AugmentConfig, Config
-from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data import DatasetSplits, Sample
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.pseudo_label_files import unlabelled_images
 from cac_ext.train.data.stream import Stream
@@ -26,11 +25,13 @@ class ImageWithClasses(NamedTuple):
 
 
 class _Item(NamedTuple):
-    sample: dict[str, Any]
+    sample: Sample
     classes: Tensor  # [K - 1]
 
 
-def classifier_stream(config: Config, splits: DatasetSplits, labels: Tensor) -> Stream:
+def classifier_stream(
+    config: Config, splits: DatasetSplits, labels: Tensor
+) -> Stream[ImageWithClasses]:
     """The unlabelled images, augmented, with their image-level labels ``[M, K - 1]``."""
     items, augment = _Items(splits, labels), _Augment(config, splits)
     return Stream(items, augment, config.seed, "image classifier")
@@ -41,7 +42,7 @@ def classifier_crop_size(config: Config) -> int:
     return config.image_classifier.crop_size or round(_VOC_CROP * config.augment.crop_size)
 
 
-class _Items(Dataset[_Item]):
+class _Items:
     """Images with their labels, and a mask of zeros because `LabelledAugment` needs one."""
 
     def __init__(self, splits: DatasetSplits, labels: Tensor) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cac_ext.train.config import DataConfig, WeakConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import (
+from cac_ext.train.data import DatasetSplits, SegmentationDataset, known_mask
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import (
     line_hint,
     locate,
     read_lines,
@@ -105,8 +104,8 @@ def require_images_of_classes(labels: Tensor, splits: DatasetSplits, data: DataC
         )
 
 
-def _known_mask(images: Dataset, index: int) -> Tensor:
-    mask = images.known_mask(index) if hasattr(images, "known_mask") else None
+def _known_mask(images: SegmentationDataset, index: int) -> Tensor:
+    mask = known_mask(images, index)
     if mask is None:
         raise ConfigError(
             f"weak.image_labels is not given, and the unlabelled image {images[index]['name']} has "
@@ -116,7 +115,9 @@ def _known_mask(images: Dataset, index: int) -> Tensor:
     return mask
 
 
-def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSplits) -> Tensor:
+def _from_list(
+    path: Path, data: DataConfig, images: SegmentationDataset, splits: DatasetSplits
+) -> Tensor:
     """The classes of each image in a list, ``[M, K]`` float 0 or 1."""
     if not os.path.isfile(path) and data.root is not None:
         path = Path(data.root).expanduser() / path
@@ -135,8 +136,9 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
     labels = torch.zeros(len(images), splits.num_classes)
     for index in range(len(images)):
         # The names of files are known without reading the images.
-        named = isinstance(images, ImageFiles)
-        name = images.entries[index].name if named else images[index]["name"]
+        name = (
+            images.entries[index].name if isinstance(images, ImageFiles) else images[index]["name"]
+        )
         if _same_name(name, images) not in given:
             hint = line_hint(lines[0][1]) if lines else ""
             raise DataError(f"{path} has no line for the unlabelled image {name}{hint}")
@@ -144,7 +146,7 @@ def _from_list(path: Path, data: DataConfig, images: Dataset, splits: DatasetSpl
     return labels
 
 
-def _same_name(name: str, images: Dataset) -> str:
+def _same_name(name: str, images: SegmentationDataset) -> str:
     """The name of an image in the form in which names are compared."""
     if isinstance(images, ImageFiles):
         name = relative_name(locate(name, images.root), images.root)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cac_ext.train.config import Config
-from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data import DatasetSplits, Sample
 from cac_ext.train.data.pseudo_label_files import PseudoLabelReport, write_pseudo_labels
 from cac_ext.train.inference import predict_logits
 from cac_ext.train.networks import SegmentationNetwork
@@ -49,7 +49,7 @@ def write_teacher_labels(
     """
     confidence_threshold = config.self_training.confidence_threshold
 
-    def label(index: int, sample: dict) -> Tensor:
+    def label(index: int, sample: Sample) -> Tensor:
         probabilities = predict_logits(teacher, sample["image"]).softmax(dim=1)  # [1, K, H, W]
         confidences, mask = probabilities.max(dim=1)
         return torch.where(confidences > confidence_threshold, mask, splits.ignore_index)[0]

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 from torchvision.transforms.v2 import functional as VF
 
-from cac_ext.train.data.listing import describe_left_out, find_images
-from cac_ext.train.data.pictures import image_suffixes, picture_of_ids, read_image
+from cac_ext.train.data.files.find_images import describe_left_out, find_images
+from cac_ext.train.data.files.pictures import image_suffixes, picture_of_ids, read_image
 from cac_ext.train.errors import DataError
 from cac_ext.train.figures.panels import color_mask
 from cac_ext.train.inference import Inference, predict

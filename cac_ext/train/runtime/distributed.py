@@ -133,29 +133,35 @@ class Processes:
     def gather_negatives(
         self,
         features: Tensor,  # [M, C] of this process, no gradient
-        labels: Tensor,  # [M] >= 0
-        capacity: int,  # >= M in every process, and the same in every process
+        labels: Tensor,  # [M]
     ) -> tuple[Tensor, Tensor]:
         """All processes' rows in the order of ranks, ``[sum of M, C]`` and ``[sum of M]``.
 
-        One collective: features and labels travel as bytes, filled up to ``capacity`` rows, which
-        the label -1 tells from the others. The counts M may differ.
+        The counts M may differ; the processes exchange them on the CPU, so no GPU is waited for.
+        Features and labels travel together, as bytes.
         """
         if self.size == 1:
             return features, labels
         count, channels = features.shape
+        counts = self._counts(count)
         feature_bytes = channels * features.element_size()
-        packed = features.new_zeros((capacity, feature_bytes + 4), dtype=torch.uint8)
+        packed = features.new_zeros((max(counts), feature_bytes + 4), dtype=torch.uint8)
         packed[:count, :feature_bytes] = features.detach().contiguous().view(torch.uint8)
-        sent = labels.new_full((capacity, 1), -1, dtype=torch.int32)
-        sent[:count, 0] = labels.to(torch.int32)
-        packed[:, feature_bytes:] = sent.view(torch.uint8)
-        received = packed.new_empty((self.size * capacity, packed.shape[1]))
+        packed[:count, feature_bytes:] = labels.to(torch.int32)[:, None].view(torch.uint8)
+        received = packed.new_empty((self.size * len(packed), packed.shape[1]))
         getattr(dist, _GATHER)(received, packed)
-        all_labels = received[:, feature_bytes:].contiguous().view(torch.int32).squeeze(1)
-        all_features = received[:, :feature_bytes].contiguous().view(features.dtype)
-        filled = all_labels >= 0  # [size * capacity]
-        return all_features[filled], all_labels[filled].to(labels.dtype)
+        parts = received.chunk(self.size) if len(received) else [received] * self.size
+        rows = torch.cat([part[:filled] for part, filled in zip(parts, counts, strict=True)])
+        all_features = rows[:, :feature_bytes].contiguous().view(features.dtype)
+        all_labels = rows[:, feature_bytes:].contiguous().view(torch.int32).squeeze(1)
+        return all_features, all_labels.to(labels.dtype)
+
+    def _counts(self, count: int) -> list[int]:
+        """Each process's count, in the order of ranks."""
+        counts = torch.zeros(self.size, dtype=torch.int64)  # on the CPU, by gloo
+        counts[self.rank] = count
+        dist.all_reduce(counts)
+        return counts.tolist()
 
 
 ALONE = Processes()

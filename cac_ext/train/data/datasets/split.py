@@ -1,9 +1,9 @@
 """Which images of a training set are labelled: the 1/16, 1/8, 1/4 of the experiments.
 
-The rule, so that anyone can make the same lists: an image's place in the order of a seed is the
-SHA-256 of ``"SEED NAME"`` in UTF-8, NAME being its path relative to the data set's root. The first
-``ceil(ratio * images)`` are labelled, the others are not. So the lists depend on no library,
-platform or order of files, and with one seed a smaller ratio's images are among a larger one's.
+The rule, so that anyone can make the same lists: images are ordered by the SHA-256 of
+``"SEED NAME"`` in UTF-8, where NAME is the path relative to the data set's root. The first
+``ceil(ratio * images)`` are labelled. So the lists depend on no library, platform or order of
+files, and with the same seed the images of a smaller ratio are among those of a larger one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
-from cac_ext.train.data.list_file import Entry, format_list
+from cac_ext.train.data.files.list_file import Entry, duplicates, format_list
 from cac_ext.train.errors import ConfigError, DataError
 
-# 1/8, 0.125, 12.5e-2; longer numbers would only cost time.
+# 1/8, 0.125, 12.5e-2; longer numbers would only take time.
 _RATIO = r"[0-9]{1,9}/[0-9]{1,9}|([0-9]{1,9}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,2})?"
 
 
@@ -27,7 +27,7 @@ def parse_ratio(text: str) -> Fraction:
     """A labelled share: "1/8", "0.125", "full".
 
     Raises:
-        ConfigError: no number, or not above 0 and at most 1.
+        ConfigError: it is no number, or not in (0, 1].
     """
     ratio = Fraction(1 if text.strip() == "full" else 0)
     if re.fullmatch(_RATIO, text.strip()):
@@ -35,8 +35,8 @@ def parse_ratio(text: str) -> Fraction:
             ratio = Fraction(text.strip())
     if not 0 < ratio <= 1:
         raise ConfigError(
-            f"a labelled ratio is a share above 0 and at most 1, such as 1/8, 0.125 or full, but "
-            f"got {text!r}"
+            f"a labelled ratio must be a share above 0 and at most 1, such as 1/8, 0.125 or full, "
+            f"but is {text!r}"
         )
     return ratio
 
@@ -45,7 +45,7 @@ def split(entries: Sequence[Entry], ratio: Fraction, seed: int) -> tuple[list[En
     """The labelled and the unlabelled entries, each sorted by name; at least one is labelled.
 
     Raises:
-        DataError: an image is there twice, and might come to lie on both sides.
+        DataError: an image is listed twice, and could end up on both sides.
     """
     twice = duplicates(entries)
     if twice:
@@ -64,34 +64,28 @@ def write_split(
 ) -> tuple[Path, Path | None]:
     """Writes ``labelled.txt`` and ``unlabelled.txt`` into ``folder``; returns their paths.
 
-    Where all images are labelled there is no second list, and None stands for it. Masks are named
-    in both lists, where they are known; of the second they are never read in training.
+    If all images are labelled there is no second list, and its path is None. Both lists name masks
+    where they are known; training never reads those of the second.
 
     Raises:
-        DataError: a list that is already there says something else.
+        DataError: there is a list of that name with other content.
     """
-    parts = dict(zip(("labelled.txt", "unlabelled.txt"), split(entries, ratio, seed), strict=True))
-    texts = {folder / name: format_list(part, root) for name, part in parts.items() if part}
+    labelled, unlabelled = split(entries, ratio, seed)
+    paths = folder / "labelled.txt", folder / "unlabelled.txt" if unlabelled else None
+    texts = {
+        path: format_list(part, root)
+        for path, part in zip(paths, (labelled, unlabelled), strict=True)
+        if path is not None
+    }
     for path, text in texts.items():
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise DataError(
-                f"{path} is already there and holds another list: take another folder, or remove it"
+                f"{path} already exists and holds another list: take another folder, or remove it"
             )
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
-    return (*texts, None)[:2]
-
-
-def duplicates(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
-    """Entries of one and the same image: (its first entry, a later one)."""
-    first: dict[Path, Entry] = {}
-    found = []
-    for entry in entries:
-        if entry.image in first:
-            found.append((first[entry.image], entry))
-        first.setdefault(entry.image, entry)
-    return found
+    return paths
 
 
 def _place(seed: int, name: str) -> bytes:

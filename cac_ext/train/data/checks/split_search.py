@@ -1,4 +1,4 @@
-"""Which split of a training set has every class among its labelled images."""
+"""Finds a split of a training set whose labelled images show every class."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry
-from cac_ext.train.data.mask_scan import count_pixels
-from cac_ext.train.data.split import parse_ratio, split
+from cac_ext.train.data.checks.mask_scan import count_pixels
+from cac_ext.train.data.contract import DatasetSplits
+from cac_ext.train.data.datasets.split import parse_ratio, split
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry
 from cac_ext.train.errors import DataError
 
 _MOST_MASKS = 2000  # read at most
@@ -18,14 +18,14 @@ _SEEDS = 100  # tried
 
 
 class SplitSearch:
-    """Classes that a split's labelled images lack, and splits that lack none.
+    """Classes that the labelled images of a split lack, and splits that lack none.
 
-    Each mask is read once at most, and of larger training sets no more than 2000.
+    Each mask is read at most once, and no more than 2000 masks of a larger training set.
 
     Args:
-        splits: where the classes come from.
-        datasets: the files of the training set, labelled or not. Masks are read where their lists
-            name some.
+        splits: the data that the images belong to.
+        datasets: the files of the training set, labelled or not. Only masks that a list names are
+            read.
     """
 
     def __init__(self, splits: DatasetSplits, *datasets: ImageFiles) -> None:
@@ -39,9 +39,9 @@ class SplitSearch:
         self._found: dict[str, frozenset[int] | None] = {}
 
     def absent(self, labelled: Sequence[Entry]) -> list[int] | None:
-        """Ids of the classes of which these images have no pixel; None where masks are not known.
+        """Ids of the classes without a pixel in these images; None if their masks are unknown.
 
-        The class that is ignored is never among them.
+        The ignored class is never among them.
         """
         missing = set(range(self.splits.num_classes)) - {self.splits.ignore_index}
         for entry in labelled:
@@ -60,9 +60,9 @@ class SplitSearch:
         missing: Sequence[int],
         setting: str = "data.split_seed={}",
     ) -> str:
-        """What to do about classes that the split of ``seed`` lacks: a sentence.
+        """A sentence: what to do about classes that the split of ``seed`` lacks.
 
-        ``setting`` is how the user sets another seed.
+        ``setting`` says how the user sets another seed.
         """
         more = "a larger labelled ratio labels more images"
         absent = self.absent(self.entries)
@@ -77,14 +77,14 @@ class SplitSearch:
         return f"Of the next {_SEEDS} seeds none has all classes; {more}"
 
     def _classes(self, entry: Entry) -> frozenset[int] | None:
-        """The classes that an image shows; None where its mask is missing or damaged."""
+        """The classes that an image shows; None if its mask is missing or damaged."""
         if entry.name not in self._found:
             if len(self._found) >= _MOST_MASKS:
                 return None
             dataset, index = self._places[entry.name]
             try:
                 mask = dataset.known_mask(index)
-            except DataError:  # of an unlabelled image: nothing else needs it
+            except DataError:  # of an unlabelled image, which is fine without
                 mask = None
             classes = None
             if mask is not None:
@@ -95,16 +95,16 @@ class SplitSearch:
 
 
 def split_advice(data: DataConfig, splits: DatasetSplits, missing: Sequence[int]) -> str:
-    """`SplitSearch.advice` where ``data.labelled_ratio`` has split files; else nothing.
+    """`SplitSearch.advice` if ``data.labelled_ratio`` has split files, else the empty text.
 
     Args:
         data: the section of the configuration.
-        splits: what it has built.
+        splits: the data that it describes.
         missing: ids of the classes that no labelled image shows.
     """
-    datasets = [part for part in (splits.labelled, splits.unlabelled) if part is not None]
-    in_files = all(isinstance(dataset, ImageFiles) for dataset in datasets)
-    if data.labelled_ratio is None or not in_files:
+    parts = [part for part in (splits.labelled, splits.unlabelled) if part is not None]
+    in_files = [part for part in parts if isinstance(part, ImageFiles)]
+    if data.labelled_ratio is None or len(in_files) < len(parts):
         return ""
-    search = SplitSearch(splits, *datasets)
+    search = SplitSearch(splits, *in_files)
     return search.advice(parse_ratio(data.labelled_ratio), data.split_seed, missing)

@@ -1,4 +1,4 @@
-"""From entries in files to the splits of a run: what all readers of a layout on disk share."""
+"""From list entries to the splits of a run: shared by all data sets with files on disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry, read_list, without_parents
-from cac_ext.train.data.split import parse_ratio, split
+from cac_ext.train.data.contract import DatasetSplits
+from cac_ext.train.data.datasets.split import parse_ratio, split
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry, read_list, without_parents
 from cac_ext.train.errors import ConfigError
 
 
@@ -20,15 +20,13 @@ class FileLayout:
     """How a data set lies on disk.
 
     Attributes:
-        root: folder to which lists are relative.
-        class_names: one for each class.
-        palette: RGB of each class, or None.
-        train, validation: all entries of the data set's own split; None where it has none, and
+        root: folder to which the paths in lists are relative.
+        class_names, palette, background_class: see `DatasetSplits`.
+        train, validation: all entries of the data set's own split; None if it has none, so that
             the configuration must name a list.
         expand: see `list_file.read_list`.
-        repair: an entry to the one that is meant, where files may be named otherwise.
+        repair: turns an entry into one whose files exist, if they may have another name.
         dataset: reads the files.
-        background_class: see `DatasetSplits`.
     """
 
     root: Path
@@ -45,16 +43,25 @@ class FileLayout:
 def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
     """The three parts that lists, ratio and layout describe.
 
-    * labelled: ``labelled_list``, or all training images; of these ``labelled_ratio``.
-    * unlabelled: ``unlabelled_list``, or what the ratio leaves, or the layout's training images
-      that are not labelled; None where nothing is left.
-    * validation: ``validation_list``, or the layout's.
+    * labelled: ``labelled_list``, or the layout's training images; a ``labelled_ratio`` of them.
+    * unlabelled: ``unlabelled_list``, or the images that the ratio leaves out, or the layout's
+      training images that are not labelled; None if there are none.
+    * validation: ``validation_list``, or the layout's validation images.
     """
 
-    def entries(list_name: str, with_masks: bool) -> list[Entry]:
-        path = find_list(list_name, layout.root)
-        found = read_list(path, layout.root, with_masks=with_masks, expand=layout.expand)
-        return [layout.repair(entry) for entry in found]
+    def entries(
+        list_name: str | None, own: Callable[[], list[Entry]] | None, with_masks: bool = True
+    ) -> list[Entry]:
+        if list_name:
+            path = find_list(list_name, layout.root)
+            found = read_list(path, layout.root, with_masks=with_masks, expand=layout.expand)
+            return [layout.repair(entry) for entry in found]
+        if own is None:
+            raise ConfigError(
+                f"the data set {config.name!r} has no list of its own: give data.labelled_list and "
+                "data.validation_list"
+            )
+        return own()
 
     def dataset(part: list[Entry], with_masks: bool) -> ImageFiles:
         return layout.dataset(
@@ -66,25 +73,23 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
             max_pixels=config.max_image_pixels,
         )
 
-    labelled = entries(config.labelled_list, True) if config.labelled_list else layout.train()
-    unlabelled = []
+    labelled = entries(config.labelled_list, layout.train)
+    unlabelled: list[Entry] = []
     if config.labelled_ratio is not None:
         if config.unlabelled_list is not None:
             raise ConfigError(
-                "data.labelled_ratio leaves the other images of the training list unlabelled, and "
-                "data.unlabelled_list names them too: give one of the two"
+                "data.labelled_ratio makes the other images of the training list unlabelled, but "
+                "data.unlabelled_list names some, too: give one of the two"
             )
         labelled, unlabelled = split(
             labelled, parse_ratio(config.labelled_ratio), config.split_seed
         )
     elif config.unlabelled_list is not None:
-        unlabelled = entries(config.unlabelled_list, False)
+        unlabelled = entries(config.unlabelled_list, None, False)
     elif config.labelled_list is not None and layout.train is not None:
         known = {entry.image for entry in labelled}
         unlabelled = [entry for entry in layout.train() if entry.image not in known]
-    validation = (
-        entries(config.validation_list, True) if config.validation_list else layout.validation()
-    )
+    validation = entries(config.validation_list, layout.validation)
     return DatasetSplits(
         labelled=dataset(labelled, True),
         unlabelled=dataset(unlabelled, False) if unlabelled else None,
@@ -97,16 +102,16 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
 
 
 def find_list(name: str, root: Path) -> Path:
-    """A list as given, or beside the images."""
+    """A list at the given path or, if there is none, at this path below the root."""
     path = Path(name).expanduser()
     return path if os.path.isfile(path) else root / path
 
 
 def find_root(config: DataConfig, markers: Sequence[str], inside: Sequence[str] = ()) -> Path:
-    """``data.root``, or a folder below it, in which one of the folders ``markers`` lies.
+    """``data.root``, or one of the folders ``inside`` it, that holds a folder of ``markers``.
 
     Raises:
-        ConfigError: data.root is not set, or is not the root of this data set.
+        ConfigError: data.root is not set, or holds no such folder.
     """
     wanted = " or ".join(f"{marker}/" for marker in markers)
     if config.root is None:
@@ -118,16 +123,18 @@ def find_root(config: DataConfig, markers: Sequence[str], inside: Sequence[str] 
     for candidate in (root, *(root / folder for folder in inside)):
         if any((candidate / marker).is_dir() for marker in markers):
             return candidate
-    state = "holds no" if root.is_dir() else "does not exist, and so holds no"
+    if not root.is_dir():
+        raise ConfigError(f"data.root={root} does not exist: give the folder that holds {wanted}")
     raise ConfigError(
-        f"data.root={root} {state} {wanted}, which the data set {config.name!r} is known by"
+        f"data.root={root} holds no {wanted}, as the data set {config.name!r} does: give the "
+        "folder that holds it"
     )
 
 
 def require_fixed_classes(
     config: DataConfig, class_names: Sequence[str], background_class: int | None = None
 ) -> None:
-    """Raises where the configuration contradicts a data set whose classes are known."""
+    """ConfigError if the configuration contradicts a data set whose classes are fixed."""
     count = len(class_names)
     fixed = {
         "num_classes": (config.num_classes, (None, count)),
@@ -138,6 +145,6 @@ def require_fixed_classes(
     for key, (value, allowed) in fixed.items():
         if value not in allowed:
             raise ConfigError(
-                f"data.{key} is {value}, but the data set {config.name!r} has {count} classes of "
-                "its own and ignores 255: leave it out, or read your files with data.name=folder"
+                f"data.{key} is {value}, but the data set {config.name!r} has {count} fixed "
+                "classes and ignores 255: leave it out, or read your files with data.name=folder"
             )

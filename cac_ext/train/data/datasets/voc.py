@@ -8,11 +8,11 @@
         ImageSets/Segmentation/train.txt         VOC's own 1,464 training images
         ImageSets/Segmentation/trainaug.txt      optional
 
-A mask that SegmentationClassAug does not have is looked for in SegmentationClass. Training images
-are those of ``trainaug.txt`` (or ``train_aug.txt``); where there is no such list, all with a mask
-in SegmentationClassAug that are not validation images; where there is no such folder either, with
-a warning, those of ``train.txt``. A list in the configuration has "image mask" per line or, as
-VOC's own, an id per line.
+A mask that is missing in SegmentationClassAug is taken from SegmentationClass. Training images are
+those of ``trainaug.txt`` (or ``train_aug.txt``). Without such a list they are all images with a
+mask in SegmentationClassAug, except validation images; without that folder, and with a warning,
+those of ``train.txt``. A list in the configuration has "image mask" per line or, as VOC's own, an
+id per line.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from functools import partial
 from pathlib import Path
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.file_splits import (
+from cac_ext.train.data.contract import DatasetSplits
+from cac_ext.train.data.datasets.file_splits import (
     FileLayout,
     build_file_splits,
     find_root,
     require_fixed_classes,
 )
-from cac_ext.train.data.list_file import Entry, read_list
-from cac_ext.train.data.listing import visible_files
+from cac_ext.train.data.files.find_images import visible_files
+from cac_ext.train.data.files.list_file import Entry, read_list
 from cac_ext.train.errors import DataError
 
 CLASS_NAMES = (
@@ -59,30 +59,30 @@ CLASS_NAMES = (
     "tv monitor",
 )
 _BACKGROUND = 0
-#: Folders of VOC2012, and where it lies below what may be given as the root.
+#: Folders of VOC2012, and its place below a folder that may be given as the root.
 IMAGES, MASKS, OWN_MASKS = "JPEGImages", "SegmentationClassAug", "SegmentationClass"
 PLACES = ("VOC2012", "VOCdevkit/VOC2012")
 _LISTS = "ImageSets/Segmentation"
 _TRAIN_LISTS = ("trainaug.txt", "train_aug.txt")
 
 
-def colour_map(count: int) -> tuple[tuple[int, int, int], ...]:
-    """VOC's colours: three bits of a class id after the other go to the top bits of R, G and B."""
+def color_map(count: int) -> tuple[tuple[int, int, int], ...]:
+    """VOC's colors: the top bits of R are bits 0, 3, 6 of a class id; G: 1, 4, 7; B: 2, 5, 8."""
 
     def channel(class_id: int, first_bit: int) -> int:
         return sum(((class_id >> (3 * k + first_bit)) & 1) << (7 - k) for k in range(3))
 
-    return tuple(tuple(channel(class_id, bit) for bit in range(3)) for class_id in range(count))
+    return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(count))
 
 
 def build(config: DataConfig) -> DatasetSplits:
-    """VOC 2012, with SBD where it is there: 21 classes."""
+    """VOC 2012, with SBD if its masks are there: 21 classes."""
     require_fixed_classes(config, CLASS_NAMES, _BACKGROUND)
     root = find_root(config, [IMAGES], PLACES)
     layout = FileLayout(
         root,
         CLASS_NAMES,
-        palette=colour_map(len(CLASS_NAMES)),
+        palette=color_map(len(CLASS_NAMES)),
         train=partial(_train_entries, root),
         validation=partial(_read, root, root / _LISTS / "val.txt"),
         expand=_expand_id,
@@ -126,7 +126,7 @@ def _read(root: Path, list_file: Path) -> list[Entry]:
 
 
 def _existing_mask(entry: Entry) -> Entry:
-    """The entry with VOC's own mask, where SegmentationClassAug has none."""
+    """The entry with VOC's own mask if SegmentationClassAug has none."""
     if entry.mask is None or entry.mask.parent.name != MASKS or os.path.isfile(entry.mask):
         return entry
     own = entry.mask.parent.with_name(OWN_MASKS) / entry.mask.name

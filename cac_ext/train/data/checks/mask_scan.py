@@ -1,4 +1,4 @@
-"""Which classes masks hold: enough of them read to know that each class is there, or all."""
+"""Which classes masks hold: reads masks until every class has been seen."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.sample import inspect_sample
+from cac_ext.train.data.checks.sample import inspect_sample
+from cac_ext.train.data.contract import DatasetSplits, SegmentationDataset
+from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.runtime.progress import Progress
 
 
@@ -20,10 +19,10 @@ class MaskScan:
     """What the masks of one part hold.
 
     Attributes:
-        masks: how many were read; all of them where a class was not found.
-        pixels: of each class in these, ``[K]`` int64.
-        ignored: pixels of these that count for nothing.
-        smallest: height and width of the one with the shortest side.
+        masks: how many were read; all of them if a class was not found.
+        pixels: number of pixels of each class in these, ``[K]`` int64.
+        ignored: number of ignored pixels in these.
+        smallest: height and width of the mask with the shortest side.
     """
 
     masks: int
@@ -33,17 +32,17 @@ class MaskScan:
 
 
 def scan_masks(
-    dataset: Dataset, splits: DatasetSplits, description: str, *, progress: bool = True
+    dataset: SegmentationDataset, splits: DatasetSplits, description: str, *, progress: bool = True
 ) -> MaskScan:
-    """Reads masks, in an order that is always the same, until every class has been seen.
+    """Reads masks, always in the same order, until every class has been seen.
 
-    So the cost is a few masks where all is well, and all masks once where a class is absent. Images
-    in files are not decoded for it. No random state is touched.
+    The cost is a few masks if all classes are there, and all masks once if a class is absent.
+    Images in files are not decoded, and no random state changes.
 
     Args:
-        dataset: of images with masks.
-        splits: whose classes are looked for; the one that is ignored, if there is one, is not.
-        description: stands in front of the progress bar, which shows after a second.
+        dataset: images with masks.
+        splits: their classes are looked for, except an ignored one.
+        description: of the progress bar, which shows after a second.
         progress: whether to show it.
 
     Raises:
@@ -55,9 +54,10 @@ def scan_masks(
         wanted[splits.ignore_index] = False
     read = ignored = 0
     smallest: tuple[int, int] | None = None
-    order = np.random.default_rng(0).permutation(len(dataset)).tolist()  # lists go by class, often
+    # Not the order of the list, which may be sorted by class.
+    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
     bar = Progress(order, description, unit="mask", leave=False, disable=not progress)
-    with torch.random.fork_rng(devices=[]):  # a data set of the user's may draw from it
+    with torch.random.fork_rng(devices=[]):  # a custom data set may draw from it
         for index in bar:
             mask = read_mask(dataset, index, splits)
             counts, left_out = count_pixels(mask, splits)
@@ -71,19 +71,18 @@ def scan_masks(
     return MaskScan(read, pixels, ignored, smallest or (0, 0))
 
 
-def read_mask(dataset: Dataset, index: int, splits: DatasetSplits) -> Tensor:
-    """The mask of an image, ``[H, W]``; the image is decoded only where there is no other way."""
-    if isinstance(dataset, ImageFiles):
-        mask = dataset.known_mask(index)
-        if mask is not None:
-            return mask.as_subclass(Tensor)
+def read_mask(dataset: SegmentationDataset, index: int, splits: DatasetSplits) -> Tensor:
+    """The mask of an image, ``[H, W]``; an image in a file is not decoded."""
+    mask = dataset.known_mask(index) if isinstance(dataset, ImageFiles) else None
+    if mask is not None:
+        return mask.as_subclass(Tensor)
     sample = dataset[index]
     inspect_sample(sample, splits, "labelled or validation", index)
     return sample["mask"].as_subclass(Tensor)
 
 
 def count_pixels(mask: Tensor, splits: DatasetSplits) -> tuple[Tensor, int]:
-    """Pixels of each class in a mask, ``[K]`` int64, and those that are ignored."""
+    """Number of pixels of each class in a mask, ``[K]`` int64, and of ignored ones."""
     ids = mask.as_subclass(Tensor).numpy().ravel()
     counted = ids[ids != splits.ignore_index]
     pixels = np.bincount(counted, minlength=splits.num_classes)

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: those that a person put there, of every form that is read."""
+"""Finds the images in a folder: every readable format, without hidden files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cac_ext.train.data.pictures import image_suffixes
+from cac_ext.train.data.files.pictures import image_suffixes
+from cac_ext.train.errors import DataError
 
-_HIDDEN_FOLDERS = ("__MACOSX",)  # what macOS adds to archives
+_HIDDEN_FOLDERS = ("__MACOSX",)  # macOS adds it to archives
 
 
 @dataclass
@@ -19,8 +20,8 @@ class FoundImages:
 
     Attributes:
         images: their paths relative to the folder, sorted.
-        left_out: suffix -> number of the files that are no images by it.
-        unreadable: a sentence for each folder or link that leads to nothing that can be read.
+        left_out: suffix -> number of files that are no images by their suffix.
+        unreadable: a sentence for each unreadable folder and each broken link.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -34,19 +35,27 @@ def is_hidden(relative: Path) -> bool:
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """The files below ``folder`` that match, sorted, without hidden ones."""
+    """The files below ``folder`` that match ``pattern``, sorted, without hidden ones."""
     return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder)))
 
 
+def require_images(folder: Path, pattern: str) -> list[Path]:
+    """`visible_files`; DataError if there are none."""
+    images = visible_files(folder, pattern)
+    if not images:
+        raise DataError(f"there are no images {pattern} in {folder}")
+    return images
+
+
 def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> FoundImages:
-    """The images in a folder and in all below it. Hidden ones are none; links are followed.
+    """The images in a folder and in all below it, without hidden ones. Links are followed.
 
     Args:
         folder: where to look.
-        skip: whether a folder and all below it are left out without a word.
+        skip: whether to leave out a folder and all below it, without a remark.
     """
     found = FoundImages()
-    seen: set[str] = set()  # the folders themselves: a link may lead to one above it
+    seen: set[str] = set()  # real paths: a link may lead to a folder above it
 
     def failed(error: OSError) -> None:
         found.unreadable.append(f"cannot look into the folder {error.filename}: {error.strerror}")

@@ -1,13 +1,13 @@
-"""Images and masks of any folder, named by list files (see `list_file` for their format)."""
+"""Images and masks of any folder, named by list files (`files.list_file` describes them)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.file_splits import FileLayout, build_file_splits
-from cac_ext.train.data.list_file import without_parents
+from cac_ext.train.data.contract import DatasetSplits
+from cac_ext.train.data.datasets.file_splits import FileLayout, build_file_splits
+from cac_ext.train.data.files.list_file import without_parents
 from cac_ext.train.errors import ConfigError
 
 _BACKGROUND_NAME = "background"
@@ -15,23 +15,24 @@ _BACKGROUND_NAME = "background"
 
 def build(config: DataConfig) -> DatasetSplits:
     """The splits that ``data.root`` and the lists describe."""
+    root, num_classes = config.root, config.num_classes
     needed = {
-        "data.root": config.root,
+        "data.root": root,
         "data.labelled_list": config.labelled_list,
         "data.validation_list": config.validation_list,
-        "data.num_classes": config.num_classes,
+        "data.num_classes": num_classes,
     }
     missing = [key for key, value in needed.items() if value is None]
-    if missing:
+    if root is None or num_classes is None or missing:
         raise ConfigError(
             f"the data set 'folder' needs {', '.join(missing)}: give them in the YAML file or as "
             "key=value on the command line"
         )
-    names = config.class_names or [f"class {index}" for index in range(config.num_classes)]
-    root = without_parents(Path(config.root).expanduser().absolute())
-    if not root.is_dir():
-        raise ConfigError(f"data.root: there is no folder {root}")
+    names = config.class_names or [f"class {index}" for index in range(num_classes)]
+    folder = without_parents(Path(root).expanduser().absolute())
+    if not folder.is_dir():
+        raise ConfigError(f"data.root: there is no folder {folder}")
     background = config.background_class
     if background is None and _BACKGROUND_NAME in names:
         background = list(names).index(_BACKGROUND_NAME)
-    return build_file_splits(config, FileLayout(root, names, background_class=background))
+    return build_file_splits(config, FileLayout(folder, names, background_class=background))

@@ -1,12 +1,12 @@
-"""The built-in data: little scenes, drawn on the fly, in which context misleads.
+"""The built-in data: small scenes, drawn on the fly, in which context misleads.
 
-A scene is made of two or three surroundings (grass, sand, water, ...), all of them the class
-"background", and of a few objects. An object's class is its pattern (stripes, checks, dots, ...);
-its colour and outline say nothing. In the labelled images each kind of object lies in the
-surroundings that go with it, as cows lie on grass; in the unlabelled and the validation images it
-lies anywhere, often across a border. A network that learns from the labelled few can read the class
-off the surroundings, which is easier than reading it off the pattern, and will be wrong about the
-rest: the bias that context-aware consistency is there to undo.
+A scene has two or three surroundings (grass, sand, water, ...), all of the class "background", and
+a few objects. An object's class is its pattern (stripes, checks, dots, ...); its color and outline
+carry no information. In labelled images each kind of object lies in its matching surroundings, as
+cows lie on grass; in unlabelled and validation images it lies anywhere, often across a border. A
+network that learns from the few labelled images can recognize the class by the surroundings, which
+is easier than by the pattern, and will be wrong about the other images: the bias that context-aware
+consistency should undo.
 
 Image ``i`` of a split is a function of (seed, split, i) alone. Nothing is read or written.
 """
@@ -16,18 +16,19 @@ from __future__ import annotations
 import math
 import zlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.split import parse_ratio
+from cac_ext.train.data.contract import DatasetSplits, Sample, SegmentationDataset
+from cac_ext.train.data.datasets.split import parse_ratio
 from cac_ext.train.errors import ConfigError
 
-#: Class 0 and the patterns, in the order of the surroundings that go with them.
+#: Class 0 and the patterns, in the order of their matching surroundings.
 CLASS_NAMES = ("background", "rows", "columns", "checks", "dots", "rings", "plain")
 SURROUNDINGS = ("grass", "sand", "water", "snow", "brick", "asphalt")
 PALETTE = (
@@ -40,7 +41,7 @@ PALETTE = (
     (213, 94, 0),
 )
 
-_COLOURS = np.array(  # RGB of the surroundings
+_COLORS = np.array(  # RGB of the surroundings
     [
         (0.33, 0.52, 0.22),
         (0.80, 0.70, 0.48),
@@ -50,21 +51,23 @@ _COLOURS = np.array(  # RGB of the surroundings
         (0.36, 0.36, 0.38),
     ]
 )
+Array = npt.NDArray[Any]
+
 _OBJECTS = (2, 4)  # least and most per image
 _RADIUS = (0.11, 0.19)  # of an object, relative to the image side
 _PERIOD = (5.0, 7.0)  # of a pattern, pixels
 _CONTRAST = (0.10, 0.25)  # of a pattern, in lightness
 
 
-class SyntheticDataset(Dataset):
-    """``count`` scenes of one split; see `cac_ext.train.data` for what a sample is.
+class SyntheticDataset(SegmentationDataset):
+    """``count`` scenes of one split.
 
     Args:
         split: "labelled", "unlabelled" or "validation".
         count: number of images.
         image_size: pixels a side.
         seed: of the images.
-        matching: objects lie in the surroundings that go with them.
+        matching: whether objects lie in their matching surroundings.
         with_masks: whether samples have a mask.
     """
 
@@ -84,14 +87,14 @@ class SyntheticDataset(Dataset):
         self.seed = seed
         self.matching = matching
         self.with_masks = with_masks
-        self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # scenes, once drawn
+        self._drawn: dict[int, tuple[Array, Array]] = {}  # index -> image, mask; drawn once
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Sample:
         image, mask = self._scene(index)
-        sample = {
+        sample: Sample = {
             "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1).contiguous()),
             "name": f"{self.split}_{index:04d}",
         }
@@ -100,10 +103,10 @@ class SyntheticDataset(Dataset):
         return sample
 
     def known_mask(self, index: int) -> torch.Tensor:
-        """The mask of an image, also where samples have none, ``[S, S]`` uint8."""
+        """The mask of an image, even if samples have none, ``[S, S]`` uint8."""
         return torch.from_numpy(self._scene(index)[1])
 
-    def _scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _scene(self, index: int) -> tuple[Array, Array]:
         if not 0 <= index < self.count:
             raise IndexError(f"{self.split} image {index} of {self.count}")
         if index not in self._drawn:
@@ -150,12 +153,10 @@ def build(config: DataConfig) -> DatasetSplits:
     )
 
 
-def draw_scene(
-    rng: np.random.Generator, size: int, matching: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_scene(rng: np.random.Generator, size: int, matching: bool) -> tuple[Array, Array, Array]:
     """One scene: image ``[S, S, 3]`` uint8, mask ``[S, S]`` uint8, surroundings ``[S, S]``.
 
-    The last is the kind of surroundings at each pixel, also beneath the objects.
+    The surroundings are the index of their kind at each pixel, also beneath objects.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float64)
     kinds = rng.permutation(len(SURROUNDINGS))[: rng.integers(2, 4)]
@@ -173,21 +174,19 @@ def draw_scene(
         radius = rng.uniform(*_RADIUS) * size
         if matching:
             kind = rng.choice(kinds)
-            centre = _inside(rng, surroundings == kind, radius)
+            center = _inside(rng, surroundings == kind, radius)
             class_id = int(kind) + 1
         else:
-            centre = rng.uniform(radius * 0.6, size - 1 - radius * 0.6, 2)
+            center = rng.uniform(radius * 0.6, size - 1 - radius * 0.6, 2)
             class_id = int(rng.integers(1, len(CLASS_NAMES)))
-        _draw_object(rng, image, mask, class_id, centre, radius, y, x)
+        _draw_object(rng, image, mask, class_id, center, radius, y, x)
 
     image += rng.normal(0, 0.02, image.shape)
     image *= rng.uniform(0.85, 1.1)
     return (image.clip(0, 1) * 255).astype(np.uint8), mask, surroundings
 
 
-def _draw_surroundings(
-    rng: np.random.Generator, kind: int, y: np.ndarray, x: np.ndarray
-) -> np.ndarray:
+def _draw_surroundings(rng: np.random.Generator, kind: int, y: Array, x: Array) -> Array:
     """A whole image of one kind of surroundings, ``[S, S, 3]``."""
     size = len(y)
     name = SURROUNDINGS[kind]
@@ -208,22 +207,22 @@ def _draw_surroundings(
     else:  # asphalt
         lightness = 0.05 * grain + 0.15 * (rng.random((size, size)) < 0.02)
     lightness = lightness + 0.05 * _smooth_noise(rng, size, 3)
-    colour = _COLOURS[kind] + rng.normal(0, 0.03, 3)
-    return colour + lightness[..., None]
+    color = _COLORS[kind] + rng.normal(0, 0.03, 3)
+    return color + lightness[..., None]
 
 
 def _draw_object(
     rng: np.random.Generator,
-    image: np.ndarray,
-    mask: np.ndarray,
+    image: Array,
+    mask: Array,
     class_id: int,
-    centre: np.ndarray,
+    center: Array,
     radius: float,
-    y: np.ndarray,
-    x: np.ndarray,
+    y: Array,
+    x: Array,
 ) -> None:
     """Draws an object of class ``class_id`` over image and mask, in place."""
-    dy, dx = y - centre[0], x - centre[1]
+    dy, dx = y - center[0], x - center[1]
     distance, angle = np.hypot(dy, dx), np.arctan2(dy, dx)
     wobble = sum(
         rng.uniform(0, 0.10) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5)
@@ -244,16 +243,16 @@ def _draw_object(
         "rings": np.sign(wave_r),
         "plain": np.zeros_like(y),
     }[name]
-    colour = rng.uniform(0.15, 0.85, 3)
+    color = rng.uniform(0.15, 0.85, 3)
     shade = 0.08 * (dx + dy) / radius * rng.choice([-1, 1])
-    body = colour + (rng.uniform(*_CONTRAST) * pattern - shade)[..., None]
+    body = color + (rng.uniform(*_CONTRAST) * pattern - shade)[..., None]
     body[distance > outline - 1.2] *= 0.55  # a dark rim
     image[inside] = body[inside]
     mask[inside] = class_id
 
 
-def _inside(rng: np.random.Generator, region: np.ndarray, radius: float) -> np.ndarray:
-    """A place (y, x) with as much of the region around it as ten draws can find."""
+def _inside(rng: np.random.Generator, region: Array, radius: float) -> Array:
+    """Of ten places (y, x) drawn from the region, the one with most of the region around it."""
     candidates = np.argwhere(region)
     drawn = candidates[rng.integers(len(candidates), size=10)]
     reach = int(np.ceil(1.4 * radius))
@@ -262,14 +261,14 @@ def _inside(rng: np.random.Generator, region: np.ndarray, radius: float) -> np.n
     return drawn[int(np.argmax(shares))].astype(np.float64)
 
 
-def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
     """Noise of about unit variance that varies over a ``cells``-th of the image, ``[S, S]``."""
     interpolation = _interpolation(size, cells)
     return interpolation @ rng.normal(0, 1, (cells + 1, cells + 1)) @ interpolation.T
 
 
 @lru_cache
-def _interpolation(size: int, cells: int) -> np.ndarray:
+def _interpolation(size: int, cells: int) -> Array:
     """Matrix ``[size, cells + 1]`` that interpolates ``cells + 1`` knots smoothly."""
     place = np.linspace(0, cells, size)
     distance = np.abs(place[:, None] - np.arange(cells + 1))

@@ -1,14 +1,14 @@
-"""Pictures in files: the one place that opens them, for images, masks and pseudo labels alike.
+"""Pictures in files: the one place that opens them, for images, masks and pseudo labels.
 
-What is read is upright, as a viewer shows it: turned and mirrored as the EXIF orientation says.
+Pictures are read upright, as a viewer shows them: turned and mirrored by the EXIF orientation.
 
-An image becomes 8-bit RGB, its values scaled by the range of its type: 16-bit grey values by
-255 / 65535. Integers of 32 bits and floats have no such range, and are refused. Alpha is dropped:
-what counts is the colour beneath. Colour profiles (ICC) are not applied. A file of several pages or
-frames is refused; what a camera adds to its photo (MPO) and reduced copies in a TIFF are no pages.
+An image becomes 8-bit RGB. Its values are scaled by the range of their type: 16-bit gray values by
+255 / 65535. Integers of 32 bits and floats have no such range and are refused. Alpha is dropped,
+the color beneath counts. Color profiles (ICC) are not applied. A file of several pages or frames
+is refused, but a camera's extra pictures (MPO) and reduced copies in a TIFF do not count as pages.
 
-A mask becomes the class ids that the file stores, whatever grey value stands for them: those of a
-4-bit PNG are 0 to 15, of a palette's the indices, of a 1-bit picture 0 and 1 (white).
+A mask becomes the class ids that the file stores, not their gray values: 0 to 15 in a 4-bit PNG,
+the indices in a palette, 0 and 1 (white) in a 1-bit picture.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
-from cac_ext.train.data.stored_samples import Storage, grey_of, ids_of, require_faithful
+from cac_ext.train.data.files.stored_samples import Ids, Storage, gray_of, ids_of, require_faithful
 from cac_ext.train.errors import DataError
 
 _ORIENTATION = ExifTags.Base.Orientation
@@ -43,13 +44,13 @@ _TO_UPRIGHT = {
 }
 _SIDES_CHANGE_PLACES = (5, 6, 7, 8)
 
-_PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are pictures
+_PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames count as pages
 _NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transparency mask
 _NEW_SUBFILE_TYPE = 254  # tag of a TIFF
-_NOT_RASTER = ("EPS", "MPEG")  # formats that Pillow knows, but that are no pictures of pixels
+_NOT_RASTER = ("EPS", "MPEG")  # formats that Pillow knows, but that hold no pixels
 
-#: Pillow's own limits are globals, of no use beside `read_image`'s. They are lifted while a picture
-#: is being read, and by one thread at a time.
+#: Pillow's own limits are globals; `read_image` has its own. They are lifted while a picture is
+#: read, by one thread at a time.
 _LIMITS_LOCK = threading.RLock()
 
 
@@ -58,10 +59,11 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
 
     Args:
         path: of the file.
-        max_pixels: that an image may have, so that no small file can fill the memory; None: any.
+        max_pixels: most pixels of an image, so that no small file can fill the memory; None: any
+            number.
 
     Raises:
-        DataError: there is no such file, it cannot be read, is too large, or is refused.
+        DataError: the file is missing, broken, too large or refused.
     """
     title = f"the image {path}"
     with _opened(path, "image") as picture:
@@ -69,38 +71,36 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
         if max_pixels is not None and width * height > max_pixels:
             raise DataError(
                 f"{title} has {width} x {height} = {width * height:,} pixels, more than the "
-                f"{max_pixels:,} allowed: if it is meant to be so large, set "
+                f"{max_pixels:,} allowed: if it should be so large, set "
                 f"data.max_image_pixels={width * height} (`cac-ext predict`: "
                 f"--max-image-pixels {width * height})"
             )
         _require_one_page(picture, title)
         storage = Storage.of(picture)
         picture.load()
-        picture = _upright(picture)
+        upright = _upright(picture)
         if storage.white != 255:
-            picture = grey_of(picture, storage, title)
-        return VF.pil_to_tensor(_rgb(picture, title))
+            upright = gray_of(upright, storage, title)
+        return VF.pil_to_tensor(_rgb(upright, title))
 
 
-def read_ids(
-    path: Path, size: tuple[int, int], image: Path | str, kind: str = "mask"
-) -> np.ndarray:
-    """The class ids that a mask stores, ``[H, W]``, uint8 where they have 8 bits, else int64.
+def read_ids(path: Path, size: tuple[int, int], image: Path | str, kind: str = "mask") -> Ids:
+    """The class ids that a mask stores, ``[H, W]``, uint8 if they have 8 bits, else int64.
 
     Args:
         path: of the file.
-        size: H and W that it must have, those of its image.
+        size: H and W of its image, which the mask must have.
         image: the mask's image, for errors.
-        kind: what the file is, for errors.
+        kind: of file, for errors.
 
     Raises:
-        DataError: there is no such file, it cannot be read, has another size than its image, or
-            what it holds are no class ids: colours, fractions, values that a format may change.
+        DataError: the file is missing, broken, of another size than its image, or holds no class
+            ids: colors, fractions, values that the format may have changed.
     """
     title = f"the {kind} {path}"
     with _opened(path, kind) as picture:
         storage = Storage.of(picture)
-        found, size = _upright_size(picture), tuple(size)
+        found = _upright_size(picture)
         if found != size:
             raise DataError(
                 f"{title} is {found[1]} x {found[0]} pixels, but its image {image} is {size[1]} x "
@@ -113,18 +113,18 @@ def read_ids(
 
 
 def read_size(path: Path, kind: str = "image") -> tuple[int, int]:
-    """H and W of a picture as it is read, upright; they stand in its header, nothing is decoded."""
+    """H and W of a picture, upright, from its header; nothing is decoded."""
     with _opened(path, kind) as picture:
         return _upright_size(picture)
 
 
 @dataclass(frozen=True)
 class Peculiarities:
-    """What is worth knowing of an image before it is trained on.
+    """Properties of an image that are worth a remark before training.
 
     Attributes:
         turned: whether its EXIF orientation turns or mirrors it.
-        deep: whether its grey values have more than 8 bits.
+        deep: whether its gray values have more than 8 bits.
     """
 
     turned: bool
@@ -132,17 +132,17 @@ class Peculiarities:
 
 
 def peculiarities(path: Path) -> Peculiarities:
-    """Of an image; they stand in its header. Raises DataError where that cannot be read."""
+    """Reads them from an image's header; DataError if that is broken."""
     with _opened(path, "image") as picture:
         deep = Storage.of(picture).white != 255
         return Peculiarities(_header_orientation(picture) in _TO_UPRIGHT, deep)
 
 
-def picture_of_ids(ids: np.ndarray, count: int) -> Image.Image:
-    """A single-channel picture of ids ``[H, W]`` below ``count``: of 8 bits, or 16 if need be.
+def picture_of_ids(ids: Ids, count: int) -> Image.Image:
+    """A single-channel picture of ids ``[H, W]`` below ``count``, of 8 bits or, if needed, 16.
 
     Raises:
-        ValueError: 16 bits do not hold as many.
+        ValueError: ``count`` is too large for 16 bits.
     """
     if count > 1 << 16:
         raise ValueError(f"a mask of 16 bits holds 65,536 ids, but there are {count:,}")
@@ -150,7 +150,7 @@ def picture_of_ids(ids: np.ndarray, count: int) -> Image.Image:
 
 
 def file_fault(path: Path, kind: str) -> str | None:
-    """A sentence that says why there is no file to be opened; None where there is one."""
+    """A sentence that says why a file cannot be opened; None if it exists."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -182,15 +182,15 @@ def image_suffixes() -> frozenset[str]:
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
-    """The picture, its header read. Whatever goes wrong while it is open becomes a DataError."""
+def _opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
+    """The picture, its header read. Any error while it is open becomes a DataError."""
     fault = file_fault(path, kind)
     if fault is not None:
         raise DataError(fault)
     with _without_limits():
         try:
-            # Not by its name: Pillow would map some files into memory, and of these read a TIFF
-            # that is turned by 90 degrees as if it were upright.
+            # Not by its name: Pillow would map some files into memory, and read a TIFF that is
+            # turned by 90 degrees as if it were upright.
             with open(path, "rb") as file, Image.open(file) as picture:
                 _require_right_bmp(picture)
                 yield picture
@@ -198,7 +198,7 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
             raise
         except UnidentifiedImageError as error:
             raise DataError(f"cannot read the {kind} {path}: {_unknown(path)}") from error
-        except Exception as error:  # of a broken file, each of Pillow's formats raises its own
+        except Exception as error:  # each of Pillow's formats raises its own for a broken file
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise DataError(f"cannot read the {kind} {path}: {why}") from error
 
@@ -207,7 +207,7 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
 def _without_limits() -> Iterator[None]:
     with _LIMITS_LOCK:
         pixels, text = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
-        # Of a PNG's text and colour profile, what its other limit allows of all its texts.
+        # A PNG's text or color profile may be as large as all its texts together.
         Image.MAX_IMAGE_PIXELS = None
         PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
         try:
@@ -216,33 +216,41 @@ def _without_limits() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, text
 
 
+def _file_of(picture: ImageFile.ImageFile) -> IO[bytes]:
+    """The open file of a picture that is not decoded yet."""
+    if picture.fp is None:
+        raise ValueError("its file is closed")
+    return picture.fp
+
+
 def _unknown(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(24)
     if not start:
         return "the file is empty"
-    return f"it is no picture, or of a form that Pillow does not read; it begins with {start!r}"
+    return f"it is no picture, or in a format that Pillow cannot read; it begins with {start!r}"
 
 
-def _require_right_bmp(picture: Image.Image) -> None:
-    """Raises for a BMP with a grey palette whose samples are not of the size that Pillow takes."""
+def _require_right_bmp(picture: ImageFile.ImageFile) -> None:
+    """Raises for a BMP with a gray palette if Pillow assumes another size of its samples."""
     if picture.format != "BMP" or picture.mode not in ("1", "L"):
         return
-    position = picture.fp.tell()
-    picture.fp.seek(14)
-    header = picture.fp.read(16)
-    picture.fp.seek(position)
+    file = _file_of(picture)
+    position = file.tell()
+    file.seek(14)
+    header = file.read(16)
+    file.seek(position)
     (header_size,) = struct.unpack_from("<I", header)
     (bits,) = struct.unpack_from("<H", header, 10 if header_size == 12 else 14)
     if picture.tile[0][0] == "raw" and bits != {"1": 1, "L": 8}[picture.mode]:
         raise ValueError(f"a BMP of {bits} bits with this palette cannot be read: save it as a PNG")
 
 
-def _require_one_page(picture: Image.Image, title: str) -> None:
+def _require_one_page(picture: ImageFile.ImageFile, title: str) -> None:
     if picture.format not in _PAGED or not getattr(picture, "is_animated", False):
         return
-    pages = picture.n_frames
-    if picture.format == "TIFF":
+    pages = getattr(picture, "n_frames", 1)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
         pages = 1
         for index in range(1, picture.n_frames):
             picture.seek(index)
@@ -250,31 +258,31 @@ def _require_one_page(picture: Image.Image, title: str) -> None:
         picture.seek(0)
     if pages > 1:
         raise DataError(
-            f"{title} has {pages} pages or frames, and it is not known which is meant: "
-            "save the one, or each, as a file of its own"
+            f"{title} has {pages} pages or frames, and nothing says which one is meant: save it, "
+            "or each, as a separate file"
         )
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
+    """The EXIF orientation, 1 to 8; 1 if there is none or it is invalid."""
     try:
-        # Of a PNG that is not decoded yet, Pillow's own method for it would decode all of it.
+        # Pillow's own method for a PNG would decode all of it.
         value = Image.Image.getexif(picture).get(_ORIENTATION, 1)
     except Exception:  # broken metadata can raise nearly anything
         return 1
     return value if value in _TO_UPRIGHT else 1
 
 
-def _header_orientation(picture: Image.Image) -> int:
+def _header_orientation(picture: ImageFile.ImageFile) -> int:
     """`_orientation` of a picture that is not decoded yet."""
     if picture.format == "PNG" and "exif" not in picture.info and _has_late_metadata(picture):
         picture.load()
     return _orientation(picture)
 
 
-def _has_late_metadata(picture: Image.Image) -> bool:
-    """Whether a PNG has metadata behind its pixels, where some programs write them."""
-    file, pixels = picture.fp, False
+def _has_late_metadata(picture: ImageFile.ImageFile) -> bool:
+    """Whether a PNG has metadata behind its pixels, as some programs write it."""
+    file, pixels = _file_of(picture), False
     position = file.tell()
     file.seek(8)
     try:
@@ -290,12 +298,12 @@ def _has_late_metadata(picture: Image.Image) -> bool:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """A decoded picture, turned as its orientation says. A TIFF is turned by Pillow already."""
+    """A decoded picture, turned by its orientation. Pillow has already turned a TIFF."""
     method = None if picture.format == "TIFF" else _TO_UPRIGHT.get(_orientation(picture))
     return picture if method is None else picture.transpose(method)
 
 
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
+def _upright_size(picture: ImageFile.ImageFile) -> tuple[int, int]:
     width, height = picture.size
     if picture.format != "TIFF" and _header_orientation(picture) in _SIDES_CHANGE_PLACES:
         return width, height
@@ -306,19 +314,19 @@ def _turned_hint(image: Path | str, found: tuple[int, int], size: tuple[int, int
     if found != size[::-1] or not isinstance(image, Path) or not peculiarities(image).turned:
         return ""
     return (
-        ": the image is turned by its EXIF orientation, the mask was made for the picture as it is "
-        "stored. Turn the mask, too, or remove the orientation from the image"
+        ": the image is turned by its EXIF orientation, but the mask fits the picture as stored. "
+        "Turn the mask, too, or remove the orientation from the image"
     )
 
 
 def _rgb(picture: Image.Image, title: str) -> Image.Image:
-    picture.info.pop("transparency", None)  # of a palette's transparent entry, the colour beneath
-    straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)  # colours that alpha has not darkened
+    picture.info.pop("transparency", None)  # a transparent palette entry keeps its color
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)  # undoes the darkening by alpha
     try:
         picture = picture if straight is None else picture.convert(straight)
         return picture.convert("RGB")
     except ValueError as error:
         raise DataError(
-            f"{title} has colours of the kind {picture.mode}, which cannot be turned into RGB: "
-            "save it as RGB"
+            f"{title} has colors of the kind {picture.mode}, which cannot be turned into RGB: save "
+            "it as RGB"
         ) from error

@@ -1,46 +1,48 @@
-"""SBD's masks beside VOC's own: makes the "SegmentationClassAug" that VOC 2012 is trained with.
+"""Merges SBD's masks with VOC's own into the "SegmentationClassAug" used to train on VOC 2012.
 
-SBD comes as MATLAB files, one for each of 11,355 images of VOC 2011:
+SBD is distributed as MATLAB files, one for each of 11,355 images of VOC 2011:
 
     benchmark_RELEASE/dataset/cls/2008_000002.mat    GTcls.Segmentation: [H, W] uint8, ids 0 to 20
 
-`merge` writes them as palette PNGs, as VOC's own are, into VOC2012/SegmentationClassAug. Of an
-image of which VOC has a mask itself, in SegmentationClass, that one is taken, with its void border
-(255): so is the merged set made that is in common use, of 12,031 masks, VOC's 2,913 and 9,118 of
-SBD.
+`merge` writes them as palette PNGs, like VOC's own, into VOC2012/SegmentationClassAug. If VOC has a
+mask of the image, in SegmentationClass, that mask is taken, with its void border (255). The result
+is the merged set in common use: 12,031 masks, 2,913 of VOC and 9,118 of SBD.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from cac_ext.train.data.list_file import without_parents
-from cac_ext.train.data.listing import is_hidden, visible_files
-from cac_ext.train.data.pictures import read_ids, read_size
-from cac_ext.train.data.voc import CLASS_NAMES, IMAGES, MASKS, OWN_MASKS, PLACES, colour_map
+from cac_ext.train.data.datasets.voc import CLASS_NAMES, IMAGES, MASKS, OWN_MASKS, PLACES, color_map
+from cac_ext.train.data.files.find_images import is_hidden, visible_files
+from cac_ext.train.data.files.list_file import without_parents
+from cac_ext.train.data.files.pictures import read_ids, read_size
+from cac_ext.train.data.files.stored_samples import Ids
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.whole_files import write_whole
 
 _SBD_PLACES = ("", "cls", "dataset/cls", "benchmark_RELEASE/dataset/cls")
-#: Until all masks are there, no training finds a part of them.
+#: Masks go here until all are written, so that no training finds only some of them.
 _UNFINISHED = f"{MASKS}.unfinished"
 _VOID = 255  # on the borders of VOC's own masks
 
 
 @dataclass(frozen=True)
 class MergedMasks:
-    """What lies in ``folder`` after `merge`: masks of VOC's own and of SBD alone; those found."""
+    """The masks in ``folder`` after `merge`."""
 
     folder: Path
     of_voc: int
     of_sbd: int
-    kept: int
+    kept: int  # of both, from an earlier call
 
     def __str__(self) -> str:
         kept = f", {self.kept:,} of them already there" if self.kept else ""
@@ -51,7 +53,7 @@ class MergedMasks:
 
 
 def merge(sbd: Path, voc: Path, *, progress: bool = True) -> MergedMasks:
-    """Writes VOC2012/SegmentationClassAug; what an interrupted call has written is kept.
+    """Writes VOC2012/SegmentationClassAug; masks written by an interrupted call are kept.
 
     Args:
         sbd: SBD's folder, benchmark_RELEASE or one above or below it.
@@ -59,7 +61,7 @@ def merge(sbd: Path, voc: Path, *, progress: bool = True) -> MergedMasks:
         progress: whether to show a progress bar.
 
     Raises:
-        ConfigError: either is not there.
+        ConfigError: a folder is not there.
         DataError: a file is broken or does not fit its image.
     """
     cls = _find_sbd(sbd)
@@ -75,30 +77,36 @@ def merge(sbd: Path, voc: Path, *, progress: bool = True) -> MergedMasks:
         image = root / IMAGES / f"{name}.jpg"
         if name in own:
             _require_mask(own[name], image)
-            content = own[name].read_bytes()
-            write_whole(target, lambda file, content=content: file.write(content))
+            write_whole(target, partial(_write_bytes, own[name].read_bytes()))
         else:
-            mask = _picture(_read(sources[name], image))
-            write_whole(target, lambda file, mask=mask: mask.save(file, format="PNG"))
+            write_whole(target, partial(_write_png, _picture(_read(sources[name], image))))
     _finish(unfinished, folder)
     return MergedMasks(folder, len(own), len(sources) - len(own), len(there & set(sources)))
 
 
+def _write_bytes(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def _write_png(mask: Image.Image, file: BinaryIO) -> None:
+    mask.save(file, format="PNG")
+
+
 def _finish(unfinished: Path, folder: Path) -> None:
-    """All at once where there was no folder; else into it, beside the masks that are there."""
+    """Renames the folder or, if ``folder`` exists, moves each mask into it."""
     if not folder.exists():
         unfinished.rename(folder)
         return
     for path in visible_files(unfinished, "*.png"):
         path.rename(folder / path.name)
     for path in unfinished.iterdir():
-        if is_hidden(Path(path.name)):  # macOS lays one beside each file on some disks
+        if is_hidden(Path(path.name)):  # on some disks macOS adds one to each file
             path.unlink()
     unfinished.rmdir()
 
 
 def _require_mask(path: Path, image: Path) -> None:
-    """DataError where one of VOC's own masks is broken, of another size, or holds other ids."""
+    """DataError if one of VOC's own masks is broken, of another size, or holds other ids."""
     ids = read_ids(path, _size_of(image, path), image)
     wrong = ids[(ids >= len(CLASS_NAMES)) & (ids != _VOID)]
     if len(wrong):
@@ -112,10 +120,10 @@ def _size_of(image: Path, mask: Path) -> tuple[int, int]:
     try:
         return read_size(image)
     except DataError as error:
-        raise DataError(f"{mask}: {error}; is VOC 2012 whole?") from error.__cause__
+        raise DataError(f"{mask}: {error}; is VOC 2012 complete?") from error.__cause__
 
 
-def _read(path: Path, image: Path) -> np.ndarray:
+def _read(path: Path, image: Path) -> Ids:
     """Class ids of SBD's file, ``[H, W]`` uint8, checked against the image."""
     try:
         content = loadmat(path, variable_names=["GTcls"], squeeze_me=True, struct_as_record=False)
@@ -123,13 +131,13 @@ def _read(path: Path, image: Path) -> np.ndarray:
     except Exception as error:  # a broken file can raise nearly anything
         raise DataError(
             f"cannot read GTcls.Segmentation of {path}: {type(error).__name__}: {error}; is SBD "
-            "unpacked whole?"
+            "unpacked completely?"
         ) from error
     if ids.ndim != 2 or ids.dtype != np.uint8 or ids.max(initial=0) >= len(CLASS_NAMES):
         raise DataError(
             f"GTcls.Segmentation of {path} must be [H, W] uint8 with ids 0 to "
             f"{len(CLASS_NAMES) - 1}, but is {list(ids.shape)} {ids.dtype} with ids up to "
-            f"{ids.max(initial=0)}: the folder cls is needed, not inst"
+            f"{ids.max(initial=0)}: give the folder cls, not inst"
         )
     size = _size_of(image, path)
     if ids.shape != size:
@@ -140,9 +148,9 @@ def _read(path: Path, image: Path) -> np.ndarray:
     return ids
 
 
-def _picture(ids: np.ndarray) -> Image.Image:
+def _picture(ids: Ids) -> Image.Image:
     picture = Image.fromarray(ids)
-    picture.putpalette([part for colour in colour_map(256) for part in colour])
+    picture.putpalette([part for color in color_map(256) for part in color])
     return picture
 
 
@@ -154,7 +162,8 @@ def _find_sbd(given: Path) -> Path:
     if root.is_file():
         raise ConfigError(f"{root} is a file: unpack it (tar xzf), then name the folder")
     raise ConfigError(
-        f"{root} holds no benchmark_RELEASE/dataset/cls/*.mat, which SBD's archive unpacks to"
+        f"{root} holds no benchmark_RELEASE/dataset/cls/*.mat: give the folder that SBD's archive "
+        "unpacks to"
     )
 
 
@@ -165,7 +174,7 @@ def _find_voc(given: Path) -> Path:
             if any(visible_files(root / place / OWN_MASKS, "*.png")):
                 return root / place
             raise ConfigError(
-                f"{root / place} holds no masks {OWN_MASKS}/*.png, which VOC 2012's trainval "
-                "archive brings"
+                f"{root / place} holds no masks {OWN_MASKS}/*.png: unpack VOC 2012's trainval "
+                "archive there"
             )
     raise ConfigError(f"{root} is not VOC 2012: it holds no folder {IMAGES}/")

@@ -1,11 +1,11 @@
 """List files: which images there are, and where their masks lie.
 
-A line is "image mask" for a labelled image and "image" for an unlabelled one, where a second column
-may stand but is not looked at. Paths are relative to the data set's root, whether or not they begin
-with a slash, as in the paper authors' lists ("/JPEGImages/a.jpg /SegmentationClassAug/a.png"), or
-absolute. Empty lines and lines that begin with ``#`` are skipped. Paths with spaces: separate the
-columns by a tab, and let a tab follow a column that stands alone. Paths may contain ``..`` and lead
-out of the root. The text is UTF-8, or UTF-16 with a byte order mark.
+A line is "image mask" for a labelled image and "image" for an unlabelled one, whose mask may be
+named but is not read in training. Paths are relative to the data set's root, with or without a
+leading slash, as in the paper authors' lists ("/JPEGImages/a.jpg /SegmentationClassAug/a.png"), or
+absolute. Empty lines and lines that begin with ``#`` are skipped. If a path has spaces, a tab must
+separate the columns, or follow a single column. Paths may contain ``..`` and lead out of the root.
+The text is UTF-8, or UTF-16 with a byte order mark.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cac_ext.train.data.pictures import file_fault
+from cac_ext.train.data.files.pictures import file_fault
 from cac_ext.train.errors import DataError
 
 _FAULTS_SHOWN = 10
-_SPACES_HINT = "a path with spaces needs a tab between the columns, or behind it if it stands alone"
+_SPACES_HINT = "a path with spaces needs a tab between the columns, or behind it if it is alone"
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Entry:
     """An image of a list.
 
     Attributes:
-        name: path of the image, relative to the root where it lies in it, else absolute; without
-            ``..``, so that each image has one name; ``/`` between folders.
-        image, mask: the files; mask is None where the list names none.
-        source: where the entry stands, for errors: "train.txt, line 3".
-        line: the line itself, for hints in errors; empty where no list names the image.
+        name: path of the image, relative to the root if it lies inside, else absolute; ``/``
+            between folders, and no ``..``, so that each image has a single name.
+        image, mask: the files; mask is None if the list names none.
+        source: place of the entry, for errors: "train.txt, line 3".
+        line: the line itself, for hints in errors; empty if no list names the image.
     """
 
     name: str
@@ -49,16 +49,16 @@ def read_list(
     with_masks: bool,
     expand: Callable[[list[str]], list[str]] | None = None,
 ) -> list[Entry]:
-    """The entries of a list file. That its images exist is not checked here.
+    """The entries of a list file, whether or not their files exist.
 
     Args:
         list_file: see the module's docstring.
         root: folder to which its paths are relative.
         with_masks: whether each line must name a mask.
-        expand: turns the columns of a line into "image", "mask", for lists in a short form.
+        expand: turns the columns of a line in a short form into "image", "mask".
 
     Raises:
-        DataError: the list is missing, empty, no text, or has malformed lines; they are named.
+        DataError: the list is missing, empty, no text, or has malformed lines, which are named.
     """
     entries, faults = [], []
     for number, line in read_lines(list_file):
@@ -86,10 +86,10 @@ def read_list(
 
 
 def read_lines(path: Path, kind: str = "list file") -> list[tuple[int, str]]:
-    """The lines of a list, with their numbers from 1; without empty ones and comments.
+    """The numbers (from 1) and lines of a list, without empty lines and comments.
 
     Raises:
-        DataError: there is no such file, or it is no text in UTF-8 or UTF-16.
+        DataError: there is no such file, or it is neither UTF-8 nor UTF-16 text.
     """
     fault = file_fault(path, kind)
     if fault is not None:
@@ -104,21 +104,21 @@ def read_lines(path: Path, kind: str = "list file") -> list[tuple[int, str]]:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(
             f"cannot read the {kind} {path}: it is no text in UTF-8, see line {line}: save it "
-            "as such"
+            "as UTF-8"
         ) from error
     if "\0" in text:
         raise DataError(
-            f"cannot read the {kind} {path}: it holds bytes of 0, as UTF-16 without a byte order "
-            "mark or a binary file does: save it as a text in UTF-8"
+            f"cannot read the {kind} {path}: it holds bytes of 0, like UTF-16 without a byte order "
+            "mark or a binary file: save it as text in UTF-8"
         )
-    # Not splitlines(): names may hold what Unicode counts among line breaks.
+    # Not splitlines(): names may hold other characters that Unicode calls line breaks.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     numbered = ((number, line.strip(" ")) for number, line in enumerate(lines, 1))
     return [(number, line) for number, line in numbered if line.strip() and line[0] != "#"]
 
 
 def split_columns(line: str) -> list[str]:
-    """The columns of a line: separated by tabs where it has one, else by spaces."""
+    """The columns of a line, separated by tabs if it has any, else by spaces."""
     if "\t" not in line:
         return [part for part in line.split(" ") if part]
     columns = [part.strip(" ") for part in line.split("\t")]
@@ -128,14 +128,14 @@ def split_columns(line: str) -> list[str]:
 
 
 def line_hint(line: str) -> str:
-    """What a line whose files are not there may lack: text to append to an error, or nothing."""
+    """What may be wrong with a line whose files are missing: text to append to an error, or ""."""
     hints = []
     if "," in line or ";" in line:
         hints.append("columns are separated by a space or a tab, not by a comma or semicolon")
     if "\\" in line:
         hints.append("folders are separated by /, not by \\")
     if any(mark in line for mark in "\"'<>{}[]"):
-        hints.append("paths stand without quotes and brackets")
+        hints.append("paths are written without quotes and brackets")
     if line and not any(character in "/." or character.isdigit() for character in line):
         hints.append("a header line must begin with #")
     elif "\t" not in line and " " in line and "." not in line.split(" ")[0].rpartition("/")[2]:
@@ -144,10 +144,10 @@ def line_hint(line: str) -> str:
 
 
 def format_list(entries: Sequence[Entry], root: Path) -> str:
-    """The text of a list file that `read_list` reads to the same entries.
+    """The text of a list file from which `read_list` makes the same entries.
 
     Raises:
-        DataError: the name of a file cannot stand in a list.
+        DataError: a list cannot hold the name of a file.
     """
     rows = [
         [relative_name(path, root) for path in (entry.image, entry.mask) if path is not None]
@@ -167,7 +167,7 @@ def _require_listable(name: str) -> None:
     faults = {
         "a line break": "\n" in name or "\r" in name,
         "a tab": "\t" in name,
-        "a space or # at its begin": name.startswith((" ", "#")),
+        "a space or # at its start": name.startswith((" ", "#")),
         "a space at its end": name.endswith(" "),
         "bytes that are no UTF-8": any("\ud800" <= character <= "\udfff" for character in name),
     }
@@ -176,15 +176,26 @@ def _require_listable(name: str) -> None:
             raise DataError(f"no list can name the file {name!r}: it has {fault}; rename it")
 
 
+def duplicates(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """Repeated images: each entry of one that an earlier entry names, behind that one."""
+    first: dict[Path, Entry] = {}
+    found = []
+    for entry in entries:
+        if entry.image in first:
+            found.append((first[entry.image], entry))
+        first.setdefault(entry.image, entry)
+    return found
+
+
 def relative_name(path: Path, root: Path) -> str:
-    """A path relative to ``root`` if it lies in it, else as it is; ``/`` between folders."""
+    """A path relative to ``root`` if it lies inside, else unchanged; ``/`` between folders."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def locate(text: str, root: Path) -> Path:
-    """The file that a list means: an absolute path if there is one, else relative to the root.
+    """The file that a path in a list means: relative to the root or, if it exists so, absolute.
 
-    Neither the result nor ``root`` has ``..`` in it (see `without_parents`).
+    Neither the result nor ``root`` contains ``..`` (see `without_parents`).
     """
     in_root = without_parents(root / text.lstrip("/"))
     path = without_parents(Path(text))
@@ -192,13 +203,13 @@ def locate(text: str, root: Path) -> Path:
         return in_root
     if os.path.isfile(path):
         return path
-    # Missing in both places: named where a part of the way exists.
+    # Missing in both places: name the one of which a part exists.
     elsewhere = not in_root.parent.is_dir() and Path(*path.parts[:2]).is_dir()
     return path if elsewhere else in_root
 
 
 def without_parents(path: Path) -> Path:
-    """``a/../b`` as ``b``, so that a file has one path; where ``a`` is a link, as it leads."""
+    """``a/../b`` as ``b``, so that a file has a single path; if ``a`` is a link, it is followed."""
     if ".." not in path.parts:
         return path
     plain = Path(os.path.normpath(path))

@@ -4,8 +4,8 @@
         leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
         gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelTrainIds.png
 
-Where there is no ``labelTrainIds.png``, which the data set's own tools have to make, the
-``labelIds.png`` of the download is read and its ids are turned into train ids.
+If there is no ``labelTrainIds.png``, which the data set's own tools make, the ``labelIds.png`` of
+the download is read and its ids are turned into train ids.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import numpy as np
 from torchvision.datasets import Cityscapes
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.file_splits import (
+from cac_ext.train.data.contract import DatasetSplits
+from cac_ext.train.data.datasets.file_splits import (
     FileLayout,
     build_file_splits,
     find_root,
     require_fixed_classes,
 )
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry, relative_name
-from cac_ext.train.data.listing import visible_files
+from cac_ext.train.data.files.find_images import require_images
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry, relative_name
+from cac_ext.train.data.files.stored_samples import Ids
 from cac_ext.train.errors import DataError
 
 _IGNORED = 255
@@ -47,9 +48,9 @@ for _known in _CLASSES:
 
 
 class CityscapesFiles(ImageFiles):
-    """`ImageFiles` that also reads masks of label ids."""
+    """`ImageFiles` that also read masks of label ids."""
 
-    def class_ids(self, path: Path, ids: np.ndarray) -> np.ndarray:
+    def class_ids(self, path: Path, ids: Ids) -> Ids:
         if not path.name.endswith(_IDS_END):
             return ids
         unknown = (ids < -1) | (ids >= len(_TRAIN_ID))  # -1 is the id of a license plate: ignored
@@ -79,11 +80,8 @@ def build(config: DataConfig) -> DatasetSplits:
 
 def _entries(root: Path, part: str) -> list[Entry]:
     folder = root / "leftImg8bit" / part
-    images = visible_files(folder, f"*/*{_IMAGE_END}")
-    if not images:
-        raise DataError(f"there are no images CITY/*{_IMAGE_END} in {folder}")
     entries = []
-    for image in images:
+    for image in require_images(folder, f"*/*{_IMAGE_END}"):
         stem = image.name.removesuffix(_IMAGE_END)
         mask = root / "gtFine" / part / image.parent.name / f"{stem}{_TRAIN_IDS_END}"
         entries.append(_existing_mask(Entry(relative_name(image, root), image, mask, str(folder))))
@@ -91,7 +89,7 @@ def _entries(root: Path, part: str) -> list[Entry]:
 
 
 def _existing_mask(entry: Entry) -> Entry:
-    """The entry with the mask of label ids, where the one of train ids is not there."""
+    """The entry with the mask of label ids if there is none of train ids."""
     if entry.mask is None or os.path.isfile(entry.mask):
         return entry
     of_ids = entry.mask.with_name(entry.mask.name.replace(_TRAIN_IDS_END, _IDS_END))

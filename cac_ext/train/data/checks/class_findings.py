@@ -1,4 +1,4 @@
-"""What is said about the classes that masks hold, before a run and by `cac-ext data check`."""
+"""Remarks on the classes that masks hold, before a run and by `cac-ext data check`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.contract import DatasetSplits
 from cac_ext.train.errors import listed
 
 
 def worthless(
     part: str, masks: int, pixels: Tensor, ignored: int, splits: DatasetSplits
 ) -> str | None:
-    """Why nothing can be learned from, or measured by, the masks of a part; None where it can.
+    """Why the masks of a part are of no use for training or measuring; None if they are of use.
 
     Args:
         part: "labelled" or "validation".
         masks: how many were read.
-        pixels: of each class in them, ``[K]``.
-        ignored: pixels of them that count for nothing.
-        splits: where the classes come from.
+        pixels: their number in each class, ``[K]``.
+        ignored: number of ignored pixels.
+        splits: the data that the masks belong to.
     """
     present = pixels.nonzero().flatten().tolist()
     if masks == 0 or len(present) > 1 or (present and part != "labelled"):
@@ -38,16 +38,16 @@ def worthless(
 
 
 def absent_classes(pixels: Tensor, splits: DatasetSplits) -> list[int]:
-    """Ids of the classes without a pixel, the one that is ignored left out."""
+    """Ids of the classes without a pixel, except the ignored one."""
     return [k for k in (pixels == 0).nonzero().flatten().tolist() if k != splits.ignore_index]
 
 
 def absent_remark(
     part: str, pixels: Tensor, ignored: int, splits: DatasetSplits, advice: str = ""
 ) -> str | None:
-    """A sentence about classes of which the masks of a part hold no pixel; None if all are there.
+    """A sentence about the classes without a pixel in the masks of a part; None if all have one.
 
-    ``advice`` takes the place of the usual one.
+    ``advice`` replaces the usual one.
     """
     absent = absent_classes(pixels, splits)
     if not absent:
@@ -69,9 +69,9 @@ def absent_remark(
 
 
 def ignored_class_remark(splits: DatasetSplits) -> str | None:
-    """A sentence about a class whose id is ``ignore_index``; None where there is none.
+    """A sentence about a class whose id is ``ignore_index``; None if there is no such class.
 
-    It is no error: so the ids of masks can be used as they are, of which one means "no label".
+    It is no error: masks in which one of the ids means "no label" can be used unchanged.
     """
     ignored = splits.ignore_index
     if not 0 <= ignored < splits.num_classes:
@@ -91,7 +91,7 @@ def named_classes(ids: Sequence[int], splits: DatasetSplits) -> str:
 
 
 def _about_ignored(pixels: Tensor, ignored: int, splits: DatasetSplits) -> str:
-    """What the ignored pixels may be instead, where there is one class beside them."""
+    """What the ignored pixels may mean if the masks hold a single class besides."""
     if not ignored or len(pixels.nonzero()) != 1:
         return ""
     share = 100 * ignored / (int(pixels.sum()) + ignored)

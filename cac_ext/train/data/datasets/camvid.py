@@ -3,7 +3,7 @@
 Either of two layouts below data.root:
 
     images/*.jpg  masks/*.png  lists/{train,val}.txt      "image mask" per line; 255 is ignored
-    {train,val}/*.png  {train,val}annot/*.png             as SegNet comes with; id 11 is ignored
+    {train,val}/*.png  {train,val}annot/*.png             as SegNet ships it; id 11 is ignored
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.file_splits import (
+from cac_ext.train.data.contract import DatasetSplits
+from cac_ext.train.data.datasets.file_splits import (
     FileLayout,
     build_file_splits,
     find_root,
     require_fixed_classes,
 )
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry, read_list, relative_name
-from cac_ext.train.data.listing import visible_files
-from cac_ext.train.errors import DataError
+from cac_ext.train.data.files.find_images import require_images
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry, read_list, relative_name
+from cac_ext.train.data.files.stored_samples import Ids
 
 CLASS_NAMES = (
     "sky",
@@ -52,13 +52,13 @@ PALETTE = (
     (64, 64, 0),
     (0, 128, 192),
 )
-_MASKS_END = "annot"  # of the folders that come with SegNet
+_MASKS_END = "annot"  # of SegNet's folders of masks
 
 
 class CamVidFiles(ImageFiles):
-    """`ImageFiles` that also reads SegNet's masks, whose id 11 stands for no class."""
+    """`ImageFiles` that also read SegNet's masks, whose id 11 stands for no class."""
 
-    def class_ids(self, path: Path, ids: np.ndarray) -> np.ndarray:
+    def class_ids(self, path: Path, ids: Ids) -> Ids:
         if not path.parent.name.endswith(_MASKS_END):
             return ids
         return np.where(ids == len(CLASS_NAMES), ids.dtype.type(self.ignore_index), ids)
@@ -83,11 +83,8 @@ def _entries(root: Path, part: str) -> list[Entry]:
     if (root / "lists").is_dir():
         return read_list(root / "lists" / f"{part}.txt", root, with_masks=True)
     folder = root / part
-    images = visible_files(folder, "*.png")
-    if not images:
-        raise DataError(f"there are no images *.png in {folder}")
     masks = root / f"{part}{_MASKS_END}"
     return [
         Entry(relative_name(image, root), image, masks / image.name, str(folder))
-        for image in images
+        for image in require_images(folder, "*.png")
     ]

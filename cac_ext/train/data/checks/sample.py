@@ -1,4 +1,4 @@
-"""What a sample of a data set must be (`cac_ext.train.data`), asked of those that are read."""
+"""Whether a sample keeps the contract of a data set (`cac_ext.train.data`)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cac_ext.train.data import DatasetSplits
+from cac_ext.train.data.contract import DatasetSplits
 from cac_ext.train.errors import DataError
 
 
-def inspect_sample(sample: dict, splits: DatasetSplits, name: str, index: int) -> None:
-    """Raises DataError unless a sample is what `cac_ext.train.data` promises."""
+def inspect_sample(sample: object, splits: DatasetSplits, name: str, index: int) -> None:
+    """Raises DataError unless a sample of the part called ``name`` keeps the contract."""
     keys = ["image", "name"] if name == "unlabelled" else ["image", "name", "mask"]
     if not isinstance(sample, dict) or any(key not in sample for key in keys):
         kind = type(sample).__name__

@@ -1,36 +1,37 @@
-"""Faults in the data, found before a run: the cheap ones always, all of them on demand."""
+"""Faults in the data: `quick_check` before every run, `check` of every file on demand."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.data import DatasetSplits
-from cac_ext.train.data.class_findings import (
+from cac_ext.train.data.checks.class_findings import (
     absent_classes,
     absent_remark,
     ignored_class_remark,
     worthless,
 )
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.list_file import Entry
-from cac_ext.train.data.mask_scan import count_pixels
-from cac_ext.train.data.picture_remarks import picture_remarks
-from cac_ext.train.data.sample import inspect_sample
-from cac_ext.train.data.split import duplicates
-from cac_ext.train.data.split_search import split_advice
+from cac_ext.train.data.checks.mask_scan import count_pixels
+from cac_ext.train.data.checks.picture_remarks import picture_remarks
+from cac_ext.train.data.checks.sample import inspect_sample
+from cac_ext.train.data.checks.split_search import split_advice
+from cac_ext.train.data.contract import DatasetSplits, SegmentationDataset
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.list_file import Entry, duplicates
 from cac_ext.train.errors import DataError, listed
 from cac_ext.train.runtime.progress import Progress
+from cac_ext.train.runtime.text_tables import aligned_table
 
 _SAMPLES = 3  # read of each part before a run
 _FAULTS_SHOWN = 5  # before a run; a check on demand shows all
-_SMALLEST_SIDE = 8  # pixels: the stride of the features that the paper's networks compare
+_SMALLEST_SIDE = 8  # pixels: the stride of the compared features in the paper's networks
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class PartReport:
 
     Attributes:
         images: their number, readable or not.
-        pixels: of each class, ``[K]``; all zero for unlabelled images.
-        images_with: images in which a class occurs, ``[K]``.
-        ignored: pixels that count for nothing.
-        tiny: name and size of the images that are hardly larger than a feature.
+        pixels: number of pixels of each class, ``[K]``; all zero for unlabelled images.
+        images_with: number of images in which a class occurs, ``[K]``.
+        ignored: number of ignored pixels.
+        tiny: name and size of each image that is hardly larger than a feature.
     """
 
     images: int
@@ -57,9 +58,9 @@ class CheckReport:
     """What `check` found.
 
     Attributes:
-        parts: what the images of each part hold.
-        problems: what stops a run or makes its result worthless.
-        remarks: what is worth knowing.
+        parts: of the data, by name.
+        problems: faults that stop a run or make its result worthless.
+        remarks: other things worth knowing.
     """
 
     parts: dict[str, PartReport] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class CheckReport:
 
 
 def quick_check(splits: DatasetSplits) -> None:
-    """What costs next to nothing, before every run.
+    """The checks that cost next to nothing, before every run.
 
     Raises:
         DataError: a part is empty, a file is missing, or one of the first samples is faulty.
@@ -76,9 +77,11 @@ def quick_check(splits: DatasetSplits) -> None:
     for name, dataset in parts(splits).items():
         if len(dataset) == 0:
             raise DataError(f"there are no {name} images")
-        missing = dataset.missing_files() if isinstance(dataset, ImageFiles) else []
+        missing, root = [], None
+        if isinstance(dataset, ImageFiles):
+            missing, root = dataset.missing_files(), dataset.root
         if missing:
-            raise DataError(_shortened(missing, dataset.root))
+            raise DataError(_shortened(missing, root))
         twice = duplicates(entries(dataset))
         if twice:
             warnings.warn(
@@ -90,7 +93,7 @@ def quick_check(splits: DatasetSplits) -> None:
     if leaks:
         warnings.warn(
             f"{leaks[0]}: {len(leaks)} of the validation images are trained on, and the mIoU will "
-            "say too much",
+            "be too high",
             stacklevel=3,
         )
     for name, dataset in parts(splits).items():
@@ -105,11 +108,12 @@ def check(
     num_workers: int = 0,
     progress: bool = True,
 ) -> CheckReport:
-    """Reads every image and mask. Nothing is raised for a fault: all of them are in the report.
+    """Reads every image and mask. Faults are reported, not raised.
 
     Args:
         splits: the data.
-        data: what it was built from; with it, a remark on a split that lacks classes names another.
+        data: its section of the configuration: a remark on a split that lacks classes then offers
+            a better one.
         num_workers: processes that read.
         progress: whether to show a progress bar.
     """
@@ -154,7 +158,7 @@ def _find_faults_of_classes(
     if name == "unlabelled":
         return
     fault = worthless(name, part.images, part.pixels, part.ignored, splits)
-    if fault is not None and int(part.pixels.sum()) + part.ignored > 0:  # some could be read
+    if fault is not None and int(part.pixels.sum()) + part.ignored > 0:  # some were readable
         report.problems.append(fault)
         return
     missing = absent_classes(part.pixels, splits)
@@ -165,8 +169,8 @@ def _find_faults_of_classes(
     report.remarks += [remark] if remark else []
 
 
-def parts(splits: DatasetSplits) -> dict[str, Dataset]:
-    """The parts there are, by name."""
+def parts(splits: DatasetSplits) -> dict[str, SegmentationDataset]:
+    """The parts of the data, by name, without a missing one."""
     named = {
         "labelled": splits.labelled,
         "unlabelled": splits.unlabelled,
@@ -175,12 +179,12 @@ def parts(splits: DatasetSplits) -> dict[str, Dataset]:
     return {name: dataset for name, dataset in named.items() if dataset is not None}
 
 
-def entries(dataset: Dataset) -> Sequence:
-    """The listed entries of a data set of files; none of another."""
+def entries(dataset: SegmentationDataset) -> Sequence[Entry]:
+    """The entries of a data set of files; none for any other."""
     return dataset.entries if isinstance(dataset, ImageFiles) else ()
 
 
-def shared_images(trained_on: Dataset, validation: Dataset) -> list[str]:
+def shared_images(trained_on: SegmentationDataset, validation: SegmentationDataset) -> list[str]:
     """A sentence for each validation image that is trained on."""
     known = {entry.image: entry for entry in entries(trained_on)}
     return [
@@ -193,23 +197,24 @@ def shared_images(trained_on: Dataset, validation: Dataset) -> list[str]:
 
 def format_report(report: CheckReport, class_names: Sequence[str]) -> str:
     """Tables of the classes' shares, then remarks, then problems."""
-    shown = {name: part for name, part in report.parts.items() if name != "unlabelled"}
-    width = max(len("class"), len("ignored"), *map(len, class_names))
-    header = f"{'class':{width}}" + "".join(
-        f"  {name + ' pixels':>17}  {'images':>7}" for name in shown
-    )
     lines = [f"{name}: {part.images} images" for name, part in report.parts.items()]
+    shown = {name: part for name, part in report.parts.items() if name != "unlabelled"}
     if shown:
-        lines += ["", header, "-" * len(header)]
-    for k, class_name in enumerate(class_names if shown else ()):
-        cells = (
-            f"  {_share(part.pixels[k], part):>17}  {int(part.images_with[k]):>7}"
-            for part in shown.values()
-        )
-        lines.append(f"{class_name:{width}}" + "".join(cells))
-    if shown:
-        cells = (f"  {_share(part.ignored, part):>17}  {'':>7}" for part in shown.values())
-        lines.append(f"{'ignored':{width}}" + "".join(cells).rstrip())
+        header = ["class"]
+        ignored = ["ignored"]
+        for name, part in shown.items():
+            header += [f"{name} pixels", "images"]
+            ignored += [_share(part.ignored, part), ""]
+        rows = [
+            [class_name]
+            + [
+                cell
+                for part in shown.values()
+                for cell in (_share(part.pixels[k], part), str(int(part.images_with[k])))
+            ]
+            for k, class_name in enumerate(class_names)
+        ]
+        lines += ["", aligned_table(header, [*rows, ignored])]
     lines += [f"remark: {remark}" for remark in report.remarks]
     lines += [f"problem: {problem}" for problem in report.problems]
     lines.append(f"{_counted('problem', report.problems)} found")
@@ -218,61 +223,65 @@ def format_report(report: CheckReport, class_names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-class _Inspected(Dataset):
-    """``[i]``: the fault of sample i, or None; pixels of each class ``[K]``; ignored pixels; name
-    and size of an image that is tiny, or None.
-    """
+class _Finding(NamedTuple):
+    """What was found in one sample."""
 
-    def __init__(self, dataset: Dataset, name: str, splits: DatasetSplits) -> None:
+    fault: str | None
+    pixels: Tensor  # [K] number of pixels of each class
+    ignored: int = 0  # pixels
+    tiny: str | None = None  # name and size of an image that is hardly larger than a feature
+
+
+class _Inspected(Dataset[_Finding]):
+    """The `_Finding` in each sample of the part called ``name``."""
+
+    def __init__(self, dataset: SegmentationDataset, name: str, splits: DatasetSplits) -> None:
         self.dataset, self.name, self.splits = dataset, name, splits
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[str | None, Tensor, int, str | None]:
+    def __getitem__(self, index: int) -> _Finding:
         nothing = torch.zeros(self.splits.num_classes, dtype=torch.int64)
         try:
             sample = self.dataset[index]
             inspect_sample(sample, self.splits, self.name, index)
         except DataError as error:
-            return str(error), nothing, 0, None
-        except Exception as error:  # of a user's data set; the walk goes on
+            return _Finding(str(error), nothing)
+        except Exception as error:  # in a custom data set; the check continues
             fault = f"sample {index} of the {self.name} images: {type(error).__name__}: {error}"
-            return fault, nothing, 0, None
+            return _Finding(fault, nothing)
         height, width = sample["image"].shape[-2:]
         tiny = None
         if min(height, width) < _SMALLEST_SIDE:
             tiny = f"{sample['name']} ({width} x {height})"
         if self.name == "unlabelled":
-            return None, nothing, 0, tiny
-        return None, *count_pixels(sample["mask"], self.splits), tiny
+            return _Finding(None, nothing, tiny=tiny)
+        return _Finding(None, *count_pixels(sample["mask"], self.splits), tiny)
 
 
 def _read_all(
     name: str,
-    dataset: Dataset,
+    dataset: SegmentationDataset,
     splits: DatasetSplits,
     report: CheckReport,
     num_workers: int,
     progress: bool,
 ) -> PartReport:
     pixels = torch.zeros(splits.num_classes, dtype=torch.int64)
-    images_with, ignored, tiny = pixels.clone(), 0, []
+    images_with, ignored, tiny = pixels.clone(), 0, list[str]()
     loader = DataLoader(
         _Inspected(dataset, name, splits),
         batch_size=None,
         num_workers=num_workers,
         generator=torch.Generator(),
     )
-    for fault, counts, left_out, small in Progress(
-        loader, name, unit="image", disable=not progress
-    ):
-        if fault is not None:
-            report.problems.append(fault)
-        pixels += counts
-        images_with += counts > 0
-        ignored += left_out
-        tiny += [small] if small else []
+    for found in Progress(loader, name, unit="image", disable=not progress):
+        report.problems += [found.fault] if found.fault is not None else []
+        pixels += found.pixels
+        images_with += found.pixels > 0
+        ignored += found.ignored
+        tiny += [found.tiny] if found.tiny is not None else []
     return PartReport(len(dataset), pixels, images_with, ignored, tiny)
 
 

@@ -1,20 +1,20 @@
-"""What is worth knowing of readable images: they are turned, or come out nearly black."""
+"""Remarks on readable images: they are turned, or nearly black once read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cac_ext.train.data.image_files import ImageFiles
-from cac_ext.train.data.pictures import peculiarities, read_image
+from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.pictures import peculiarities, read_image
 from cac_ext.train.errors import DataError
 
-_NEARLY_BLACK = 16  # of 255; 12 of 16 bits do not come out above it
+_NEARLY_BLACK = 16  # of 255; 12 of 16 bits stay below it
 
 
 def picture_remarks(name: str, images: ImageFiles) -> list[str]:
-    """Sentences about the images of the part called ``name``; of broken ones nothing is said.
+    """Sentences about the images of the part called ``name``, broken ones left out.
 
-    Images are decoded only where they have more than 8 bits.
+    Only images of more than 8 bits are decoded.
     """
     turned, dark = [], []
     for entry in images.entries:
@@ -30,12 +30,12 @@ def picture_remarks(name: str, images: ImageFiles) -> list[str]:
     if turned and images.with_masks:
         remarks.append(
             f"{_some_of(turned, name)} turned or mirrored by the EXIF orientation, as viewers show "
-            "them: their masks must be made for that"
+            "them: their masks must fit the turned image"
         )
     if dark:
         remarks.append(
             f"{_some_of(dark, name)} nearly black: no value of the file is above a sixteenth of "
-            "what 16 bits hold. Where fewer bits are in use, scale them to all 16, or to 8"
+            "the range of 16 bits. If it uses fewer bits, scale the values to all 16, or to 8"
         )
     return remarks
 

@@ -1,0 +1,1 @@
+"""Faults in the data, found before a run: `check.quick_check` always, `check.check` on demand."""
