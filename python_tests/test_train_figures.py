@@ -149,8 +149,8 @@ def test_the_pixel_can_be_chosen(
 ) -> None:
     command = ["figures", runs[0], "--images", "1"]
     assert main([*command, "--pixel", "999,999"]) == 2
-    told = capsys.readouterr().err
-    (x, y) = re.search(r"x = (\d+) to \d+, y = (\d+) to", told).groups()
+    message = capsys.readouterr().err
+    (x, y) = re.search(r"x = (\d+) to \d+, y = (\d+) to", message).groups()
     for name, pixel in (("center", []), ("corner", ["--pixel", f"{x},{y}"])):
         assert main([*command, *pixel, "--output", str(tmp_path / name)]) == 0
     center, corner = (pictures(tmp_path / name) for name in ("center", "corner"))

@@ -60,7 +60,9 @@ class Redness(torch.nn.Module):
         return torch.cat([red, torch.zeros_like(red)], dim=1)
 
 
-def test_the_classifier_s_training_goes_on_after_its_last_epoch(tmp_path: Path, seed: int) -> None:
+def test_the_training_of_the_classifier_resumes_after_its_last_epoch(
+    tmp_path: Path, seed: int
+) -> None:
     overrides = [*TINY_WEAK, f"seed={seed}", "image_classifier.epochs=3"]
     config = load("synthetic", overrides)
     unbroken = train_classifier(config, tmp_path / "a", torch.device("cpu"), progress=False)
@@ -144,7 +146,7 @@ def test_a_resnet50_takes_pretrained_weights_of_either_stride_placement(
 def test_a_small_classifier_starts_from_a_supervised_run(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
-    """Random weights learn too little in so few epochs, and nobody has others for this network."""
+    """Random weights learn too little in so few epochs, and nobody publishes others for this network."""
     overrides = [*TINY_WEAK, f"seed={seed % 10**6}", "image_classifier.weights=sup_only"]
     folder = tmp_path / "classifier"
     command = ["weak", "train-classifier", "synthetic", *overrides, "--folder", str(folder)]

@@ -112,9 +112,9 @@ def test_image_labels_alone_are_enough_to_train(
     capsys.readouterr()
 
     assert main([*command, named]) == 0
-    told = capsys.readouterr().out
-    (line,) = [line for line in told.splitlines() if "activation_labels: 4 images" in line]
-    assert line.endswith("% of the pixels labelled")  # how well, nobody knows
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "activation_labels: 4 images" in line]
+    assert line.endswith("% of the pixels labelled")  # without masks, no accuracy
     for k in unlabelled:
         mask = np.array(Image.open(run / f"activation_labels/images/train{k}.png.png"))
         assert set(np.unique(mask)) <= {0, 255, *shown[k]}
