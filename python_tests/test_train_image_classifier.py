@@ -146,7 +146,7 @@ def test_a_resnet50_takes_pretrained_weights_of_either_stride_placement(
 def test_a_small_classifier_starts_from_a_supervised_run(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
-    """Random weights learn too little in so few epochs, and nobody publishes others for this network."""
+    """Random weights learn too little in so few epochs, and no others are published."""
     overrides = [*TINY_WEAK, f"seed={seed % 10**6}", "image_classifier.weights=sup_only"]
     folder = tmp_path / "classifier"
     command = ["weak", "train-classifier", "synthetic", *overrides, "--folder", str(folder)]
