@@ -24,9 +24,10 @@ test-slow: $(VENV)/installed ## run the longer tests too
 bench: $(VENV)/installed ## time and memory of the loss against its rivals, in less than 3 minutes
 	$(BIN)/python -m benchmarks loss --time-budget 120
 
-lint: $(VENV)/linters ## check style
+lint: $(VENV)/linters $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: $(VENV)/linters ## rewrite files in the project's style

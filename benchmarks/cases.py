@@ -179,13 +179,13 @@ def make_inputs(case: Case, seed: int) -> Inputs:
     u = torch.rand(case.A, generator=generator)
     sure = 0.8 + 0.2 * torch.rand(case.A, generator=generator)
     unsure = 0.7 * torch.rand(case.A, generator=generator)
-    towards2 = u < case.active_share
-    towards1 = (u >= case.active_share) & (u < 2 * case.active_share)
+    first_to_second = u < case.active_share
+    second_to_first = (u >= case.active_share) & (u < 2 * case.active_share)
     return Inputs(
         features1=views[0],
         features2=views[1],
-        confidences1=torch.where(towards1, sure, unsure),
-        confidences2=torch.where(towards2, sure, 0.9 * unsure),
+        confidences1=torch.where(second_to_first, sure, unsure),
+        confidences2=torch.where(first_to_second, sure, 0.9 * unsure),
         pseudo_labels1=labels[0],
         pseudo_labels2=labels[1],
         negatives=negatives,

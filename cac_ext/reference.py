@@ -11,6 +11,7 @@ Consistency", CVPR 2021, Eq. 1-8.
 from __future__ import annotations
 
 import math
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -140,9 +141,9 @@ def direction_masks(
     confidences1: Tensor, confidences2: Tensor, confidence_threshold: float
 ) -> Tensor:
     """The two directional masks ``M`` (Eq. 7), ``[2, A]`` bool: row 0 for view 1 -> view 2."""
-    towards2 = (confidences1 < confidences2) & (confidences2 > confidence_threshold)
-    towards1 = (confidences2 < confidences1) & (confidences1 > confidence_threshold)
-    return torch.stack([towards2, towards1])
+    first_to_second = (confidences1 < confidences2) & (confidences2 > confidence_threshold)
+    second_to_first = (confidences2 < confidences1) & (confidences1 > confidence_threshold)
+    return torch.stack([first_to_second, second_to_first])
 
 
 def reduce_directions(
@@ -170,6 +171,50 @@ def reduce_directions(
         "reduction must be 'active_mean', 'active_mean_each', 'mean', 'sum' or 'none', but got "
         f"{reduction!r}"
     )
+
+
+@overload
+def directional_contrastive_loss(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor,
+    negative_labels: Tensor,
+    *,
+    temperature: float = ...,
+    confidence_threshold: float = ...,
+    weights: Tensor | None = ...,
+    reduction: str = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_direction: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def directional_contrastive_loss(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    negatives: Tensor,
+    negative_labels: Tensor,
+    *,
+    temperature: float = ...,
+    confidence_threshold: float = ...,
+    weights: Tensor | None = ...,
+    reduction: str = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    ignore_index: int | None = ...,
+    return_direction: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def directional_contrastive_loss(

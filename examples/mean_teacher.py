@@ -4,8 +4,9 @@ From this folder, in two minutes on a CPU::
 
     cac-ext train synthetic method.name=mean_teacher:MeanTeacher schedule.epochs=4
 
-The student learns from labels, and to predict for a strongly augmented crop what the teacher
-predicts for the crop as it is. The teacher is the running mean of the student, and is evaluated.
+The student learns from labels. It also learns to predict, for a strongly augmented crop, what the
+teacher predicts for the weakly augmented one. The teacher is the running mean of the student; it is
+the network that is evaluated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class MeanTeacher(Method):
         options = context.config.method.options
         self.weight = float(options.get("weight", 10.0))
         self.decay = float(options.get("decay", 0.99))
-        # Share of the iterations in which the weight rises.
+        # The weight rises for this share of the iterations.
         self.rampup = float(options.get("rampup", 0.1)) * context.config.iterations
         self.student = context.network
         self.teacher = copy.deepcopy(context.network).requires_grad_(False)
@@ -48,7 +49,7 @@ class MeanTeacher(Method):
         images = labelled.images
         if crops is not None:
             images = torch.cat([images, crops.strong[0]])
-        # One forward of all images: DDP and batch statistics want it so.
+        # One forward pass of all images, as DDP and batch statistics need.
         logits = step.modules["student"](images)  # [B + U, K, S, S]
         supervised, finite = self.cross_entropy(logits[: len(labelled.images)], labelled.masks)
         if not step.proceeds(finite & logits.detach().isfinite().all()):
@@ -62,7 +63,7 @@ class MeanTeacher(Method):
         yield Phase(total, {"supervised": supervised, "consistency": consistency})
 
     def _consistency(self, student: Tensor, weak: Tensor, valid: Tensor) -> Tensor:
-        """Squared distance of class probabilities, a mean over the pixels that are no padding."""
+        """Mean squared distance of class probabilities over the pixels outside padding."""
         with torch.no_grad():
             teacher = self.teacher.eval()(weak).softmax(dim=1)  # [U, K, S, S]
         distance = (student.softmax(dim=1) - teacher).square().sum(dim=1)  # [U, S, S]
@@ -73,5 +74,5 @@ class MeanTeacher(Method):
         decay = min(1 - 1 / (iteration + 1), self.decay)
         for mean, value in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
-        for mean, value in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-            mean.copy_(value)
+        for kept, latest in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(latest)

@@ -1,7 +1,7 @@
-"""Children of a test: several that train together, and ones that can be killed.
+"""Child processes of a test: several that train together, or one that can be killed.
 
-They come from a server process that has the trainer imported, so that starting one takes no time.
-They draw no pictures.
+They fork from a server process that has imported the trainer, so they start at once. They draw no
+pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTEXT.set_forkserver_preload(["cac_ext.train.loop", "cac_ext.train.cli.main", 
 
 
 def start(function: Callable, *arguments: Any) -> BaseProcess:
-    """Starts ``function(*arguments)``, both picklable, on one thread in a process of its own."""
+    """Starts ``function(*arguments)``, both picklable, on one thread in a separate process."""
     child = CONTEXT.Process(target=_alone, args=(function, arguments))
     child.start()
     return child
@@ -32,9 +32,9 @@ def start(function: Callable, *arguments: Any) -> BaseProcess:
 def run_together(
     count: int, function: Callable, *arguments: Any, survivors: Sequence[int] | None = None
 ) -> list[Any]:
-    """``function(*arguments)`` in each of ``count`` processes, as torchrun would start them.
+    """Runs ``function(*arguments)`` in each of ``count`` processes, as torchrun starts them.
 
-    The results of ``survivors``; of all, where none are named.
+    Returns the results of ``survivors``; by default, of all.
     """
     survivors = range(count) if survivors is None else survivors
     with socket.socket() as probe:

@@ -6,24 +6,49 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pytest
 from made_up_results import make_results
 
 from benchmarks.__main__ import main
 from benchmarks.documents.readme import updated
+from benchmarks.errors import UsageError
 from benchmarks.measure.results import Results, Row
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+BLOCKS = {
+    README: ["/loss.json case=voc:official,official-compiled,tiled,ours"],
+    BENCHMARKS: [
+        "/loss.json case=voc",
+        "/loss-scaling.json scaling",
+        "/step-resnet50.json step",
+        "/step.json largest",
+    ],
+}
 
 
-def test_readme_figures_are_those_of_the_result_files() -> None:
-    text = README.read_text(encoding="utf-8")
-    blocks = ["/loss.json case=voc", "/loss-scaling.json scaling"]
-    blocks += ["/step-resnet50.json step", "/step.json largest"]
-    for block in blocks:
+@pytest.mark.parametrize("document", BLOCKS, ids=lambda path: path.name)
+def test_figures_of_documents_are_those_of_the_result_files(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for block in BLOCKS[document]:
         assert re.search(rf"^<!-- benchmark: \S+{re.escape(block)} -->$", text, re.M), block
-    assert updated(README) == README.read_text(encoding="utf-8"), (
-        "run: python -m benchmarks readme README.md"
-    )
+    assert updated(document) == text, f"run: python -m benchmarks readme {document}"
+
+
+def test_a_document_may_show_some_implementations_alone(tmp_path: Path, seed: int) -> None:
+    make_results(seed).save(tmp_path / "a.json")
+    document = tmp_path / "a.md"
+    block = "<!-- benchmark: a.json case={} -->\n<!-- end benchmark -->\n"
+    document.write_text(block.format("n-1000"))
+    every = updated(document)
+    document.write_text(block.format("n-1000:ours"))
+    rows = [line for line in every.splitlines() if line.startswith("| ours |")]
+    shown = [line for line in updated(document).splitlines() if line.startswith("| ")][2:]
+    assert shown == rows
+    assert rows
+    document.write_text(block.format("n-1000:theirs"))
+    with pytest.raises(UsageError, match=r"no implementation theirs; it has: .*ours"):
+        updated(document)
 
 
 def test_a_changed_figure_is_noticed_and_put_right(tmp_path: Path, seed: int) -> None:

@@ -248,7 +248,7 @@ def test_image_level_labels_are_read_like_lists(
     capsys.readouterr()
     for content, word in (
         ("ä".encode("latin-1"), "no text in UTF-8"),
-        (b"images/train0.png 1\n", "no line of the unlabelled image images/train1.png"),
+        (b"images/train0.png 1\n", "no line for the unlabelled image images/train1.png"),
         (b"images/train0.png,1\n", "not by a comma"),
         (b"images/train0.png, 1\n", "not by a comma"),
         (b"image class\n", "a header line must begin with #"),

@@ -52,11 +52,11 @@ def test_every_form_is_predicted_and_found_in_a_folder(
     stems = [Path(name).stem for name in FORMS]
     for name, (_, tolerance) in FORMS.items():
         target = f"{name}.png" if stems.count(Path(name).stem) > 1 else f"{Path(name).stem}.png"
-        overlay, colours = (
+        overlay, colors = (
             np.array(Image.open(output / kind / target)).astype(int)
-            for kind in ("overlays", "colours")
+            for kind in ("overlays", "colors")
         )
-        assert np.abs(2 * overlay - colours - shown[name]).max() <= tolerance + 1
+        assert np.abs(2 * overlay - colors - shown[name]).max() <= tolerance + 1
 
 
 @pytest.mark.parametrize("name", REFUSED)

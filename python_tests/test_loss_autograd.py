@@ -79,10 +79,10 @@ def test_gradcheck_of_the_logsumexp(seed, device):
 def test_gradcheck_of_both_directions(seed, device):
     # Finite differences see the positives move; frozen copies of them hold still.
     case = make_case(seed, 9, 21, 5, 3, torch.float64, device)
-    towards2, towards1 = cac_ext.reference.direction_masks(
+    first_to_second, second_to_first = cac_ext.reference.direction_masks(
         case.confidences1, case.confidences2, 0.2
     )
-    for view, active in ((0, towards2), (1, towards1)):
+    for view, active in ((0, first_to_second), (1, second_to_first)):
         frozen = [x.clone() for x in case.arguments()]
 
         def loss(features, view=view, active=active, frozen=frozen):

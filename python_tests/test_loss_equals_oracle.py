@@ -173,14 +173,14 @@ def test_one_direction_equals_both(seed, arithmetic, eps, ignored):
 
     def one_by_one(x1, x2, c1, c2, y1, y2, negatives, labels, *, reduction, **options):
         assert reduction == "none"
-        towards2, towards1 = (c1 < c2) & (c2 > 0.75), (c2 < c1) & (c1 > 0.75)
+        first_to_second, second_to_first = (c1 < c2) & (c2 > 0.75), (c2 < c1) & (c1 > 0.75)
         return torch.stack(
             [
                 cac_ext.masked_contrastive_loss(
-                    x1, x2.detach(), negatives, y1, labels, active=towards2, **options
+                    x1, x2.detach(), negatives, y1, labels, active=first_to_second, **options
                 ),
                 cac_ext.masked_contrastive_loss(
-                    x2, x1.detach(), negatives, y2, labels, active=towards1, **options
+                    x2, x1.detach(), negatives, y2, labels, active=second_to_first, **options
                 ),
             ]
         )

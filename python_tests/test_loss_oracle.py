@@ -81,7 +81,7 @@ def test_without_normalization_products_count():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "towards2", "towards1"),
+    ("threshold", "first_to_second", "second_to_first"),
     [
         (0.7, (True, False), (False, True)),  # 0.5 < 0.8 > 0.7, and 0.6 < 0.9 > 0.7
         (0.8, (False, False), (False, True)),  # 0.8 is not above itself
@@ -89,10 +89,10 @@ def test_without_normalization_products_count():
         (0.0, (True, False), (False, True)),  # never both directions
     ],
 )
-def test_direction_masks_by_hand(threshold, towards2, towards1):
+def test_direction_masks_by_hand(threshold, first_to_second, second_to_first):
     _, _, c1, c2, *_ = two_pixels_and_three_negatives()
     masks = reference.direction_masks(c1, c2, threshold)
-    assert masks.tolist() == [list(towards2), list(towards1)]
+    assert masks.tolist() == [list(first_to_second), list(second_to_first)]
     equal = reference.direction_masks(c1, c1, 0.0)
     assert not equal.any()
 
@@ -356,6 +356,7 @@ def test_the_oracle_and_what_it_judges_share_no_code():
         "__future__",
         "math",
         "torch",
+        "typing",
     }
     users = {
         name

@@ -1,4 +1,4 @@
-"""The README's example runs, and its figures are those of the committed results."""
+"""The documents: the example runs, figures are those of the committed results, paths exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+import pytest
+
+import cac_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 
 def test_the_example_runs_and_gives_gradients():
@@ -19,8 +25,9 @@ def test_the_example_runs_and_gives_gradients():
     assert names["features1"].grad.abs().sum() > 0
 
 
-def test_the_figures_come_from_committed_results():
-    command = [sys.executable, "-m", "benchmarks", "readme", "--check", str(README)]
+@pytest.mark.parametrize("document", [README, ROOT / "docs" / "benchmarks.md"], ids=str)
+def test_the_figures_come_from_committed_results(document):
+    command = [sys.executable, "-m", "benchmarks", "readme", "--check", str(document)]
     result = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -33,9 +40,30 @@ def test_the_three_seeds_are_those_of_the_committed_runs():
         assert row.split(" | ")[record["seed"]] == f"{100 * record['miou']:.2f}"
 
 
-def test_every_path_in_the_text_exists():
-    text = README.read_text()
-    paths = [p for p in re.findall(r"\]\(([^)#]+)\)", text) if not p.startswith("http")]
-    assert paths
-    for path in paths:
-        assert (README.parent / path).exists(), path
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_in_the_text_exists(document):
+    text = document.read_text()
+    for path in re.findall(r"\]\(([^)#]+)\)", text):
+        assert path.startswith("http") or (document.parent / path).exists(), path
+
+
+def test_the_map_of_the_tree_names_what_is_there():
+    (tree,) = re.findall(r"## Map of the tree\n\n(.*?)\n\n", README.read_text(), re.S)
+    folder = ROOT
+    for line in tree.splitlines():
+        name = line.split()[0]
+        inside = line.startswith("      ")
+        path = (folder if inside else ROOT) / name
+        assert path.exists(), name
+        folder = folder if inside else path
+
+
+def test_the_documents_give_the_same_accuracy_as_the_docstring():
+    """One table, in reStructuredText and in Markdown."""
+    docstring = cac_ext.directional_contrastive_loss.__doc__
+    in_code = re.findall(r"^ +((?:CPU|CUDA) +b?float.*)$", docstring, re.M)
+    in_document = re.findall(
+        r"^\| ((?:CPU|CUDA) .*) \|$", (ROOT / "docs/loss.md").read_text(), re.M
+    )
+    assert in_code
+    assert [re.split(r"  +", line) for line in in_code] == [x.split(" | ") for x in in_document]

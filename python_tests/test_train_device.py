@@ -42,7 +42,7 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch, no_step: None) -> None:
     ],
     ids=lambda c: " ".join(c),
 )
-def test_a_loss_that_does_not_run_is_told_before_the_first_step(
+def test_a_loss_that_does_not_run_is_reported_before_the_first_step(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main([*command, *TINY_RUN, "--folder", str(tmp_path / "run")]) == 2
@@ -59,8 +59,8 @@ def test_runs_without_the_fused_loss_do_not_need_it(other: str) -> None:
     require_fused_loss(load("synthetic", overrides))
 
 
-@pytest.mark.skipif(torch.backends.mps.is_available(), reason="other words where there is one")
-def test_a_device_that_torch_does_not_have_is_told(
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="the message differs if there is one")
+def test_a_device_that_torch_does_not_have_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     command = ["train", "synthetic", *TINY_RUN, "device=mps", "--folder", str(tmp_path / "run")]
@@ -70,7 +70,7 @@ def test_a_device_that_torch_does_not_have_is_told(
     assert "device=cpu" in message
 
 
-def test_a_loss_that_is_not_finite_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     original = cac_ext.directional_contrastive_loss
 
     def broken(*arguments, **options):

@@ -1,4 +1,4 @@
-"""Several gloo processes with a share of the batch each are one process with the whole batch."""
+"""Several gloo processes that share a batch equal one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from cac_ext.train.errors import ConfigError
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.loop import train
 from cac_ext.train.runs.checkpoint import read_checkpoint
+from cac_ext.train.runs.log import read_metrics
 from cac_ext.train.runtime.distributed import GlooBatchNorm, Processes, current, process_group
 
-#: Relative rounding that may differ: float32 sums in another order, over a few steps.
+#: Relative tolerance: float32 sums in another order, over a few steps.
 TOLERANCE = 2e-4
 
 TINY = [
@@ -53,16 +54,15 @@ def _train(overrides: list[str], folder: Path, resume: bool = False) -> float:
 
 
 def _metrics(folder: Path, key: str) -> list[float]:
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line[key] for line in lines if key in line]
+    return [line[key] for line in read_metrics(folder / "metrics.jsonl") if key in line]
 
 
 @pytest.mark.parametrize("normalizer", ["overlap", "active"])
 def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
     normalizer: str, tmp_path: Path, seed: int
 ) -> None:
-    # Rounding may carry a pixel over a threshold, so that it becomes an anchor in one of the two
-    # trainings alone. Such a draw compares different losses, and another is taken.
+    # Rounding may carry a pixel over a threshold, so that it is an anchor in one of the two
+    # trainings alone. Then the two losses differ, and another seed is drawn.
     for attempt in range(4):
         overrides = [*TINY, f"seed={seed + attempt}", f"method.normalizer={normalizer}"]
         folders = [tmp_path / f"one{attempt}", tmp_path / f"two{attempt}"]
@@ -82,14 +82,14 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
         whole, shared = (_metrics(folder, key) for folder in folders)
         assert len(whole) == (6 if key == "loss_supervised" else 4)
         assert shared == pytest.approx(whole, rel=TOLERANCE), key
-    # Beside what the training changed: the weights hardly move in so few steps.
+    # Relative to the change in training, because the weights hardly move in so few steps.
     state = read_checkpoint(folders[1] / "checkpoint.pt")["modules"]["model"]
     expected = one.update()
     update = replace(one, after={name: state[name] for name in one.after}).update()
     assert (update - expected).norm() <= 10 * TOLERANCE * expected.norm()
 
 
-def test_without_normalising_over_ranks_the_loss_is_another(tmp_path: Path, seed: int) -> None:
+def test_without_normalizing_over_ranks_the_loss_is_another(tmp_path: Path, seed: int) -> None:
     overrides = [*TINY, f"seed={seed}", "method.normalizer=active", "schedule.epochs=2"]
     losses = []
     for value in ("true", "false"):
@@ -115,7 +115,7 @@ def test_two_processes_resume_bit_for_bit(tmp_path: Path, seed: int) -> None:
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
     assert _metrics(whole, "loss") == _metrics(broken, "loss")
 
-    with pytest.warns(UserWarning, match=r"written by 2 process\(es\) and goes on with 1"):
+    with pytest.warns(UserWarning, match=r"written by 2 process\(es\) and resumes with 1"):
         _train(overrides, broken, True)
 
 
@@ -196,9 +196,9 @@ def _evaluate(seed: int) -> list:
 def test_batch_statistics_on_cpus_are_those_of_the_whole_batch(
     dtype: torch.dtype, seed: int
 ) -> None:
-    one = _normalise(seed, dtype)
+    one = _normalize(seed, dtype)
     rounding = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
-    for rank, two in enumerate(processes.run_together(2, _normalise, seed, dtype)):
+    for rank, two in enumerate(processes.run_together(2, _normalize, seed, dtype)):
         assert two["dtype"] == str(dtype)
         for key in ("out", "gradient"):
             half = torch.tensor(one[key]).chunk(2)[rank]
@@ -207,7 +207,7 @@ def test_batch_statistics_on_cpus_are_those_of_the_whole_batch(
             torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)
 
 
-def _normalise(seed: int, dtype: torch.dtype) -> dict:
+def _normalize(seed: int, dtype: torch.dtype) -> dict:
     with process_group("cpu") as group, warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # nothing torch is about to remove
         torch.manual_seed(seed)
@@ -246,7 +246,7 @@ def test_torchrun_starts_the_command(tmp_path: Path) -> None:
 
 
 def test_torchrun_evaluates_a_run_as_one_process_does(tmp_path: Path, seed: int) -> None:
-    """Five images, each of another size: one process has three of them, the other two."""
+    """Five images of different sizes: one process has three of them, the other two."""
     rng = np.random.default_rng(seed)
     counted = 0
     for part, sizes in (

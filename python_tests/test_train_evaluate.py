@@ -15,17 +15,17 @@ from cac_ext.train.networks import SegmentationNetwork
 
 
 class Mean(nn.Module):
-    """Features that are patches' means of the first channel, as three distances."""
+    """Features from the mean of the first channel over patches: its distances from three levels."""
 
     out_channels, stride, grid_offset = 3, 4, 1.5
 
     def forward(self, images: Tensor) -> Tensor:
-        grey = nn.functional.avg_pool2d(images[:, :1], 4)
-        return torch.cat([-(grey - level).abs() for level in (-2.0, 0.0, 2.0)], dim=1)
+        gray = nn.functional.avg_pool2d(images[:, :1], 4)
+        return torch.cat([-(gray - level).abs() for level in (-2.0, 0.0, 2.0)], dim=1)
 
 
 class Pictures(Dataset):
-    """Pictures of different sizes, none a multiple of the stride, of three grey levels."""
+    """Pictures of three gray levels and different sizes, none a multiple of the stride."""
 
     sizes = ((37, 50), (41, 33), (30, 30), (53, 61))
 

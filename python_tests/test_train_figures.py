@@ -1,4 +1,4 @@
-"""`cac-ext figures`: the same pixels under two contexts, and what a pixel's features depend on."""
+"""`cac-ext figures`: the same pixels in two contexts, and the regions that features depend on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cac_ext.train.figures.contexts import (
     tsne_figure,
 )
 from cac_ext.train.figures.grad_cam import grad_cam
-from cac_ext.train.figures.panels import class_colours
+from cac_ext.train.figures.panels import class_colors
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.networks.grid import FeatureGrid
@@ -82,7 +82,7 @@ def test_pictures_of_several_runs_depend_on_the_seed_alone(
         shown = [float(value) for value in line.split()[1:]]
         expected = mean_distances(features)
         assert shown == pytest.approx(
-            [expected.context, expected.recoloured, expected.any_two], abs=2e-4
+            [expected.context, expected.recolored, expected.any_two], abs=2e-4
         )
 
 
@@ -99,10 +99,10 @@ def test_one_run_keeps_its_pictures_in_its_folder(runs: list[str], tmp_path: Pat
         np.testing.assert_array_equal(found, expected)
 
 
-def test_the_pictures_show_crops_contributions_and_features_in_their_classes_colours(
+def test_the_pictures_show_crops_contributions_and_features_in_the_colors_of_their_classes(
     runs: list[str], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is on the axes, of one image and one network; t-SNE gives two of the channels."""
+    """The contents of the axes, for one image and one network; two channels replace t-SNE."""
     monkeypatch.setattr(feature_figures, "_embed", lambda features, _: features[..., 3:5].numpy())
     run = load_run(Path(runs[1]))
     splits, networks = build_datasets(run.config.data), {"cac": run.network}
@@ -129,7 +129,7 @@ def test_the_pictures_show_crops_contributions_and_features_in_their_classes_col
     for axis, view in zip(above, views, strict=True):
         np.testing.assert_allclose(axis.images[0].get_array(), view)
     features = overlap_features(run.network, part)[..., 3:5].numpy()  # [3, L, 2]
-    palette = class_colours(splits) / 255
+    palette = class_colors(splits) / 255
     for other, axis in ((1, first), (2, second)):
         lines, dots, crosses = axis.collections
         assert len(dots.get_offsets()) == len(part.truth) <= 500
@@ -139,9 +139,9 @@ def test_the_pictures_show_crops_contributions_and_features_in_their_classes_col
         np.testing.assert_allclose(crosses.get_offsets(), features[other, pixels])
         ends = np.stack([dots.get_offsets(), crosses.get_offsets()], axis=1)
         np.testing.assert_allclose(np.stack(lines.get_segments()), ends)
-        colours = palette[part.truth[pixels]]
-        np.testing.assert_allclose(dots.get_facecolors()[:, :3], colours)
-        np.testing.assert_allclose(crosses.get_edgecolors()[:, :3], colours)
+        colors = palette[part.truth[pixels]]
+        np.testing.assert_allclose(dots.get_facecolors()[:, :3], colors)
+        np.testing.assert_allclose(crosses.get_edgecolors()[:, :3], colors)
 
 
 def test_the_pixel_can_be_chosen(
@@ -149,13 +149,13 @@ def test_the_pixel_can_be_chosen(
 ) -> None:
     command = ["figures", runs[0], "--images", "1"]
     assert main([*command, "--pixel", "999,999"]) == 2
-    told = capsys.readouterr().err
-    (x, y) = re.search(r"x = (\d+) to \d+, y = (\d+) to", told).groups()
-    for name, pixel in (("centre", []), ("corner", ["--pixel", f"{x},{y}"])):
+    message = capsys.readouterr().err
+    (x, y) = re.search(r"x = (\d+) to \d+, y = (\d+) to", message).groups()
+    for name, pixel in (("center", []), ("corner", ["--pixel", f"{x},{y}"])):
         assert main([*command, *pixel, "--output", str(tmp_path / name)]) == 0
-    centre, corner = (pictures(tmp_path / name) for name in ("centre", "corner"))
-    np.testing.assert_array_equal(centre[0], corner[0])
-    assert centre[1].shape != corner[1].shape or (centre[1] != corner[1]).any()
+    center, corner = (pictures(tmp_path / name) for name in ("center", "corner"))
+    np.testing.assert_array_equal(center[0], corner[0])
+    assert center[1].shape != corner[1].shape or (center[1] != corner[1]).any()
 
 
 def test_what_cannot_be_shown_is_said(
@@ -183,21 +183,19 @@ def test_the_overlaps_are_the_same_pixels_and_truth(tmp_path: Path, seed: int) -
     for index, crops in enumerate(drawn):
         cells = grid.size(17)
         rows, columns = crops.overlap // cells * 4, crops.overlap % cells * 4
-        colours = [
-            denormalize(crops.views[view])[:, rows[view], columns[view]] for view in range(2)
-        ]
-        torch.testing.assert_close(*colours)
+        colors = [denormalize(crops.views[view])[:, rows[view], columns[view]] for view in range(2)]
+        torch.testing.assert_close(*colors)
         sample = splits.validation[index]
         image = (sample["image"].float() / 255).flatten(1)  # noise: every pixel is its own
-        for colour, truth in zip(colours[0].T, crops.truth.tolist(), strict=True):
-            (place,) = (image.T - colour).abs().amax(1).lt(1e-3).nonzero()[0].tolist()
+        for color, truth in zip(colors[0].T, crops.truth.tolist(), strict=True):
+            (place,) = (image.T - color).abs().amax(1).lt(1e-3).nonzero()[0].tolist()
             mask = int(sample["mask"].flatten()[place])
             assert truth == (-1 if mask == 255 else mask)
         assert not torch.equal(crops.views[0], crops.views[2])
 
 
 class _Shifted(nn.Module):
-    """Features that are the image's pixels so many pixels away: ``[B, 3, H, W]``."""
+    """Features that are pixels of the image, shifted: ``[B, 3, H, W]``."""
 
     out_channels, stride = 3, 1
 
@@ -229,7 +227,7 @@ def test_contributions_lie_where_the_score_reads(seed: int) -> None:
 def test_every_network_has_contributions_and_keeps_no_hook(name: str, seed: int) -> None:
     torch.manual_seed(seed)
     network = build_network(NetworkConfig(name=name, weights=None), 5).eval()
-    # Weights above zero from the last activations on: all that is active speaks for every class.
+    # Positive weights behind the last activations: every activation supports every class.
     if name == "deeplabv3plus":
         for module in (network.classifier, *network.encoder.children()):
             if module is not network.encoder.backbone:
@@ -256,6 +254,6 @@ def test_distances_are_means_over_the_whole_overlap(runs: list[str], seed: int) 
     found = mean_distances(features)
     one, other = (torch.cosine_similarity(features[0], features[k], dim=1) for k in (1, 2))
     assert found.context == pytest.approx(1 - one.mean().item(), abs=1e-5)
-    assert found.recoloured == pytest.approx(1 - other.mean().item(), abs=1e-5)
+    assert found.recolored == pytest.approx(1 - other.mean().item(), abs=1e-5)
     every_two = 1 - features[0] @ features[0].T
     assert found.any_two == pytest.approx(every_two.mean().item(), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Windows give what the plain way gives, in memory that does not grow with the picture's height."""
+"""Windows give the plain result, in memory that does not grow with the height of the picture."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def plain_windows(network: SegmentationNetwork, image: Tensor, window: int) -> T
 )
 @pytest.mark.parametrize("window", [32, 33, 64])
 @torch.no_grad()
-def test_windows_give_the_same_bits_as_the_plain_way(
+def test_windows_give_the_same_bits_as_the_plain_algorithm(
     network: SegmentationNetwork, size: tuple[int, int], window: int
 ) -> None:
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)

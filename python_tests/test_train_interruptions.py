@@ -1,4 +1,4 @@
-"""Whatever ends a run, nothing that was saved is lost, and going on equals never having stopped."""
+"""Whatever ends a run, nothing saved is lost, and a resumed run equals an unbroken one."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_sigterm_and_ctrl_c_finish_the_step_save_and_say_so(
     assert f"after iteration {at + 1} of 8" in message
     assert f"cac-ext resume {broken}" in message
     assert read_checkpoint(broken / "checkpoint.pt")["iteration"] == at + 1
-    assert ("again: ends at once" in message) == (number == signal.SIGINT)
+    assert ("again to end at once" in message) == (number == signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -176,7 +176,7 @@ def test_a_ctrl_c_on_which_nobody_acts_is_not_lost() -> None:
 
 
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
-    """As of a job in the background of a script."""
+    """As in a background job of a script."""
     earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
@@ -215,7 +215,7 @@ def test_sigterm_in_the_last_step_ends_the_run_as_ever(
 
 @contextmanager
 def _full_disk(size: int) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes: what is beyond fails, as on a full disk."""
+    """No file can grow beyond ``size`` bytes: further writes fail, as on a full disk."""
     earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
     try:
@@ -241,7 +241,7 @@ def test_a_log_without_room_does_not_hide_what_ended_the_run(tmp_path: Path, mon
         pass
 
 
-def test_a_full_disk_is_told_and_the_earlier_checkpoint_kept(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_reported_and_the_checkpoint_kept(tmp_path: Path, monkeypatch) -> None:
     config = load("synthetic", [*TINY, "schedule.epochs=2"])
     save_checkpoint, count = loop.save_checkpoint, 0
 
@@ -262,7 +262,7 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_kept(tmp_path: Path, mon
     assert read_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 4
 
 
-def test_a_full_disk_names_the_log_and_says_how_to_go_on(
+def test_a_full_disk_names_the_log_and_says_how_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     with ExitStack() as full:
@@ -291,7 +291,7 @@ def test_a_foreign_checkpoint_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, where: str, at: range) -> None:
-    """Makes the steps ``at`` not finite: in their images, or in their gradients alone."""
+    """Makes the steps ``at`` non-finite, by their images or by their gradients alone."""
     take_step = loop.take_step
 
     def spoiled(*arguments):
@@ -334,13 +334,13 @@ def test_a_step_that_is_not_finite_stops_the_run_and_keeps_its_batch(
     assert all(tensor.isfinite().all() for tensor in state["modules"]["model"].values())
 
 
-def test_a_step_that_is_not_finite_is_told_on_a_full_disk_too(
+def test_a_step_that_is_not_finite_is_reported_on_a_full_disk_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _spoil(monkeypatch, "labelled", range(1))
     with ExitStack() as full:
         _in_steps(monkeypatch, {0: lambda *_: full.enter_context(_full_disk(5000))})
-        with pytest.raises(NonFiniteError, match=r"iteration 0 is not finite.*could not be kept"):
+        with pytest.raises(NonFiniteError, match=r"iteration 0 is not finite.*could not be saved"):
             train(load("synthetic", TINY), tmp_path, progress=False)
     assert not list(tmp_path.glob("nonfinite*"))
 
@@ -380,6 +380,6 @@ def test_skipping_ends_when_nothing_else_happens(tmp_path: Path, monkeypatch) ->
     config = load("synthetic", [*TINY, "run.nonfinite=skip", "schedule.epochs=20"])
     with (
         pytest.warns(UserWarning, match="skipped"),
-        pytest.raises(NonFiniteError, match="as in 20 steps before it"),
+        pytest.raises(NonFiniteError, match="as in the 20 steps before"),
     ):
         train(config, tmp_path, progress=False)

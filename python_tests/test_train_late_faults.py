@@ -1,4 +1,4 @@
-"""A fault in the middle of a run, of a file, a worker or a disk, loses nothing that was done."""
+"""A fault in the middle of a run (a file, a worker, a disk) loses no finished work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def break_stream(monkeypatch: pytest.MonkeyPatch, name: str, position: int) -> None:
-    """From a position on, samples of a stream cannot be read."""
+    """Samples of a stream cannot be read from ``position`` on."""
     original = Stream.__getitem__
 
     def broken(self: Stream, at: int):

@@ -24,7 +24,7 @@ from cac_ext.train.data import build_datasets
 from cac_ext.train.data.classes import Classes, load_classes
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.figures import text as figure_text
-from cac_ext.train.figures.panels import add_legend, class_colours, colour_mask, save_confusion
+from cac_ext.train.figures.panels import add_legend, class_colors, color_mask, save_confusion
 from cac_ext.train.figures.text import set_fonts, shown_names, shown_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,8 +70,8 @@ def test_any_number_of_classes_is_trained_evaluated_and_predicted(
     assert main(["predict", str(run), str(tmp_path / "images"), "--output", str(output)]) == 0
     ids = np.array(Image.open(output / "ids/0.png"))
     assert ids.max() < classes
-    colours = np.array(Image.open(output / "colours/0.png"))
-    assert np.array_equal(colours, class_colours(load_classes(run))[ids])
+    colors = np.array(Image.open(output / "colors/0.png"))
+    assert np.array_equal(colors, class_colors(load_classes(run))[ids])
     for pictures in logged_pictures(run).values():
         for picture in pictures.values():
             assert max(picture.shape) < 2000
@@ -82,10 +82,10 @@ def test_any_number_of_classes_is_trained_evaluated_and_predicted(
 
 @pytest.mark.parametrize("count", [2, 20, 21, 64, 65, 256, 300, 1000, 8192])
 def test_every_class_has_a_colour_of_its_own_and_none_that_of_ignored_pixels(count: int) -> None:
-    colours = class_colours(Classes(["x"] * count, 255, None))
-    assert colours.shape == (count, 3)
-    assert len(np.unique(colours, axis=0)) == count
-    assert not (colours == 255).all(axis=1).any()
+    colors = class_colors(Classes(["x"] * count, 255, None))
+    assert colors.shape == (count, 3)
+    assert len(np.unique(colors, axis=0)) == count
+    assert not (colors == 255).all(axis=1).any()
 
 
 @pytest.mark.parametrize("ignored", [-1, 1, 255, 300, 2**31 - 1, -(2**31)])
@@ -93,10 +93,10 @@ def test_every_class_has_a_colour_of_its_own_and_none_that_of_ignored_pixels(cou
 def test_ignored_pixels_are_white_whatever_their_value(count: int, ignored: int) -> None:
     classes = Classes([f"c{k}" for k in range(count)], ignored, None)
     mask = torch.tensor([[0, 2], [count - 1, ignored]])
-    picture = colour_mask(mask, classes)
+    picture = color_mask(mask, classes)
     for place, value in zip(((0, 0), (0, 1), (1, 0), (1, 1)), mask.flatten().tolist(), strict=True):
         white = value == ignored
-        expected = (255, 255, 255) if white else tuple(class_colours(classes)[value])
+        expected = (255, 255, 255) if white else tuple(class_colors(classes)[value])
         assert tuple(picture[place]) == expected
 
 

@@ -1,4 +1,4 @@
-"""A run goes on on another device, and with other settings that change it by rounding alone."""
+"""A run resumes on another device, and with other settings that change rounding alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rounding_warnings(arguments: list[str]) -> list[str]:
     return [str(w.message) for w in caught if "differ by rounding" in str(w.message)]
 
 
-def test_a_run_of_a_gpu_goes_on_on_a_cpu_and_says_what_differs(interrupted: Path) -> None:
+def test_a_run_of_a_gpu_resumes_on_a_cpu_and_says_what_differs(interrupted: Path) -> None:
     def of_gpu(state: dict) -> None:
         assert state["device"] == "cpu"
         state["device"] = state["config"]["device"] = "cuda"
@@ -52,7 +52,7 @@ def test_a_run_of_a_gpu_goes_on_on_a_cpu_and_says_what_differs(interrupted: Path
     (text,) = rounding_warnings(["resume", str(interrupted), "device=cpu"])
     assert "the device is cuda there and cpu here" in text
     assert read_metrics(interrupted / "metrics.jsonl")[-1]["iteration"] == 4
-    assert "device: cpu" in path.read_text()  # the next continuation is told no more
+    assert "device: cpu" in path.read_text()  # the next resume gives no warning
     assert rounding_warnings(["resume", str(interrupted)]) == []
 
 

@@ -118,7 +118,7 @@ def test_two_processes_train_the_example_as_one_does(tmp_path: Path, seed: int) 
 
 
 def test_a_method_that_breaks_the_contract_is_named(monkeypatch, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.name: there is no 'cacc'.*did you mean 'cac'"):
+    with pytest.raises(ConfigError, match=r"method\.name: 'cacc' is unknown.*did you mean 'cac'"):
         check_method(load("synthetic", ["method.name=cacc"]))
     with pytest.raises(ConfigError, match=r"method\.options is for custom methods"):
         train(load("synthetic", [*TINY_RUN, "method.options.x=1"]), tmp_path, progress=False)

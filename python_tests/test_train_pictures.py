@@ -1,4 +1,4 @@
-"""TensorBoard shows, at every evaluation, what the network predicts and what a crop pair became."""
+"""At every evaluation, TensorBoard shows predictions and the results of a crop pair."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.experiments.methods import method_overrides
 from cac_ext.train.figures.panels import (
-    class_colours,
+    class_colors,
     crop_pair_figure,
     predictions_figure,
     save_confusion,
@@ -58,7 +58,7 @@ def logged_pictures(folder: Path) -> dict[str, dict[int, np.ndarray]]:
 
 
 def rendered(figure: Figure, dpi: int = 80) -> np.ndarray:
-    """RGB of a figure as it is shown."""
+    """RGB of a figure."""
     file = io.BytesIO()
     figure.savefig(file, dpi=dpi, format="png")
     return np.array(Image.open(file).convert("RGB"))
@@ -105,7 +105,7 @@ def test_every_evaluation_shows_predictions_and_the_current_crop_pair(
         assert len(drawn[tag]) == len(pictures)
         for (_, expected), picture in zip(drawn[tag], pictures.values(), strict=True):
             assert np.array_equal(picture, expected)
-    # The pairs and losses of the very step, and the network as it is then.
+    # The pairs and outputs of the latest step.
     for (arguments, _), (pairs, outputs) in zip(drawn["train/crop_pair"], steps, strict=True):
         assert arguments[2] is pairs is outputs.pairs
         for given, found in zip(arguments[3:], outputs[1:], strict=True):
@@ -123,7 +123,7 @@ def test_the_picture_of_predictions_shows_images_truth_and_what_each_network_pre
     assert all(network.training for network in networks.values())  # as they were
     rows = np.array(figure.axes).reshape(2, 4)
     assert [axis.get_title() for axis in rows[0]] == ["image", "truth", "a", "b"]
-    table = np.concatenate([class_colours(splits), np.full((256, 3), 255, np.uint8)])
+    table = np.concatenate([class_colors(splits), np.full((256, 3), 255, np.uint8)])
     for row, index in zip(rows, (0, 2), strict=True):  # the first and the last of three
         sample = splits.validation[index]
         masks = [sample["mask"], *(predict(x.eval(), sample["image"]) for x in networks.values())]
@@ -142,7 +142,7 @@ def test_without_an_unlabelled_branch_there_is_no_crop_pair(tmp_path: Path) -> N
 
 
 def test_the_picture_of_a_crop_pair_is_of_its_first_image(seed: int) -> None:
-    """Two images; the second one's overlap, labels and anchors must not show."""
+    """Of two images; overlap, labels and anchors of the second one must not show."""
     torch.manual_seed(seed)
     splits = build_datasets(load("synthetic").data)
     side, grid = 9, FeatureGrid(4)
@@ -150,25 +150,25 @@ def test_the_picture_of_a_crop_pair_is_of_its_first_image(seed: int) -> None:
     overlaps = (number[:, 2:, 3:].flatten(), number[:, :-2, :-3].flatten())  # [A]
     valid = torch.ones(2, side, side, dtype=torch.bool)
     pairs = random_pairs(2, 33, overlaps, (valid, valid))
-    towards2 = torch.rand(len(overlaps[0])) < 0.4
+    first_to_second = torch.rand(len(overlaps[0])) < 0.4
     labels = torch.randint(0, 7, (4, side, side))
     confidences = torch.rand(4, side, side)
-    active = (towards2, ~towards2)
+    active = (first_to_second, ~first_to_second)
     figure = crop_pair_figure(splits, grid, pairs, confidences, labels, active)
     axes = np.array(figure.axes[:8]).reshape(2, 4)  # the truth is not known
     corners = [(10, 6, 24, 28), (-2, -2, 24, 28)]  # left, top, width, height in pixels
     for view, (row, corner) in enumerate(zip(axes, corners, strict=True)):
         (outline,) = [patch for patch in row[0].patches if isinstance(patch, Rectangle)]
         assert outline.get_bbox().bounds == corner
-        colours = class_colours(splits)[labels[2 * view]]  # [h, w, 3]
-        assert np.array_equal(row[1].images[0].get_array(), colours)
+        colors = class_colors(splits)[labels[2 * view]]  # [h, w, 3]
+        assert np.array_equal(row[1].images[0].get_array(), colors)
         assert np.allclose(row[2].images[0].get_array(), confidences[2 * view])
         anchors = np.zeros(side**2, bool)
         first = pairs.image_index == 0
         anchors[pairs[view].overlap[first & active[view]]] = True
         cells = row[3].images[1].get_array()  # [h, w, RGBA]
         assert np.array_equal(cells[..., 3] > 0, anchors.reshape(side, side))
-        assert np.array_equal(cells[..., :3], colours)
+        assert np.array_equal(cells[..., :3], colors)
         assert row[3].images[1].get_extent() == [-2, 34, 34, -2]  # a cell is a stride wide
 
 

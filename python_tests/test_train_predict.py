@@ -10,27 +10,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_run import TINY_RUN
 from torch import nn
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
-from cac_ext.train.figures.panels import colour_mask, save_confusion
+from cac_ext.train.figures.panels import color_mask, save_confusion
 from cac_ext.train.inference import Inference, class_probabilities, predict, predict_logits
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runs.folder import load_run
 
 TINY = [
-    "device=cpu",
-    "network.width=16",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
+    *TINY_RUN,
     "data.synthetic.labelled=4",
     "data.synthetic.unlabelled=0",
-    "data.synthetic.validation=4",
     "schedule.epochs=1",
-    "schedule.iterations_per_epoch=2",
-    "schedule.labelled_batch=2",
     "method.unsupervised_weight=0",
 ]
 
@@ -58,7 +53,7 @@ def images(tmp_path: Path, seed: int) -> Path:
 
 
 class Pointwise(nn.Module):
-    """Features that depend on the pixel alone: neither window nor mirroring can change them."""
+    """Features that depend on the pixel alone, so windows and mirroring cannot change them."""
 
     out_channels, stride = 3, 1
 
@@ -126,7 +121,7 @@ def test_evaluate_takes_scales_windows_and_other_data(run_folder: Path, capsys) 
         assert word in capsys.readouterr().err
 
 
-def test_predict_writes_ids_colours_and_overlays_and_leaves_the_images(
+def test_predict_writes_ids_colors_and_overlays_and_leaves_the_images(
     run_folder: Path, images: Path, tmp_path: Path, capsys
 ) -> None:
     before = {path: path.read_bytes() for path in images.rglob("*") if path.is_file()}
@@ -145,14 +140,14 @@ def test_predict_writes_ids_colours_and_overlays_and_leaves_the_images(
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         assert ids.mode == "L"
         assert np.array_equal(np.array(ids), predict(run.network, pixels).numpy())
-        colours = colour_mask(torch.from_numpy(np.array(ids)), run.classes)  # [H, W, 3]
-        half = (pixels.permute(1, 2, 0).float() + torch.from_numpy(colours)) / 2
-        for kind, expected in (("colours", colours), ("overlays", half.numpy())):
+        colors = color_mask(torch.from_numpy(np.array(ids)), run.classes)  # [H, W, 3]
+        half = (pixels.permute(1, 2, 0).float() + torch.from_numpy(colors)) / 2
+        for kind, expected in (("colors", colors), ("overlays", half.numpy())):
             with Image.open(output / kind / f"{name}.png") as picture:
                 assert (picture.mode, picture.size) == ("RGB", ids.size)
                 np.testing.assert_allclose(np.array(picture), expected, atol=1)
 
-    # Again: nothing is overwritten unless told so.
+    # A second time: nothing is overwritten without --overwrite.
     assert main(arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
@@ -169,7 +164,7 @@ def test_predict_never_writes_over_an_image(run_folder: Path, images: Path, caps
     assert "is one of the images" in capsys.readouterr().err
     assert target.read_bytes() == before
 
-    # Two images of one name would go to the same file.
+    # Two images with one name would go to the same file.
     arguments = ["predict", str(run_folder), str(target), str(images / "a.png")]
     assert main([*arguments, "--output", str(images / "out")]) == 2
     assert "would both be written" in capsys.readouterr().err

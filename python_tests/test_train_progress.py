@@ -15,18 +15,14 @@ import numpy as np
 import pytest
 import tqdm.std
 from PIL import Image
+from tiny_run import TINY_RUN
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.runtime.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 TINY = [
-    "device=cpu",
-    "network.width=16",
-    "augment.crop_size=33",
-    "data.synthetic.image_size=48",
-    "data.synthetic.labelled=4",
-    "data.synthetic.unlabelled=4",
+    *TINY_RUN,
     "data.synthetic.validation=25",
     "schedule.epochs=1",
     "schedule.iterations_per_epoch=20",
@@ -36,7 +32,7 @@ TINY = [
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """Time that passes only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1e9
@@ -53,7 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def lines_of(clock: Clock, count: int, seconds: float, **options) -> list[str]:
-    """What a loop of ``count`` items, each of so many seconds, writes to a file."""
+    """The lines that a loop of ``count`` items, each taking ``seconds``, writes to a file."""
     file = io.StringIO()
     for _ in Progress(range(count), "evaluate", unit="image", file=file, **options):
         clock.now += seconds
@@ -82,7 +78,7 @@ def test_a_short_loop_leaves_one_line_or_none(clock: Clock) -> None:
     assert len(lines_of(clock, count=1_000, seconds=1e-3)) == 1
     assert lines_of(clock, count=1_000, seconds=1e-3, leave=False) == []
     assert lines_of(clock, count=1_000, seconds=1e-3, disable=True) == []
-    # Where others were written, the last says how it ended.
+    # After earlier lines, the last one shows how the loop ended.
     ended = lines_of(clock, count=15, seconds=1.0, leave=False)
     assert [line.split()[1] for line in ended] == ["10/15", "15/15"]
 
@@ -118,7 +114,7 @@ def _pictures(folder: Path) -> str:
     return str(folder)
 
 
-#: Each command, from a run folder and an empty one; how many items it goes through.
+#: Command -> its arguments, made from a run folder and an empty folder.
 COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "train": lambda run, to: ["train", "synthetic", *TINY, "--folder", str(to / "new")],
     "compare": lambda run, to: [
@@ -147,21 +143,21 @@ def test_a_command_writes_few_lines_to_a_file_and_never_returns_the_carriage(
         assert main(command) == 0
     text = path.read_bytes().decode()
     assert "\r" not in text
-    # 20 steps or 25 images and more, but a line for each loop alone.
+    # 20 steps, or 25 images and more, but only one line for each loop.
     assert len(text.splitlines()) <= 6, text
 
 
 @contextmanager
 def terminal() -> Iterator[bytearray]:
-    """Standard error is a terminal inside; what it was sent is complete after.
+    """Standard error is a terminal inside; afterwards all of its output is there.
 
-    Somebody must read all the while, or what writes to a terminal waits at last.
+    A thread reads all the time: otherwise writing to a full terminal would block.
     """
     ours, its = os.openpty()
     received = bytearray()
 
     def read() -> None:
-        with suppress(OSError):  # how Linux reports that the other end was closed
+        with suppress(OSError):  # Linux reports so that the other end was closed
             while data := os.read(ours, 4096):
                 received.extend(data)
 
@@ -185,8 +181,8 @@ def test_on_a_terminal_a_command_draws_a_bar(command: list[str]) -> None:
     assert re.search(r"\d+%\|.*\| \d+/\d+ \[", text), text
 
 
-def test_no_module_has_bars_of_its_own() -> None:
-    """Other parts would again write thousands of carriage returns to a file."""
+def test_no_other_module_draws_bars() -> None:
+    """Another module would again write thousands of carriage returns to a file."""
     found = []
     for path in [*(ROOT / "cac_ext").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -21,6 +21,19 @@ TINY_RUN = [
     "schedule.log_every=1",
 ]
 
+#: The same for runs with image-level labels; their classifier starts from random weights.
+TINY_WEAK = [
+    *TINY_RUN,
+    "data.synthetic.labelled=4",
+    "data.synthetic.unlabelled=6",
+    "data.synthetic.validation=2",
+    "schedule.epochs=3",
+    "schedule.evaluate_every=3",
+    "image_classifier.epochs=2",
+    "image_classifier.batch=3",
+    "image_classifier.weights=null",
+]
+
 
 def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
     """Trainings draw nothing until the patch is undone: drawing takes most of a tiny one's time."""

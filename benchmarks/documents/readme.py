@@ -5,8 +5,9 @@ A document marks the place of a table and the source of its figures:
     <!-- benchmark: benchmarks/results/.../loss.json case=voc -->
     <!-- end benchmark -->
 
-``case=NAME`` is one case of a `loss` result. Other tables are ``scaling`` (its cases that differ in
-N alone), ``step`` (a `step` result) and ``largest`` (the sizes that fit into memory).
+``case=NAME`` is one case of a `loss` result; ``case=NAME:A,B`` shows the implementations A and B
+alone. Other tables are ``scaling`` (its cases that differ in N alone), ``step`` (a `step` result)
+and ``largest`` (the sizes that fit into memory).
 
 The command writes the table in between, with its footnotes; with ``--check`` it only reports
 whether the document is up to date. Paths are relative to the document.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.documents.plots import series_in_n
@@ -38,13 +40,22 @@ FEW = 3  # timed calls; a figure of fewer has a mark
 FEW_SIGN, OTHER_TYPE_SIGN = "\\*", "\\*\\*"
 
 
-def case_markdown(results: Results, case: str) -> str:
-    """One case of a `loss` result: time, ratios, share of the matrix-product rate, memory."""
+def case_markdown(results: Results, case: str, implementations: Sequence[str] = ()) -> str:
+    """One case of a `loss` result: time, ratios, share of the matrix-product rate, memory.
+
+    With ``implementations`` only their rows.
+    """
     if case not in results.cases:
         raise UsageError(f"the result has no case {case!r}; it has: {', '.join(results.cases)}")
     header = ["implementation", "type", "loss + gradient", "vs official", "vs tiled"]
     header += ["of matmul rate", "memory"]
     shown = [row for row in results.rows if row.case == case and row.phase == "both"]
+    measured = {row.implementation: None for row in shown}
+    if unknown := [name for name in implementations if name not in measured]:
+        raise UsageError(
+            f"the result has no implementation {', '.join(unknown)}; it has: {', '.join(measured)}"
+        )
+    shown = [row for row in shown if not implementations or row.implementation in implementations]
     lines = []
     for row in shown:
         cells = [row.implementation, SHORT_DTYPE.get(row.dtype, row.dtype)]
@@ -215,7 +226,8 @@ def updated(document: Path) -> str:
         elif match["what"] == "largest":
             body = largest_markdown(results)
         else:
-            body = case_markdown(results, match["what"].removeprefix("case="))
+            case, _, names = match["what"].removeprefix("case=").partition(":")
+            body = case_markdown(results, case, names.split(",") if names else ())
         return match["start"] + body + match["end"]
 
     text = document.read_text(encoding="utf-8")
@@ -223,8 +235,8 @@ def updated(document: Path) -> str:
     for start in re.findall(r"^<!-- benchmark:.*\n?", text, re.MULTILINE):
         if start not in known:
             raise UsageError(
-                f"{document}: {start.strip()!r} is not a block; a block begins with "
-                "'<!-- benchmark: FILE.json case=NAME|scaling|step|largest -->' and ends with "
+                f"{document}: {start.strip()!r} is not a block; it must begin with "
+                "'<!-- benchmark: FILE.json case=NAME[:A,B]|scaling|step|largest -->' and end with "
                 "'<!-- end benchmark -->'"
             )
     return _BLOCK.sub(replace, text)

@@ -1,18 +1,18 @@
-"""Errors that the user can mend: the command shows their message alone, without a traceback."""
+"""Errors that the user can fix: the command prints their message alone, without a traceback."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-_LISTED = 10  # names in a message; the rest is counted
+_LISTED = 10  # items that a message names; the rest are counted
 
 
 class UserError(Exception):
-    """Something given to the trainer cannot be used; the message names it and what is needed."""
+    """The trainer cannot use an input; the message names the input and says what is needed."""
 
 
 class ConfigError(UserError, ValueError):
-    """The configuration cannot be used; the message names the key and says what is allowed."""
+    """A setting cannot be used; the message names the key and says what is allowed."""
 
 
 class DataError(UserError, ValueError):
@@ -20,19 +20,19 @@ class DataError(UserError, ValueError):
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint cannot be read, or does not belong to this run."""
+    """A checkpoint cannot be read or written, or belongs to another run."""
 
 
 class NonFiniteError(UserError, ArithmeticError):
-    """A loss or gradient is nan or infinite; the message says in which step."""
+    """A loss or gradient is nan or infinite; the message names the step."""
 
 
 class ProcessError(UserError, RuntimeError):
-    """Another process of the run has ended; the reason is in that one's message."""
+    """Another process of the run has ended; the message of that process gives the reason."""
 
 
 def listed(things: Iterable[object]) -> str:
-    """``a, b, c``, and of more than ten things how many more there are."""
+    """``a, b, c``; after ten things ``and 5 more``."""
     shown = [str(thing) for thing in things]
     more = len(shown) - _LISTED
     return ", ".join(shown[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Evaluation: mean intersection over union at the images' original size, each image once."""
+"""Evaluation: mean intersection over union at the original size of the images, each image once."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ from cac_ext.train.runtime.signals import leave_signals_to_the_main_process
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over a validation set found."""
+    """The result of one pass over a validation set."""
 
     confusion: Tensor  # [K, K] int64 pixels: true class, predicted class
 
     @property
     def class_iou(self) -> list[float]:
-        """Intersection over union of each class, nan for one neither there nor predicted."""
+        """Intersection over union of each class; nan for an absent class."""
         intersection = self.confusion.diagonal().double()
         union = self.confusion.sum(0) + self.confusion.sum(1) - intersection
         return (intersection / union).tolist()
 
     @property
     def absent_classes(self) -> list[int]:
-        """Ids of the classes neither there nor predicted: the mIoU is a mean over the others."""
+        """Ids of the classes that neither occur nor are predicted: the mIoU leaves them out."""
         present = (self.confusion.sum(0) + self.confusion.sum(1)) > 0
         return (~present).nonzero().flatten().tolist()
 
     @property
     def class_accuracy(self) -> list[float]:
-        """Share of each class's pixels that are predicted as it, nan where it does not occur."""
+        """Share of a class's pixels that are predicted as this class; nan without such pixels."""
         return (self.confusion.diagonal().double() / self.confusion.sum(1)).tolist()
 
     @property
     def class_precision(self) -> list[float]:
-        """Share of the pixels predicted as a class that are of it, nan where there are none."""
+        """Share of the pixels predicted as a class that belong to it; nan without such pixels."""
         return (self.confusion.diagonal().double() / self.confusion.sum(0)).tolist()
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of all counted pixels that are right, in [0, 1]."""
+        """Share of the counted pixels that are predicted correctly, in [0, 1]."""
         return (self.confusion.diagonal().sum().double() / self.confusion.sum()).item()
 
     @property
     def miou(self) -> float:
-        """Mean over all but the `absent_classes`, in [0, 1], unrounded."""
+        """Mean IoU over all but the `absent_classes`, in [0, 1], unrounded."""
         return torch.tensor(self.class_iou, dtype=torch.float64).nanmean().item()
 
 
 def absent_names(class_iou: Mapping[str, float | None]) -> list[str]:
-    """Names of the classes whose IoU is nan, or None as JSON has it."""
+    """Names of the classes whose IoU is nan, or None (in JSON)."""
     return [name for name, iou in class_iou.items() if iou is None or math.isnan(iou)]
 
 
 def absence_note(class_iou: Mapping[str, float | None]) -> str:
-    """What must stand beside an mIoU that is no mean over all classes; else nothing.
+    """The note beside an mIoU that leaves out absent classes; empty if it covers all classes.
 
-    ``class_iou`` is each class's IoU by name, nan or None for one that does not occur.
+    ``class_iou`` is the IoU of each class by name, nan or None for an absent class.
     """
     absent = absent_names(class_iou)
     if not absent:
@@ -90,16 +90,19 @@ def evaluate(
     processes: Processes = ALONE,
     inference: Inference = SINGLE_SCALE,
 ) -> Evaluation:
-    """Evaluates a network on all images of a data set with masks. Leaves its mode as it was.
+    """Evaluates a network on all images of a data set with masks. Restores the network's mode.
 
-    Several processes share the images, each of which counts once; the result is the same in all.
+    Several processes share the images: each image counts once, and all processes get the same
+    result.
 
     Raises:
-        DataError: there are no images, or one cannot be read.
+        DataError: the data set is empty, or an image cannot be read.
         ProcessError: another process has failed.
     """
     if len(dataset) == 0:
-        raise DataError("there are no images to evaluate on: the validation list is empty")
+        raise DataError(
+            "there are no images to evaluate on: the validation set is empty. Add images to it"
+        )
     device = next(network.parameters()).device
     confusion = MulticlassConfusionMatrix(
         num_classes, ignore_index=ignore_index, validate_args=False, sync_on_compute=False
@@ -119,7 +122,7 @@ def evaluate(
         for sample in Progress(loader, "evaluate", unit="image", leave=False, disable=not progress):
             truth = sample["mask"].to(device).long()  # [H, W]
             confusion.update(predict(network, sample["image"], inference), truth)
-    except Exception as error:  # the other processes must not wait for this one's sums
+    except Exception as error:  # the other processes must not wait for this one
         failure = error
     network.train(was_training)
     if processes.any(failure is not None):

@@ -1,10 +1,11 @@
-"""What a network makes of an image of any size: in one go, at several scales, by windows."""
+"""Predictions for an image of any size: in one pass, at several scales, by windows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,13 @@ from cac_ext.train.networks import SegmentationNetwork
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image is shown to the network; as it comes, once and whole at its own size.
+    """Test-time options. Default: one pass over the whole image at its own size.
 
     Attributes:
         scales: factors of the image's size; the class probabilities are averaged.
-        flip: average with those of the mirrored image.
-        window: side in pixels of the windows that slide over the (scaled) image, overlapping by a
-            third at least; None shows all of it at once.
+        flip: average with the probabilities of the mirrored image.
+        window: side in pixels of windows that slide over the (scaled) image and overlap by at least
+            a third; None for one pass over the whole image.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -44,7 +45,7 @@ SINGLE_SCALE = Inference()
 def predict_logits(network: SegmentationNetwork, image: Tensor) -> Tensor:
     """Logits ``[1, K, H, W]`` of a uint8 image ``[3, H, W]`` of any size, on the network's device.
 
-    The image is padded by reflection to a size that fits the feature grid, and cropped back.
+    The image is padded by reflection to a size that fits the feature grid; the logits are cropped.
     """
     device = next(network.parameters()).device
     height, width = image.shape[-2:]
@@ -74,6 +75,8 @@ def class_probabilities(
                 probabilities = F.interpolate(probabilities, (height, width), mode="bilinear")
             total = probabilities[0] if total is None else total.add_(probabilities[0])
             views += 1
+    if total is None:
+        raise ValueError("Inference.scales is empty: give one scale or more")
     return total if views == 1 else total.div_(views)
 
 
@@ -82,8 +85,8 @@ def predict(
 ) -> Tensor:
     """Class of each pixel, ``[3, H, W] uint8 -> [H, W]`` int64.
 
-    With one scale and windows, memory does not grow with the height of the image: what no window
-    looks at any more is turned into classes at once.
+    With one scale and windows, memory does not grow with the height of the image: rows that all
+    their windows have seen are turned into classes at once.
     """
     if inference == SINGLE_SCALE:
         return predict_logits(network, image).argmax(dim=1)[0]
@@ -94,22 +97,23 @@ def predict(
 
 
 def _by_windows(network: SegmentationNetwork, image: Tensor, window: int | None) -> Tensor:
-    """Class probabilities ``[1, K, H, W]``, each pixel's averaged over the windows that see it."""
+    """Class probabilities ``[1, K, H, W]``, averaged over the windows that see a pixel."""
     if window is None:
         return predict_logits(network, image).softmax(dim=1)
-    whole, row = None, 0
-    for band in _bands(network, image, window):
-        if whole is None:
-            whole = band.new_empty((band.shape[0], *image.shape[-2:]))
+    bands = _bands(network, image, window)
+    first = next(bands)  # [K, rows, W]
+    whole = first.new_empty((first.shape[0], *image.shape[-2:]))
+    row = 0
+    for band in chain([first], bands):
         whole[:, row : row + band.shape[1]] = band
         row += band.shape[1]
     return whole[None]
 
 
 def _bands(network: SegmentationNetwork, image: Tensor, window: int) -> Iterator[Tensor]:
-    """Class probabilities from top to bottom, ``[K, rows, W]`` each, averaged over the windows.
+    """Bands of class probabilities ``[K, rows, W]`` from top to bottom, averaged over the windows.
 
-    A band is complete where the next windows begin, so sums are held for a window's height alone.
+    A band is complete where the next row of windows begins, so the sums cover one window's height.
     """
     height, width = image.shape[-2:]
     if window >= max(height, width):
@@ -126,6 +130,7 @@ def _bands(network: SegmentationNetwork, image: Tensor, window: int) -> Iterator
             if total is None:
                 total = probabilities.new_zeros((len(probabilities), min(window, height), width))
             total[:, :rows, left : left + crop.shape[2]] += probabilities
+        assert total is not None  # there is a window in each row
         done = next_top - top
         counts = down[top:next_top, None] * across[None, :]  # [done, W]
         yield total[:, :done] / counts.to(total.device)
@@ -135,7 +140,7 @@ def _bands(network: SegmentationNetwork, image: Tensor, window: int) -> Iterator
 
 
 def _coverage(starts: list[int], window: int, size: int) -> Tensor:
-    """How many windows see each place along one side, ``[size]``."""
+    """Number of windows that see each position along one side, ``[size]``."""
     counts = torch.zeros(size)
     for start in starts:
         counts[start : start + window] += 1
@@ -143,7 +148,7 @@ def _coverage(starts: list[int], window: int, size: int) -> Tensor:
 
 
 def _starts(size: int, window: int) -> Iterator[int]:
-    """Where windows begin: evenly, so that they reach both ends and overlap by a third at least."""
+    """Evenly spaced starts of windows that reach both ends and overlap by at least a third."""
     steps = math.ceil(max(size - window, 0) / max(1, window * 2 // 3))
     for step in range(steps + 1):
         yield round(step * (size - window) / steps) if steps else 0

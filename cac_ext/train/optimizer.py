@@ -11,7 +11,7 @@ from cac_ext.train.config import OptimizerConfig
 
 
 def build_sgd(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
-    """SGD over parameter groups, each with its own ``learning_rate``."""
+    """SGD over parameter groups, each with the key ``learning_rate``."""
     return SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -20,7 +20,7 @@ def build_sgd(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimize
 def set_learning_rates(
     optimizers: Iterable[Optimizer], config: OptimizerConfig, iteration: int, iterations: int
 ) -> None:
-    """``base * (1 - iteration / iterations) ** power`` for each group: no state to keep."""
+    """Sets each group to ``learning_rate * (1 - iteration / iterations) ** power``; stateless."""
     decay = (1 - iteration / iterations) ** config.poly_power
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -1,6 +1,6 @@
-"""Is there something to learn, and can a step be made? Asked before training, not after it.
+"""Checks before a training: is there something to learn, and can a step run?
 
-Nothing here draws from the random state of the run, and nothing changes what is trained.
+No check draws from the random state of the run or changes the training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runtime.distributed import ALONE, Processes, current
 from cac_ext.train.runtime.seeding import seeded
 
-_PAIRS = 16  # drawn to see whether crops overlap
+_PAIRS = 16  # crop pairs drawn to see whether views overlap
 
 
 def require_labels(
@@ -41,19 +41,19 @@ def require_labels(
     processes: Processes = ALONE,
     progress: bool = True,
 ) -> None:
-    """Looks at the masks of the labelled and the validation images, as many as `scan_masks` needs.
+    """Checks the masks of labelled and validation images, as many as `scan_masks` reads.
 
     Args:
         config: of the run.
-        splits: its data, where it has been built already.
-        processes: all call it; rank 0 looks.
+        splits: its data, if already built.
+        processes: all call this; rank 0 reads the masks.
         progress: whether to show a progress bar.
 
     Raises:
-        DataError: no labelled pixel, or of one class alone; no pixel to validate by.
+        DataError: no labelled pixel, labels of a single class, or no validation pixel.
 
     Warns:
-        UserWarning: classes without a pixel, and what to do about them.
+        UserWarning: classes without a pixel, and advice.
     """
 
     def look() -> None:
@@ -64,9 +64,9 @@ def require_labels(
 
 
 def require_labels_of_runs(runs: Mapping[Path, Config], *, progress: bool = True) -> None:
-    """`require_labels` of several runs before the first of them takes hours, of each data once.
+    """`require_labels` for several runs before the first one takes hours; once for the same data.
 
-    ``runs`` are configurations by run folder; those that have begun are left out.
+    ``runs`` holds configurations by run folder; runs that have begun are left out.
     """
     processes = current()
     seen: list[DataConfig] = []
@@ -97,7 +97,7 @@ def _look_at_labels(config: Config, splits: DatasetSplits, progress: bool) -> No
 
 
 def warn_of_small_images(config: Config, splits: DatasetSplits, grid: FeatureGrid) -> None:
-    """A warning where the views of unlabelled images, as small as these are, share no feature.
+    """Warns if unlabelled images are so small that the two views of most share no feature.
 
     Args:
         config: of the run.
@@ -110,12 +110,12 @@ def warn_of_small_images(config: Config, splits: DatasetSplits, grid: FeatureGri
 
 
 def small_images_remark(config: Config, splits: DatasetSplits, grid: FeatureGrid) -> str | None:
-    """A sentence about crop pairs that share no feature of their image; None where most do.
+    """A sentence if the views of most crop pairs share no feature of their image; else None.
 
-    Sixteen pairs are drawn, of as many images spread over the set.
+    Draws sixteen pairs from images spread over the set.
 
     Raises:
-        ConfigError: no crops can have the ``method.iou_range``.
+        ConfigError: no crop pair can have an IoU in ``method.iou_range``.
     """
     images = splits.labelled if splits.unlabelled is None else splits.unlabelled
     still = replace(config.augment, jitter=0.0, blur=0.0, gray=0.0)
@@ -134,24 +134,25 @@ def small_images_remark(config: Config, splits: DatasetSplits, grid: FeatureGrid
         return None
     height, width = min(sizes, key=min)
     return (
-        f"of {_PAIRS} crop pairs {empty} share no feature of their image: with images as small as "
-        f"{width} x {height} pixels, crops of {still.crop_size} (augment.crop_size) are mostly "
-        "padding, and the unlabelled images teach little. Lower augment.crop_size, set "
-        "augment.base_size to enlarge the images, or raise the lower end of method.iou_range"
+        f"in {empty} of {_PAIRS} crop pairs the views share no feature of their image: with images "
+        f"as small as {width} x {height} pixels, crops of {still.crop_size} (augment.crop_size) "
+        "are mostly padding, and the network learns little from unlabelled images. Lower "
+        "augment.crop_size, set augment.base_size to enlarge the images, or raise the lower end of "
+        "method.iou_range"
     )
 
 
 def require_batch_statistics(model: nn.Module, batch: int, crop_size: int, keys: str) -> None:
-    """ConfigError where batch normalisation would meet a single value a channel in training.
+    """ConfigError if batch normalization would see a single value per channel in training.
 
-    The first step's forward is gone through without computing it, on tensors without contents.
+    Runs the forward pass of the first step on tensors without contents, so it computes nothing.
 
     Args:
-        model: called with images ``[B, 3, S, S]``; in one process, or its batch statistics would
-            be those of all processes.
+        model: called with images ``[B, 3, S, S]``. Call this in one process only: with several, the
+            batch statistics cover all processes.
         batch: B.
         crop_size: S.
-        keys: of the configuration that set the batch, for the error.
+        keys: configuration keys that set the batch, for the error.
     """
     if batch > 1 or not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
@@ -167,13 +168,13 @@ def require_batch_statistics(model: nn.Module, batch: int, crop_size: int, keys:
         raise
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
-            return  # the step itself will say it
+            return  # the training step will report it
         raise ConfigError(
-            f"a batch of {batch} image of {crop_size} x {crop_size} pixels leaves a batch "
-            f"normalisation one value a channel, of which there is no variance: set {keys} to 2 "
-            "or more, or take larger crops"
+            f"with a batch of {batch} image of {crop_size} x {crop_size} pixels a batch "
+            f"normalization sees one value per channel, which has no variance: set {keys} to 2 or "
+            "more, or augment.crop_size to a larger value"
         ) from error
-    except Exception:  # a network of the user's that cannot do without contents
+    except Exception:  # a custom network that needs the contents of its input
         return
     finally:
         model.train(was_training)

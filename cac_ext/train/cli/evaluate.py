@@ -44,7 +44,7 @@ def add_run_commands(commands: Commands) -> None:
         "predict",
         help="predict the classes of your own images",
         description="Predicts images with the network of a run and writes, below --output, "
-        "ids/ (single-channel PNGs of class ids), colours/ and overlays/, upright as viewers show "
+        "ids/ (single-channel PNGs of class ids), colors/ and overlays/, upright as viewers show "
         "the images. a.jpg becomes a.png; if a.tif is there too, a.jpg.png. In folders, hidden "
         "files and files without an image suffix are skipped. Images are never overwritten, "
         "earlier predictions only with --overwrite. The run's data need not be there. Exit code "
@@ -125,5 +125,5 @@ def _predict(options: argparse.Namespace) -> int:
     for line in (*found.remarks, *found.unreadable, *failures):
         print(f"cac-ext: {line}", file=sys.stderr)
     done = len(found.jobs) - len(failures)
-    print(f"{done} of {len(found.jobs)} images; ids, colours and overlays in {options.output}")
+    print(f"{done} of {len(found.jobs)} images; ids, colors and overlays in {options.output}")
     return _UNREADABLE if failures or found.unreadable else 0

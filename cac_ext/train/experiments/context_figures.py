@@ -61,7 +61,7 @@ def draw_context_figures(
     figure.savefig(output / "features_tsne.png", dpi=_DPI)
     steps.close()
     rows = [
-        [title, *(f"{value:.4f}" for value in (of.context, of.recoloured, of.any_two))]
+        [title, *(f"{value:.4f}" for value in (of.context, of.recolored, of.any_two))]
         for title, of in distances.items()
     ]
     return "\n".join(

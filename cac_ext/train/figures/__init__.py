@@ -1,1 +1,1 @@
-"""Pictures of predictions, of crop pairs and of what features mean."""
+"""Figures of predictions, crop pairs and features."""

@@ -1,10 +1,10 @@
-"""Features of one and the same pixels under two contexts, as pictures (paper Fig. 1 and 3).
+"""Figures of the features of the same pixels in two contexts (paper Fig. 1 and 3).
 
-Two crops of an image show the overlap in two contexts. `tsne_figure` shows where the overlap's
-features lie in the one, in the other, and, for comparison, under a low-level augmentation of the
-first; `grad_cam_figure` which regions the features of one pixel depend on. Each for the networks of
-one run or of several, on the same crops. Features are those that the unlabelled branch compares,
-before the projector, which a supervised run does not train.
+Two crops of an image show their overlap in two contexts. `tsne_figure` shows the features of the
+overlap in both crops and, for comparison, under a low-level augmentation of the first crop.
+`grad_cam_figure` shows the regions on which the features of one pixel depend. Both figures compare
+the networks of one or several runs on the same crops. The features are those in front of the
+projector, which a supervised run does not train.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -30,27 +31,27 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.figures.grad_cam import grad_cam
-from cac_ext.train.figures.panels import add_legend, class_colours, marked_cells, overlap_outline
+from cac_ext.train.figures.panels import add_legend, class_colors, marked_cells, overlap_outline
 from cac_ext.train.figures.text import set_fonts, shown_names, shown_text
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runtime.seeding import derive_seed, seeded
 
 _IOU_RANGE = (0.1, 0.4)  # crops that share more hardly differ in context
-_PIXELS, _FEWEST = 500, 8  # of all overlaps, shown three times by t-SNE
+_PIXELS, _FEWEST = 500, 8  # pixels of all overlaps in t-SNE, which shows each three times
 _PERPLEXITY = 30
-_OTHERS = ("crop 2", "crop 1 recoloured")  # what crop 1 is compared with
+_OTHERS = ("crop 2", "crop 1 recolored")  # compared with crop 1
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Two crops of a validation image, and the first one recoloured.
+    """Two crops of a validation image, and the first one recolored.
 
     Attributes:
         name: of the image.
         views: crop 1, crop 2 and crop 1 under a low-level augmentation, ``[3, 3, S, S]``.
-        overlap: of the first two, flat positions in their features of the same pixels, ``[2, L]``.
-        truth: class of these pixels, ``[L]``, -1 where it is not known.
+        overlap: of crops 1 and 2, ``[2, L]``: flat feature positions of the same pixels.
+        truth: class of these pixels, ``[L]``; -1 if unknown.
     """
 
     name: str
@@ -62,35 +63,37 @@ class Crops:
 def draw_crops(
     config: Config, splits: DatasetSplits, grid: FeatureGrid, count: int, seed: int
 ) -> list[Crops]:
-    """Crops of the run's size of ``count`` validation images, spread evenly; none is mirrored.
+    """Draws crops from ``count`` validation images, spread evenly, without mirroring.
 
     Args:
-        config: of the run, for the size of images and crops and the low-level augmentation.
-        splits: where the images come from.
-        grid: of the features that will be compared.
-        count: images.
-        seed: of the crops and colours.
+        config: of the run, for the sizes of images and crops and the low-level augmentation.
+        splits: source of the images.
+        grid: of the compared features.
+        count: number of images.
+        seed: of the crops and colors.
     """
     sampler = CropPairSampler(config.augment.crop_size, grid, _IOU_RANGE, flip=0.0)
     still = replace(config.augment, unlabelled_scale=(1.0, 1.0), jitter=0.0, gray=0.0, blur=0.0)
     plain = CropPairAugment(still, sampler)
-    recoloured = CropPairAugment(replace(still, jitter=1.0, blur=1.0), sampler)
-    # In place of unlabelled images, those of validation: nobody trained on them.
+    recolored = CropPairAugment(replace(still, jitter=1.0, blur=1.0), sampler)
+    # Validation images take the place of unlabelled ones: no network has been trained on them.
     images = WithTruth(splits.validation, replace(splits, unlabelled=None), "figures")
     drawn = []
     for index in _spread(len(images), count):
         sample = images[index]
         pairs = []
-        for augment in (plain, recoloured):
-            with seeded(seed, "figures", index):  # the same crops, which are drawn before colours
+        for augment in (plain, recolored):
+            with seeded(seed, "figures", index):  # the same crops: they are drawn before colors
                 pairs.append(augment(sample))
         pair, other = pairs
+        truth = pair.view1.truth  # [h, w]
+        assert truth is not None  # `WithTruth` knows the masks of validation images
         drawn.append(
             Crops(
                 sample["name"],
                 torch.stack([pair.view1.image, pair.view2.image, other.view1.image]),
                 torch.stack([pair.view1.overlap, pair.view2.overlap]),
-                pair.view1.truth.flatten()[pair.view1.overlap].long(),
+                truth.flatten()[pair.view1.overlap].long(),
             )
         )
     return drawn
@@ -98,7 +101,7 @@ def draw_crops(
 
 @torch.no_grad()
 def overlap_features(network: SegmentationNetwork, crops: Crops) -> Tensor:
-    """Features of the overlap in crop 1, crop 2 and recoloured crop 1, ``[3, L, F]``, length 1."""
+    """Unit features of the overlap in crop 1, crop 2 and the recolored crop 1, ``[3, L, F]``."""
     views = crops.views.to(next(network.parameters()).device)
     features = network.pool(network.features(views)).flatten(2).mT  # [3, h w, F]
     first, second = crops.overlap
@@ -108,25 +111,25 @@ def overlap_features(network: SegmentationNetwork, crops: Crops) -> Tensor:
 
 @dataclass(frozen=True)
 class Distances:
-    """Mean cosine distances of features.
+    """Mean cosine distances between features.
 
     Attributes:
-        context: of a pixel's in crop 1 from its own in crop 2.
-        recoloured: of a pixel's in crop 1 from its own in the recoloured crop 1.
-        any_two: of any two pixels' in crop 1, to measure the others by: how wide a network spreads
-            its features differs from network to network.
+        context: between a pixel in crop 1 and the same pixel in crop 2.
+        recolored: between a pixel in crop 1 and the same pixel in the recolored crop 1.
+        any_two: between any two pixels in crop 1. It scales the others, because networks differ in
+            how widely they spread their features.
     """
 
     context: float
-    recoloured: float
+    recolored: float
     any_two: float
 
 
 def mean_distances(features: Tensor) -> Distances:
-    """Distances of what `overlap_features` returns, ``[3, L, F]``."""
-    of_pairs = [(1 - (features[0] * features[k]).sum(-1)).mean().item() for k in (1, 2)]
-    # The mean of all products of two unit vectors is the squared length of their mean.
-    return Distances(*of_pairs, 1 - features[0].mean(0).square().sum().item())
+    """Distances between the features ``[3, L, F]`` of `overlap_features`."""
+    context, recolored = ((1 - (features[0] * features[k]).sum(-1)).mean().item() for k in (1, 2))
+    # The mean of the products of all pairs of vectors is the squared length of their mean.
+    return Distances(context, recolored, 1 - features[0].mean(0).square().sum().item())
 
 
 def tsne_figure(
@@ -135,25 +138,26 @@ def tsne_figure(
     crops: Sequence[Crops],
     seed: int,
 ) -> tuple[Figure, dict[str, Distances]]:
-    """Paper Fig. 3: the crops of the first image, below them a row for each network.
+    """Paper Fig. 3: the crops of the first image, and below them a row for each network.
 
-    A dot is a pixel's features in crop 1, a cross in the other crop; a line joins the two. All
-    pictures of a row are of one embedding (t-SNE of the features at unit length).
+    Dots are features of pixels in crop 1, crosses in the other crop; a line connects the features
+    of one pixel. All plots of a row share one embedding (t-SNE of unit features).
 
     Args:
-        splits: where names and colours come from.
-        networks: title of a row -> the network whose features it shows.
+        splits: source of names and colors.
+        networks: title of a row -> network.
         crops: see `draw_crops`.
         seed: of the choice of pixels and of t-SNE.
 
     Returns:
-        The figure, and of each network the `mean_distances` over the whole overlap of all images.
+        The figure, and for each network the `mean_distances` over the overlaps of all images.
 
     Raises:
-        DataError: the class of hardly any pixel of the overlaps is known.
+        DataError: the class of too few pixels in the overlaps is known.
     """
-    shown = _choose_pixels(torch.cat([part.truth for part in crops]), seed)  # [n]
-    colours = class_colours(splits)[torch.cat([part.truth for part in crops])[shown]] / 255
+    truth = torch.cat([part.truth for part in crops])  # [M]
+    shown = _choose_pixels(truth, seed)  # [n]
+    colors = class_colors(splits)[truth[shown]] / 255
     count = len(networks)
     figure = Figure(figsize=(8, 3.2 + 4.2 * count), layout="constrained")
     cells = figure.add_gridspec(1 + count, 6, height_ratios=[2.8, *[4.2] * count])
@@ -166,12 +170,14 @@ def tsne_figure(
         distances[title] = mean_distances(features)
         places = _embed(features[:, shown], seed)  # [3, n, 2]
         row[0].set_ylabel(shown_text(title))
-        of_pairs = (distances[title].context, distances[title].recoloured)
+        of_pairs = (distances[title].context, distances[title].recolored)
         for axis, other, text, distance in zip(row, places[1:], _OTHERS, of_pairs, strict=True):
             pairs = np.stack([places[0], other], axis=1)  # [n, 2, 2]
-            axis.add_collection(LineCollection(pairs, colors="0.75", linewidths=0.4, zorder=0))
-            axis.scatter(*places[0].T, s=9, c=colours, marker="o", linewidths=0)
-            axis.scatter(*other.T, s=13, c=colours, marker="x", linewidths=0.7)
+            lines = LineCollection(list(pairs), colors="0.75", linewidths=0.4, zorder=0)
+            axis.add_collection(lines)
+            (x, y), (other_x, other_y) = places[0].T, other.T
+            axis.scatter(x, y, s=9, c=colors, marker="o", linewidths=0)
+            axis.scatter(other_x, other_y, s=13, c=colors, marker="x", linewidths=0.7)
             axis.set(xticks=[], yticks=[])
             axis.set_title(
                 f"dots: crop 1, crosses: {text}\nmean cosine distance {distance:.4f}", size=9
@@ -187,22 +193,22 @@ def grad_cam_figure(
     crops: Sequence[Crops],
     pixel: tuple[int, int] | None = None,
 ) -> Figure:
-    """Paper Fig. 1: a row for each image, its two crops and the Grad-CAM of one pixel in either.
+    """Paper Fig. 1: a row for each image with its two crops and the Grad-CAM of one pixel in both.
 
-    The cross is the pixel, the rectangle the overlap. The title of a Grad-CAM says for which class
-    it speaks and which share of the contributions comes from outside the overlap, from what the
-    other crop does not show. Colours go by the root of the contributions, or a network with
-    residual connections would show little but the pixel itself.
+    The cross marks the pixel, the rectangle the overlap. The title of a Grad-CAM names the class
+    and the share of the contributions from outside the overlap, which the other crop does not show.
+    Colors show the square root of the contributions; otherwise a network with residual connections
+    would show little except the pixel itself.
 
     Args:
-        splits: where names come from.
-        networks: title of two columns -> the network.
+        splits: source of the class names.
+        networks: title of two columns -> network.
         crops: see `draw_crops`.
-        pixel: x, y in crop 1 of the first image; of the others, and by default, the overlap's
-            centre is taken.
+        pixel: x, y in crop 1 of the first image; by default, and in all other images, the center of
+            the overlap.
 
     Raises:
-        ConfigError: the pixel is not in the overlap.
+        ConfigError: the pixel is outside the overlap.
     """
     columns, names = 2 * (1 + len(networks)), shown_names(splits.class_names)
     grid = next(iter(networks.values())).pooled_grid
@@ -239,7 +245,7 @@ def grad_cam_figure(
                 axis.plot(*point, "+", color="yellow", markersize=11, markeredgewidth=2.5)
                 axis.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
                 axis.tick_params(labelsize=6)
-        for axis in row[1:]:  # the first has the numbers by which a pixel is chosen
+        for axis in row[1:]:  # the first shows the coordinates from which a pixel is chosen
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(shown_text(part.name), size=7)
     set_fonts(figure)
@@ -251,29 +257,29 @@ def _spread(length: int, count: int) -> list[int]:
 
 
 def _choose_pixels(truth: Tensor, seed: int) -> Tensor:
-    """Positions ``[n]`` of pixels whose class is known, as equally many of each as there are."""
+    """Positions ``[n]`` of pixels of known class, balanced over the classes as far as possible."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "pixels of figures"))
     known = (truth >= 0).nonzero().flatten()
     known = known[torch.randperm(len(known), generator=generator)]
     if len(known) < _FEWEST:
         raise DataError(
-            f"the class of only {len(known)} pixels of the crops' overlaps is known, and t-SNE "
-            f"needs {_FEWEST}: take more --images, or another --seed"
+            f"the class of only {len(known)} pixels in the overlaps of the crops is known, but "
+            f"t-SNE needs {_FEWEST}: raise --images, or try another --seed"
         )
     one_hot = F.one_hot(truth[known])  # [M, K]
-    turn = (one_hot.cumsum(0) * one_hot).sum(1)  # [M] how many-th of its class
+    turn = (one_hot.cumsum(0) * one_hot).sum(1)  # [M] rank within the class
     return known[turn.argsort(stable=True)[:_PIXELS]]
 
 
 def _embed(features: Tensor, seed: int) -> np.ndarray:
-    """t-SNE of ``[3, n, F]``: ``[3, n, 2]``, the same whatever the number of threads."""
+    """t-SNE of ``[3, n, F]``: ``[3, n, 2]``, the same for any number of threads."""
     flat = features.flatten(0, 1).numpy()
     tsne = TSNE(perplexity=min(_PERPLEXITY, len(flat) / 4), init="pca", random_state=seed, n_jobs=1)
     with threadpool_limits(1):
         return tsne.fit_transform(flat).reshape(*features.shape[:2], 2)
 
 
-def _show_crops(axes: Sequence, crops: Crops, grid: FeatureGrid) -> None:
+def _show_crops(axes: Sequence[Axes], crops: Crops, grid: FeatureGrid) -> None:
     cells = grid.size(crops.views.shape[-1])
     first, second = (marked_cells(positions, cells, cells) for positions in crops.overlap)
     for axis, view, overlap, text in zip(
@@ -289,21 +295,24 @@ def _show_crops(axes: Sequence, crops: Crops, grid: FeatureGrid) -> None:
 def _overlap_index(
     positions: Tensor, grid: FeatureGrid, cells: int, pixel: tuple[int, int] | None
 ) -> int:
-    """Which position of the overlap in crop 1 is nearest to the pixel, or to its own centre."""
+    """Index of the overlap position in crop 1 nearest to the pixel, or to the overlap's center."""
     places = torch.stack([positions % cells, positions // cells], dim=1)  # [L, 2] x, y
     places = grid.offset + grid.stride * places.double()
     low, high = places.amin(0), places.amax(0)
-    wanted = (low + high) / 2 if pixel is None else torch.tensor(pixel, dtype=torch.float64)
-    if ((wanted < low - grid.stride / 2) | (wanted > high + grid.stride / 2)).any():
-        raise ConfigError(
-            f"--pixel {pixel[0]},{pixel[1]} is not in the overlap, which crop 1 of the first image "
-            f"shows at x = {low[0]:.0f} to {high[0]:.0f}, y = {low[1]:.0f} to {high[1]:.0f}"
-        )
+    wanted = (low + high) / 2
+    if pixel is not None:
+        wanted = torch.tensor(pixel, dtype=torch.float64)
+        if ((wanted < low - grid.stride / 2) | (wanted > high + grid.stride / 2)).any():
+            raise ConfigError(
+                f"--pixel {pixel[0]},{pixel[1]} is not in the overlap, which crop 1 of the first "
+                f"image shows at x = {low[0]:.0f} to {high[0]:.0f}, y = {low[1]:.0f} to "
+                f"{high[1]:.0f}: give a pixel within"
+            )
     return int((places - wanted).abs().sum(1).argmin())
 
 
 def _share_outside(cam: Tensor, overlap: Rectangle) -> str:
-    """Share of the contributions ``[S, S]`` outside the rectangle, in words."""
+    """The share of the contributions ``[S, S]`` outside the rectangle, as text."""
     box = overlap.get_bbox()
     left, top = (max(0, math.ceil(edge)) for edge in (box.x0, box.y0))
     right, bottom = (math.floor(edge) + 1 for edge in (box.x1, box.y1))

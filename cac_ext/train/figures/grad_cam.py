@@ -1,4 +1,4 @@
-"""Which regions a pixel's features depend on: Grad-CAM of one position (paper Fig. 1, its [46])."""
+"""Grad-CAM of one feature position: the regions that it depends on (paper Fig. 1, its [46])."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from cac_ext.train.networks.layers import upsample
 
 
 def grad_cam(network: SegmentationNetwork, view: Tensor, position: int) -> tuple[Tensor, int]:
-    """Contributions of a view's regions to the class score of one of its feature positions.
+    """Contributions of the regions of a view to the class score of one feature position.
 
-    Activations times the gradient of the score, summed over channels, negative sums set to 0. The
-    gradient stays at its place: averaged over all places, as for the score of a whole image, it
-    would also mark regions that this position does not see. The activations are the last of the
-    encoder's ``backbone``, behind which the context is gathered; of an encoder without, the first
-    that are as fine as its features.
+    They are the activations times the gradient of the score, summed over channels, with negative
+    sums set to 0. The gradient is not averaged over positions, as for the score of a whole image:
+    that would also mark regions that this position does not see. The activations are the last ones
+    of the encoder's ``backbone``, behind which context is gathered; without a backbone, the first
+    ones as fine as the encoder's features.
 
     Args:
         network: in evaluation mode.
-        view: ``[3, S, S]``, normalised, on the network's device.
+        view: ``[3, S, S]``, normalized, on the network's device.
         position: flat, in the pooled features ``[h, w]``.
 
     Returns:
-        Contributions ``[S, S]``, largest 1 (all 0 where nothing speaks for the class), and the
-        class, the most probable one at the position.
+        Contributions ``[S, S]`` with maximum 1 (all 0 if no region supports the class), and the
+        class: the most probable one at the position.
     """
     backbone = getattr(network.encoder, "backbone", None)
     with torch.enable_grad(), _Recorded(network.encoder, backbone) as recorded:
@@ -45,10 +45,10 @@ def grad_cam(network: SegmentationNetwork, view: Tensor, position: int) -> tuple
 
 
 class _Recorded:
-    """Remembers the maps ``[B, F, h, w]`` that the modules of an encoder return meanwhile."""
+    """A context that records the maps ``[B, F, h, w]`` that modules of an encoder return."""
 
     def __init__(self, encoder: nn.Module, backbone: nn.Module | None) -> None:
-        # Blocks before single layers: in front of a normalisation, contributions cancel out.
+        # Blocks, not single layers: in front of a normalization, contributions cancel out.
         blocks = [module for module in encoder.modules() if any(module.children())]
         self.modules = blocks if backbone is None else [backbone]
         self.of_backbone = backbone is not None
@@ -69,8 +69,8 @@ class _Recorded:
         self.maps += [part for part in maps if isinstance(part, Tensor) and part.ndim == 4]
 
     def choose(self, features: Tensor) -> Tensor:
-        """What the contributions are read from; the features themselves where there is no other."""
-        if self.of_backbone:  # the deepest: no finer than the others, and the last
+        """The activations to read contributions from; the features themselves if none fit."""
+        if self.of_backbone:  # the deepest map: the last among the coarsest
             return min(reversed(self.maps), key=lambda part: part.shape[-1], default=features)
         fits = [part for part in self.maps if part.shape[-2:] == features.shape[-2:]]
         return next(iter(fits), features)

@@ -1,4 +1,4 @@
-"""Pictures: predictions beside the truth (paper Fig. 8), crop pairs, confusion matrices."""
+"""Figures: predictions beside the truth (paper Fig. 8), crop pairs, confusion matrices."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from cac_ext.train.inference import predict
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
 
-_IGNORED_COLOUR = (255, 255, 255)
-_MANY_COLOURS = 64  # classes up to which a colour map has colours that differ enough
-_LEGEND = 40  # classes in a legend at most
-_NUMBERS, _NAMES = 30, 100  # classes up to which a confusion matrix has numbers, all names
+_IGNORED_COLOR = (255, 255, 255)
+_MANY_COLORS = 64  # most classes for which the colors of a color map differ enough
+_LEGEND = 40  # most classes in a legend
+_NUMBERS, _NAMES = 30, 100  # most classes for which a confusion matrix has numbers, all names
 
 
-def class_colours(splits: DatasetSplits | Classes) -> np.ndarray:
-    """RGB of each class, ``[K, 3]`` uint8: the data set's own, or different ones for each class."""
+def class_colors(splits: DatasetSplits | Classes) -> np.ndarray:
+    """RGB of each class, ``[K, 3]`` uint8: from the palette, or all different without one."""
     count = splits.num_classes
     if splits.palette is not None:
         return np.array(splits.palette, np.uint8)
-    if count > _MANY_COLOURS:
-        return _spread_colours(count)
-    colours = colormaps["tab20" if count <= 20 else "nipy_spectral"]
+    if count > _MANY_COLORS:
+        return _spread_colors(count)
+    colors = colormaps["tab20" if count <= 20 else "nipy_spectral"]
     places = np.arange(count) if count <= 20 else np.linspace(0, 1, count)
-    return (255 * colours(places)[:, :3]).astype(np.uint8)
+    return (255 * colors(places)[:, :3]).astype(np.uint8)
 
 
-def _spread_colours(count: int) -> np.ndarray:
-    """``count`` different colours, ``[count, 3]`` uint8, as far apart as they can be."""
-    steps = math.ceil((count + 1) ** (1 / 3))  # of each channel; white is for ignored pixels
+def _spread_colors(count: int) -> np.ndarray:
+    """``count`` different colors, ``[count, 3]`` uint8, as far apart as possible."""
+    steps = math.ceil((count + 1) ** (1 / 3))  # levels of each channel; white is for ignored pixels
     levels = np.linspace(0, 255, steps).astype(np.uint8)
-    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    order = np.random.default_rng(0).permutation(len(colours) - 1)  # neighbours differ, too
-    return colours[order[:count]]
+    colors = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    order = np.random.default_rng(0).permutation(len(colors) - 1)  # neighbors differ, too
+    return colors[order[:count]]
 
 
-def colour_mask(mask: torch.Tensor, splits: DatasetSplits | Classes) -> np.ndarray:
-    """Class ids ``[H, W]`` to RGB ``[H, W, 3]`` uint8; ignored pixels are white."""
+def color_mask(mask: torch.Tensor, splits: DatasetSplits | Classes) -> np.ndarray:
+    """Class ids ``[H, W]`` -> RGB ``[H, W, 3]`` uint8; ignored pixels are white."""
     count = splits.num_classes
-    table = np.vstack([class_colours(splits), np.array([_IGNORED_COLOUR], np.uint8)])
+    table = np.vstack([class_colors(splits), np.array([_IGNORED_COLOR], np.uint8)])
     ids = mask.long().cpu().numpy()
     known = (ids >= 0) & (ids < count) & (ids != splits.ignore_index)
     return table[np.where(known, ids, count)]
@@ -65,13 +65,13 @@ def save_panel(
     *,
     count: int = 6,
 ) -> None:
-    """Writes a picture with a row for each of ``count`` validation images.
+    """Writes a figure with a row for each of ``count`` validation images.
 
     Args:
         path: of the PNG.
-        splits: where images, truth, names and colours come from.
-        networks: title of a column -> the network that predicts it.
-        count: images, spread evenly over the validation set.
+        splits: source of images, truth, names and colors.
+        networks: title of a column -> network.
+        count: number of images, spread evenly over the validation set.
     """
     predictions_figure(splits, networks, count=count).savefig(path, dpi=110)
 
@@ -79,7 +79,7 @@ def save_panel(
 def predictions_figure(
     splits: DatasetSplits, networks: Mapping[str, SegmentationNetwork], *, count: int
 ) -> Figure:
-    """What `save_panel` writes. Leaves the networks' modes as they were."""
+    """The figure that `save_panel` writes. Restores the modes of the networks."""
     count = min(count, len(splits.validation))
     chosen = torch.linspace(0, len(splits.validation) - 1, count).long().tolist()
     titles = ["image", "truth", *networks]
@@ -94,7 +94,7 @@ def predictions_figure(
         masks = [sample["mask"], *(predict(net, sample["image"]) for net in networks.values())]
         seen += masks
         pictures = [sample["image"].permute(1, 2, 0).numpy()]
-        pictures += [colour_mask(mask, splits) for mask in masks]
+        pictures += [color_mask(mask, splits) for mask in masks]
         for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
@@ -115,17 +115,17 @@ def crop_pair_figure(
     pseudo_labels: Tensor,
     active: tuple[Tensor, Tensor],
 ) -> Figure:
-    """The first crop pair of a step and what the unlabelled branch made of it, a row a view.
+    """The first crop pair of a step and its results in the unlabelled branch, a row for each view.
 
-    Columns: the view as the network saw it, its overlap with the other view outlined; the pseudo
-    labels; the confidences; those of the overlap's pixels that are anchors, in their pseudo label's
-    colour; and, where it is known, the truth.
+    Columns: the view as the network saw it, with its overlap outlined; the pseudo labels; the
+    confidences; the overlap pixels that are anchors, in the color of their pseudo label; and the
+    truth if it is known.
 
     Args:
-        splits: where names and colours come from.
-        grid: of the features that are compared.
+        splits: source of names and colors.
+        grid: of the compared features.
         pairs: of a step.
-        confidences, pseudo_labels: ``[2B, h, w]``, view 1's first.
+        confidences, pseudo_labels: ``[2B, h, w]``, those of view 1 first.
         active: the anchors in direction 1 -> 2 and in 2 -> 1, ``[A]`` bool each.
     """
     titles = ["view, overlap", "pseudo labels", "confidence", "anchors"]
@@ -134,7 +134,7 @@ def crop_pair_figure(
     axes = figure.subplots(2, len(titles), squeeze=False)
     batch, _, _, side = pairs.view1.images.shape
     height, width = confidences.shape[1:]
-    # Where the features' cells lie in the view, whose pixels have the edges -0.5, 0.5, ...
+    # The extent of the feature cells in the view, whose pixels have the edges -0.5, 0.5, ...
     first = grid.offset - grid.stride / 2
     extent = (first, first + grid.stride * width, first + grid.stride * height, first)
     of_first = pairs.image_index == 0  # [A]
@@ -145,23 +145,23 @@ def crop_pair_figure(
         seen.append(pseudo_labels[index])
         overlap = marked_cells(positions, height, width)
         anchors = marked_cells(positions[active[number][of_first]], height, width)
-        colours = colour_mask(pseudo_labels[index], splits)  # [h, w, 3]
+        colors = color_mask(pseudo_labels[index], splits)  # [h, w, 3]
         picture = denormalize(view.images[0]).permute(1, 2, 0).cpu().numpy()
         row[0].imshow(picture)
         if overlap.any():
             row[0].add_patch(overlap_outline(overlap, grid))
-        row[1].imshow(colours, extent=extent, interpolation="nearest")
+        row[1].imshow(colors, extent=extent, interpolation="nearest")
         shades = row[2].imshow(
             confidences[index].float().cpu().numpy(), extent=extent, vmin=0, vmax=1, cmap="viridis"
         )
         row[3].imshow(picture.mean(axis=2), cmap="gray", vmin=-1, vmax=2)
-        cells = np.concatenate([colours, 255 * anchors[..., None].astype(np.uint8)], axis=2)
+        cells = np.concatenate([colors, 255 * anchors[..., None].astype(np.uint8)], axis=2)
         row[3].imshow(cells, extent=extent, interpolation="nearest")
         if view.truth is not None:
             truth = view.truth[0]  # [h, w]
             truth = torch.where(truth < 0, splits.ignore_index, truth)
             seen.append(truth)
-            row[4].imshow(colour_mask(truth, splits), extent=extent, interpolation="nearest")
+            row[4].imshow(color_mask(truth, splits), extent=extent, interpolation="nearest")
         row[0].set_ylabel(f"view {number + 1}")
         row[3].set_xlabel(
             f"{number + 1} -> {2 - number}: {int(anchors.sum())} of {int(overlap.sum())}"
@@ -177,11 +177,11 @@ def crop_pair_figure(
 
 
 def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[str]) -> None:
-    """Writes a picture of a confusion matrix ``[K, K]``: of each true class, the shares in percent.
+    """Writes a figure of a confusion matrix ``[K, K]`` in percent of each true class.
 
-    The numbers stand in it where there is room for them; of very many classes, so do the names.
+    Numbers are shown up to 30 classes, all names up to 100; beyond, evenly spaced names.
     """
-    shares = 100 * confusion.double() / confusion.sum(1, keepdim=True)  # nan: does not occur
+    shares = 100 * confusion.double() / confusion.sum(1, keepdim=True)  # nan for an absent class
     count = len(class_names)
     side = min(3 + 0.45 * count, 30)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -197,21 +197,21 @@ def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[st
     if count <= _NUMBERS:
         for row, column in (~shares.isnan() & (shares >= 0.5)).nonzero().tolist():
             value = shares[row, column].item()
-            colour = "white" if value > 50 else "black"
-            axis.text(column, row, f"{value:.0f}", color=colour, ha="center", va="center", size=7)
+            color = "white" if value > 50 else "black"
+            axis.text(column, row, f"{value:.0f}", color=color, ha="center", va="center", size=7)
     set_fonts(figure)
     figure.savefig(path, dpi=110)
 
 
 def marked_cells(positions: Tensor, height: int, width: int) -> np.ndarray:
-    """Which cells of ``[h, w]`` flat positions name, bool."""
+    """Flat positions as a mask ``[h, w]`` bool."""
     cells = torch.zeros(height * width, dtype=torch.bool)
     cells[positions.cpu()] = True
     return cells.view(height, width).numpy()
 
 
 def overlap_outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
-    """The rectangle of the cells ``[h, w]`` that the other view sees, in pixels of the view."""
+    """The rectangle around the cells ``[h, w]`` of the overlap, in pixels of the view."""
     rows, columns = (np.flatnonzero(overlap.any(axis=axis)) for axis in (1, 0))
     left, top = (grid.offset + grid.stride * (cells[0] - 0.5) for cells in (columns, rows))
     size = [grid.stride * (cells[-1] - cells[0] + 1) for cells in (columns, rows)]
@@ -219,18 +219,19 @@ def overlap_outline(overlap: np.ndarray, grid: FeatureGrid) -> Rectangle:
 
 
 def add_legend(figure: Figure, splits: DatasetSplits, masks: Iterable[Tensor] = ()) -> None:
-    """Names and colours of the classes, below the figure, which grows by the rows it needs.
+    """Adds names and colors of the classes below the figure, which grows by the rows needed.
 
-    Of many classes only forty: those in ``masks``, tensors of class ids of any shape.
+    With more than forty classes the legend shows at most forty of those in ``masks``: tensors of
+    class ids, of any shape.
     """
-    colours, names = class_colours(splits) / 255, shown_names(splits.class_names)
+    colors, names = class_colors(splits) / 255, shown_names(splits.class_names)
     listed = list(range(splits.num_classes))
     if len(listed) > _LEGEND:
         ids = torch.cat([mask.flatten().long().cpu() for mask in masks] or [torch.tensor(listed)])
         listed = [k for k in ids.unique().tolist() if k in set(listed) - {splits.ignore_index}]
     more = len(listed) - _LEGEND
     labels = [names[k] for k in listed[:_LEGEND]]
-    patches = [Patch(facecolor=colours[k], edgecolor="0.5") for k in listed[:_LEGEND]]
+    patches = [Patch(facecolor=colors[k], edgecolor="0.5") for k in listed[:_LEGEND]]
     if more > 0:
         labels.append(f"and {more} more")
         patches.append(Patch(facecolor="none", edgecolor="none"))
@@ -242,7 +243,7 @@ def add_legend(figure: Figure, splits: DatasetSplits, masks: Iterable[Tensor] = 
     figure.set_figheight(figure.get_figheight() + 0.22 * (rows - 1))
     legend = figure.legend(
         handles=patches,
-        labels=["-"] * len(labels),  # a legend leaves out labels that begin with an underscore
+        labels=["-"] * len(labels),  # real ones below: "_..." would be dropped here
         loc="outside lower center",
         ncols=columns,
         frameon=False,

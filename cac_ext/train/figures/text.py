@@ -1,8 +1,8 @@
-"""Texts of the user's in figures: names in any script, none taken for a formula or left out.
+"""User texts in figures: names in any script; never read as a formula, never dropped.
 
-matplotlib's own font knows Latin, Greek, Cyrillic, Arabic and more, but no Chinese, Japanese or
-Korean: its pictures show boxes, with a warning for each. Here another installed font steps in, and
-where none has a character, the text says so in ASCII.
+matplotlib's default font covers Latin, Greek, Cyrillic, Arabic and more, but not Chinese, Japanese
+or Korean: it draws boxes and warns about each. Here other installed fonts step in. A character that
+no font has is shown in ASCII.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-#: Asked before all others, for their many characters.
+#: Tried before all others, because they have many characters.
 _FALLBACKS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -38,18 +38,18 @@ _FALLBACKS = (
     "Unifont",
 )
 _NO_FONTS = ("Last Resort",)  # boxes for every character
-_LONGEST = 30  # characters of a name
+_LONGEST = 30  # characters shown of a name
 
 
 def shown_names(names: Sequence[str]) -> list[str]:
-    """Names of classes as figures can show them; ``class 3`` where no font has the characters."""
+    """Class names that figures can show; ``class 3`` if no font has the characters of a name."""
     return [
         _plain(name) if not _missing(name) else f"class {index}" for index, name in enumerate(names)
     ]
 
 
 def shown_text(text: str) -> str:
-    """A text as figures can show it, with escapes such as ``\\u4e2d`` where no font has a glyph."""
+    """A text that figures can show; ``\\u4e2d`` and such for characters that no font has."""
     missing = _missing(text)
     return _plain(
         "".join(
@@ -62,7 +62,7 @@ def shown_text(text: str) -> str:
 
 
 def set_fonts(figure: Figure) -> None:
-    """Gives all texts of a figure the fonts that they need; most need none but the default."""
+    """Gives all texts of a figure the fonts that they need; most need only the default."""
     texts = figure.findobj(Text)
     families = _families("".join(text.get_text() for text in texts))
     if len(families) > 1:
@@ -71,15 +71,15 @@ def set_fonts(figure: Figure) -> None:
 
 
 def width_of(text: str) -> int:
-    """Columns that a text takes: Chinese characters and their like are twice as wide."""
+    """Width of a text in columns: Chinese and similar characters take two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _plain(text: str) -> str:
-    """A text that is no formula, and no longer than a picture has room for."""
+    """A text that is not read as a formula and is short enough for a figure."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 1]}…"
-    return text.replace("$", r"\$")  # matplotlib takes what is between two dollars for a formula
+    return text.replace("$", r"\$")  # matplotlib reads text between two dollars as a formula
 
 
 def _missing(text: str) -> set[str]:
@@ -91,7 +91,7 @@ def _missing(text: str) -> set[str]:
 
 
 def _families(text: str) -> list[str]:
-    """The default font, and as many others as bring characters that it does not have."""
+    """The default font, and the others that are needed for characters that it lacks."""
     families = list(rcParams["font.family"])
     missing = _wanted(text) - _characters(findfont(FontProperties()))
     if not missing:
@@ -107,13 +107,13 @@ def _families(text: str) -> list[str]:
 
 
 def _wanted(text: str) -> set[str]:
-    """Characters that need a glyph: spaces and joiners do not."""
+    """Characters that need a glyph, so no spaces and joiners."""
     return {c for c in text if not c.isspace() and unicodedata.category(c) != "Cf"}
 
 
 @cache
 def _installed() -> dict[str, str]:
-    """Upright fonts of normal weight by family, their files."""
+    """Font family -> file, for upright fonts of normal weight."""
     return {
         font.name: font.fname
         for font in fontManager.ttflist

@@ -1,12 +1,13 @@
-"""Labels of unlabelled images that are made before training.
+"""Pseudo labels of unlabelled images that are made before training.
 
-    self_training.py      a supervised teacher labels them ("ST" of the paper's Table 3)
-    image_labels.py       image-level labels (section 3.5): from a list or known masks
-    image_classifier.py   an image classifier is trained on them,
-    activation_maps.py    and its class activation maps become masks
-    folders.py            where the masks of a run lie
+    self_training.py       a supervised teacher makes them ("ST" of the paper's Table 3)
+    image_labels.py        image-level labels (section 3.5), from a list or known masks
+    classifier_images.py   images with these labels
+    image_classifier.py    an image classifier trained on them
+    activation_maps.py     masks from its class activation maps
+    folders.py             the folders of the masks of a run
 
-For image-level labels one class must be the background (`DatasetSplits.background_class`), as in
-VOC and the built-in data: no image-level label names it, and it is what no activation points at.
-The files themselves are read and written by `data/pseudo_label_files.py`.
+Image-level labels need a background class (`DatasetSplits.background_class`), as in VOC and the
+built-in data: no image-level label names it, and it covers the pixels without any activation.
+`data/pseudo_label_files.py` reads and writes the mask files.
 """

@@ -26,19 +26,19 @@ from cac_ext.train.runtime.distributed import ALONE, Processes
 def class_activation_maps(
     classifier: ImageClassifier, image: Tensor, scales: list[float]
 ) -> Tensor:
-    """Activations of an image, summed over scales and mirroring, each class's largest at 1.
+    """Class activations of an image, summed over scales and mirroring, scaled to maximum 1.
 
     Args:
         classifier: in evaluation mode.
         image: ``[3, H, W]`` uint8.
-        scales: of the image's sides.
+        scales: factors of the image size.
 
     Returns:
         ``[K - 1, H, W]`` in [0, 1].
     """
     device = next(classifier.parameters()).device
     height, width = image.shape[-2:]
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     for scale in scales:
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
         scaled = normalize(resize(image, *size).to(device))[None]  # [1, 3, h, w]
@@ -63,16 +63,16 @@ def labels_of_maps(
     background_class: int,
     ignore_index: int,
 ) -> Tensor:
-    """Activation maps to class ids ``[H, W]``.
+    """Activation maps -> class ids ``[H, W]``.
 
     Args:
         maps: ``[K - 1, H, W]`` in [0, 1].
-        classes: ``[K - 1]``, the image's label: other classes' maps are not looked at.
+        classes: ``[K - 1]`` 0 or 1, the image-level label; maps of the classes with 0 are not used.
         class_ids: of the K - 1 maps.
-        foreground: the largest activation above it gives the pixel its class.
-        background: all activations below it make the pixel background.
-        background_class: its id.
-        ignore_index: of all other pixels.
+        foreground: a pixel whose largest activation is above this gets the class of that map.
+        background: a pixel whose activations are all below this becomes background.
+        background_class: id of the background.
+        ignore_index: id of all other pixels.
     """
     strength, strongest = (maps * classes.to(maps)[:, None, None]).max(dim=0)  # [H, W]
     labels = torch.full_like(strongest, ignore_index)
@@ -90,11 +90,13 @@ def write_cam_labels(
     processes: Processes = ALONE,
     progress: bool = True,
 ) -> PseudoLabelReport:
-    """The classifier's labels of the unlabelled images, as files (`data/pseudo_label_files.py`)."""
+    """Writes the classifier's labels of the unlabelled images (`data/pseudo_label_files.py`)."""
     options = config.image_classifier
     class_ids = foreground_classes(splits, config.data)
+    background_class = splits.background_class
+    assert background_class is not None  # as `foreground_classes` makes sure
 
-    @cache  # not read where all masks are there already
+    @cache  # not read if all masks exist
     def classes() -> Tensor:
         return read_image_labels(config.weak, config.data, splits, progress=progress)  # [M, K - 1]
 
@@ -105,7 +107,7 @@ def write_cam_labels(
             class_ids,
             options.foreground,
             options.background,
-            splits.background_class,
+            background_class,
             splits.ignore_index,
         )
 

@@ -1,4 +1,4 @@
-"""Where the pseudo labels lie that are made for a run whose configuration says ``auto``."""
+"""The folders of the pseudo labels that a run with the setting ``auto`` makes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from cac_ext.train.config import Config
 
-#: In place of a folder: pseudo labels that are made before training (`prepare.py`).
+#: In place of a folder: pseudo labels are made before training (`prepare.py`).
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class PseudoLabelFolders:
-    """The teacher's run and its labels, the image classifier and those of its activation maps."""
+    """A teacher and its labels, an image classifier and the labels of its activation maps."""
 
     teacher: Path
     teacher_labels: Path
@@ -22,7 +22,7 @@ class PseudoLabelFolders:
 
     @staticmethod
     def of_run(folder: Path) -> PseudoLabelFolders:
-        """Inside a run folder, which needs nothing beyond it and can be moved."""
+        """Inside a run folder, so that the run folder can be moved."""
         return PseudoLabelFolders(
             folder / "teacher",
             folder / "teacher_labels",
@@ -32,7 +32,7 @@ class PseudoLabelFolders:
 
     @staticmethod
     def shared(folder: Path, seed: int) -> PseudoLabelFolders:
-        """Shared by a seed's runs below ``folder``; the teacher is ``sup_only`` of that seed."""
+        """Shared by the runs of a seed in ``folder``; the teacher is its ``sup_only`` run."""
         return PseudoLabelFolders(
             folder / f"sup_only-seed{seed}",
             folder / f"teacher-labels-seed{seed}",
@@ -43,9 +43,9 @@ class PseudoLabelFolders:
     def fill_in(self, config: Config) -> Config:
         """The configuration with these folders in place of ``auto``."""
         if config.self_training.pseudo_labels == AUTO:
-            section = replace(config.self_training, pseudo_labels=str(self.teacher_labels))
-            config = replace(config, self_training=section)
+            teacher_labels = replace(config.self_training, pseudo_labels=str(self.teacher_labels))
+            config = replace(config, self_training=teacher_labels)
         if config.weak.pseudo_labels == AUTO:
-            section = replace(config.weak, pseudo_labels=str(self.activation_labels))
-            config = replace(config, weak=section)
+            weak = replace(config.weak, pseudo_labels=str(self.activation_labels))
+            config = replace(config, weak=weak)
         return config

@@ -1,31 +1,35 @@
 """The image classifier whose class activation maps become pseudo labels (paper section 3.5, [62]).
 
-A fully convolutional network without background class: features, a 1x1 convolution to class scores,
-and their mean over the image. Trained with binary cross entropy on image-level labels, SGD with
-poly decay, for a few epochs (recipe of CCT, the paper's [41]). So few suffice where it starts from
-pretrained weights: ImageNet's, or, where there are none, those of a network that was trained on the
-labelled images. From random weights it learns next to nothing.
+It is a fully convolutional network without background class: features, a 1x1 convolution to class
+scores, and their mean over the image. It is trained on image-level labels for a few epochs, with
+binary cross entropy and SGD with poly decay (recipe of CCT, the paper's [41]). A few epochs suffice
+from pretrained weights: those of ImageNet, or of a network trained on the labelled images. From
+random weights it learns next to nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import tv_tensors
 
-from cac_ext.train.config import AugmentConfig, Config, NetworkConfig, to_mapping
-from cac_ext.train.data import DatasetSplits, build_datasets
-from cac_ext.train.data.augment import LabelledAugment
-from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+from cac_ext.train.config import Config, NetworkConfig, to_mapping
+from cac_ext.train.data import build_datasets
+from cac_ext.train.data.stream import IterationSampler, stream_loader
 from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
 from cac_ext.train.networks.small import SmallEncoder
 from cac_ext.train.networks.weights import load_backbone_weights
 from cac_ext.train.preflight import require_batch_statistics
+from cac_ext.train.pseudo_labels.classifier_images import (
+    ImageWithClasses,
+    classifier_crop_size,
+    classifier_stream,
+)
 from cac_ext.train.pseudo_labels.image_labels import (
     foreground_classes,
     read_image_labels,
@@ -36,13 +40,12 @@ from cac_ext.train.runs.log import RunLog
 from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
-#: In place of a file: the encoder of the same data's and seed's supervised run (`prepare.py`).
+#: In place of a file: the encoder of the supervised run with the same data and seed (`prepare.py`).
 SUP_ONLY = "sup_only"
 
 _FORMAT = "cac_ext image classifier 1"
 _WHAT = "classifier checkpoint"
 _RESNET_STRIDE = 16
-_VOC_CROP = 1.6  # times 320 is 512
 _OPTIMIZER_KEYS = ("momentum", "weight_decay", "poly_power")
 _AUGMENT_KEYS = ("crop_size", "base_size", "labelled_scale", "flip")
 
@@ -55,7 +58,7 @@ class ImageClassifier(nn.Module):
         channels: F.
         stride: pixels from one feature to the next.
         num_classes: K.
-        initial_weights: what the log says about where the weights come from.
+        initial_weights: origin of the weights, for the log.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class ImageClassifier(nn.Module):
 
 
 class _HighFeatures(nn.Module):
+    """The deepest features of a backbone."""
+
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
@@ -94,9 +99,9 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool) -> I
     """The classifier that ``image_classifier.network`` names.
 
     Args:
-        config: a whole configuration.
+        config: the whole configuration.
         num_classes: K, background included.
-        pretrained: whether ``image_classifier.weights`` are read.
+        pretrained: whether to read ``image_classifier.weights``.
     """
     name = _network_name(config)
     if name == "small":
@@ -104,7 +109,7 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool) -> I
         initial_weights = "random weights"
         if pretrained and config.image_classifier.weights is not None:
             path = config.image_classifier.weights
-            if not Path(path).is_file():  # of this network nobody else has weights
+            if not Path(path).is_file():  # nobody publishes weights of this network
                 raise ConfigError(
                     f"image_classifier.weights: there is no file {path}; for the small network "
                     f"give the checkpoint.pt of a run, or {SUP_ONLY}"
@@ -135,24 +140,24 @@ def train_classifier(
     label: str = "image classifier",
     progress: bool = True,
 ) -> ImageClassifier:
-    """Trains the classifier into ``folder``, or goes on with the one that is there.
+    """Trains the classifier in ``folder``, or resumes its training there.
 
-    ``folder`` receives config.yaml, classifier.pt (after each epoch), metrics.jsonl and
-    tensorboard/.
+    Writes config.yaml, classifier.pt (after each epoch), metrics.jsonl and tensorboard/.
 
     Args:
-        config: a whole configuration.
+        config: the whole configuration.
         folder: of the classifier.
-        device: where to compute.
-        sup_only: the run whose encoder it starts from, where ``image_classifier.weights`` asks for
-            that.
-        label: stands in front of the progress bar.
-        progress: whether to show it.
+        device: to compute on.
+        sup_only: the run that provides the first encoder if ``image_classifier.weights`` is
+            ``sup_only``.
+        label: prefix of the progress bar.
+        progress: whether to show the progress bar.
 
     Raises:
-        ConfigError: the data has no background class, or no image-level labels.
-        CheckpointError: the folder's classifier was trained with other settings.
-        TrainingStopped: SIGTERM came; the step was finished and the classifier saved.
+        ConfigError: the data has no background class or no image-level labels.
+        CheckpointError: the classifier in the folder was trained with other settings.
+        NonFiniteError: the loss is not finite.
+        TrainingStopped: SIGTERM or Ctrl-C came; the step was finished and the classifier saved.
     """
     torch.manual_seed(config.seed)
     splits = build_datasets(config.data)
@@ -190,11 +195,8 @@ def train_classifier(
         iteration = state["iteration"]
     write_config(folder, config)
 
-    stream = Stream(
-        _WithClasses(splits, labels), _ImageAugment(config, splits), config.seed, "image classifier"
-    )
     loader = stream_loader(
-        stream,
+        classifier_stream(config, splits, labels),
         IterationSampler(iteration, iterations, options.batch),
         num_workers=config.data.num_workers,
         pin_memory=device.type == "cuda",
@@ -202,11 +204,12 @@ def train_classifier(
     model.train()
     log = RunLog(folder, label, iteration, iterations, progress=progress)
     with StopRequest() as stop, log:
+        batch: ImageWithClasses
         for batch in loader:
-            rate = (1 - iteration / iterations) ** config.optimizer.poly_power
-            optimizer.param_groups[0]["lr"] = options.learning_rate * rate
-            logits = model(batch["image"].to(device, non_blocking=True))  # [B, K - 1]
-            truth = batch["classes"].to(device, non_blocking=True)
+            decay = (1 - iteration / iterations) ** config.optimizer.poly_power
+            optimizer.param_groups[0]["lr"] = options.learning_rate * decay
+            logits = model(batch.image.to(device, non_blocking=True))  # [B, K - 1]
+            truth = batch.classes.to(device, non_blocking=True)
             loss = F.binary_cross_entropy_with_logits(logits, truth)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -221,7 +224,7 @@ def train_classifier(
                 if not loss.isfinite():
                     raise NonFiniteError(
                         f"the loss of the image classifier is {loss.item()} in iteration "
-                        f"{iteration}: lower image_classifier.learning_rate, "
+                        f"{iteration}: set image_classifier.learning_rate below "
                         f"{options.learning_rate}"
                     )
                 _save(path, config, model, optimizer, iteration, iteration // epoch_length)
@@ -233,12 +236,14 @@ def train_classifier(
 
 
 def require_classifier_batch(config: Config, num_classes: int) -> None:
-    """ConfigError where a batch is too small for the classifier's batch normalisation."""
+    """ConfigError if a batch is too small for the batch normalization of the classifier."""
     batch = config.image_classifier.batch
     if batch == 1:
-        with torch.random.fork_rng(devices=[]):  # its weights are drawn, and not used
+        with torch.random.fork_rng(devices=[]):  # draws weights that are not used
             model = build_classifier(config, num_classes, pretrained=False)
-        require_batch_statistics(model, batch, _crop_size(config), "image_classifier.batch")
+        require_batch_statistics(
+            model, batch, classifier_crop_size(config), "image_classifier.batch"
+        )
 
 
 def load_classifier(
@@ -247,14 +252,14 @@ def load_classifier(
     """The classifier that `train_classifier` wrote into ``folder``, in evaluation mode.
 
     Raises:
-        CheckpointError: there is none, or its training did not come to its end.
+        CheckpointError: there is no classifier, or its training is unfinished.
     """
     path = folder / "classifier.pt"
     state = read_saved(path, _FORMAT, _WHAT)
     if state["epochs"] < config.image_classifier.epochs:
         raise CheckpointError(
-            f"{path} was trained for {state['epochs']} of {config.image_classifier.epochs} epochs; "
-            f"go on with `cac-ext weak train-classifier {folder / 'config.yaml'} --folder {folder}`"
+            f"{path} was trained for {state['epochs']} of {config.image_classifier.epochs} epochs: "
+            f"run `cac-ext weak train-classifier {folder / 'config.yaml'} --folder {folder}` first"
         )
     model = build_classifier(config, num_classes, pretrained=False)
     model.load_state_dict(state["model"])
@@ -268,44 +273,8 @@ def _network_name(config: Config) -> str:
     return name
 
 
-class _WithClasses(torch.utils.data.Dataset):
-    """Unlabelled images with their image-level labels, and a mask that augmentation expects."""
-
-    def __init__(self, splits: DatasetSplits, labels: Tensor) -> None:
-        self.images = splits.unlabelled
-        self.labels = labels  # [M, K - 1]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict:
-        sample = self.images[index]
-        mask = torch.zeros(sample["image"].shape[1:], dtype=torch.uint8)
-        return {**sample, "mask": tv_tensors.Mask(mask), "classes": self.labels[index]}
-
-
-class _ImageAugment:
-    """Scale, crop and mirroring as of labelled images, with larger crops: objects stay in."""
-
-    def __init__(self, config: Config, splits: DatasetSplits) -> None:
-        augment = AugmentConfig(
-            crop_size=_crop_size(config),
-            base_size=config.augment.base_size,
-            labelled_scale=config.augment.labelled_scale,
-            flip=config.augment.flip,
-        )
-        self.augment = LabelledAugment(augment, splits.ignore_index)
-
-    def __call__(self, sample: dict) -> dict[str, Tensor]:
-        return {"image": self.augment(sample).image, "classes": sample["classes"]}
-
-
-def _crop_size(config: Config) -> int:
-    return config.image_classifier.crop_size or round(_VOC_CROP * config.augment.crop_size)
-
-
-def _settings(config: Config) -> dict:
-    """What the classifier depends on: any other setting may differ."""
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings on which the classifier depends; all others may differ."""
     whole = to_mapping(config)
     free = ("root", "num_workers", "max_image_pixels")
     data = {key: value for key, value in whole["data"].items() if key not in free}
@@ -313,7 +282,7 @@ def _settings(config: Config) -> dict:
     classifier = {
         key: value
         for key, value in whole["image_classifier"].items()
-        if key not in ("scales", "foreground", "background")  # of the maps alone
+        if key not in ("scales", "foreground", "background")  # used by the maps alone
     }
     labels = whole["weak"]["image_labels"]
     augment = {key: whole["augment"][key] for key in _AUGMENT_KEYS}
@@ -330,7 +299,7 @@ def _settings(config: Config) -> dict:
     }
 
 
-def _require_equal(saved: dict, current: dict, path: Path) -> None:
+def _require_equal(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
     differing = [
         f"{section}: {saved.get(section)} there and {current[section]} here"
         for section in current
@@ -338,7 +307,8 @@ def _require_equal(saved: dict, current: dict, path: Path) -> None:
     ]
     if differing:
         raise CheckpointError(
-            f"{path} was trained with other settings ({'; '.join(differing)}): take another folder"
+            f"{path} was trained with other settings ({'; '.join(differing)}): choose another "
+            "folder, or use the earlier settings"
         )
 
 

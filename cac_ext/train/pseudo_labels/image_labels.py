@@ -1,4 +1,4 @@
-"""Image-level labels: which classes each unlabelled image shows."""
+"""Image-level labels: the classes that each unlabelled image shows."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from cac_ext.train.runtime.progress import Progress
 
 
 def foreground_classes(splits: DatasetSplits, data: DataConfig) -> list[int]:
-    """Ids of the K - 1 classes that image-level labels name: all but the background.
+    """Ids of the K - 1 classes that image-level labels can name: all except the background.
 
     Raises:
-        ConfigError: no class is the background.
+        ConfigError: the data has no background class.
     """
     if splits.background_class is None:
         raise ConfigError(
-            f"the data set {data.name!r} has no background class, and so image-level labels cannot "
-            "become pseudo labels: nothing would say where none of an image's classes is. If one "
-            "of the classes of your own data is the background, name it by "
-            "data.background_class=ID; or give masks of your own by weak.pseudo_labels=FOLDER"
+            f"the data set {data.name!r} has no background class, so image-level labels cannot "
+            "become pseudo labels: no label would mark the pixels without any of an image's "
+            "classes. If a class of custom data is the background, set data.background_class=ID; "
+            "or give masks with weak.pseudo_labels=FOLDER"
         )
     return [k for k in range(splits.num_classes) if k != splits.background_class]
 
@@ -47,13 +47,13 @@ def read_image_labels(
 
     Column ``c`` is the class ``foreground_classes(...)[c]``.
 
-    From the list file ``weak.image_labels``, whose lines are an image's name, as lists of images
-    give it, and the ids of its classes: ``JPEGImages/2007_000032.jpg 1 15``. Where no list is
-    given, from the unlabelled images' masks, of which nothing else is used; ``progress`` shows a
-    bar meanwhile.
+    The source is the list file ``weak.image_labels``. Its lines hold the name of an image, as in
+    lists of images, and the ids of its classes: ``JPEGImages/2007_000032.jpg 1 15``. Without a list
+    the source is the masks of the unlabelled images, and ``progress`` shows a progress bar; nothing
+    but the classes is taken from the masks.
 
     Raises:
-        ConfigError: no list, and a mask that is not known; no class is the background.
+        ConfigError: there is neither a list nor a mask of an image; there is no background class.
         DataError: the list is missing, malformed, or lacks an image.
     """
     foreground = foreground_classes(splits, data)
@@ -71,7 +71,7 @@ def read_image_labels(
 
 
 def check_image_labels(config: WeakConfig, data: DataConfig, splits: DatasetSplits) -> None:
-    """Raises as `read_image_labels`, without reading all masks where there is no list."""
+    """Raises as `read_image_labels`, but without a list reads only the first mask."""
     if config.image_labels is not None:
         require_images_of_classes(read_image_labels(config, data, splits), splits, data)
         return
@@ -80,25 +80,26 @@ def check_image_labels(config: WeakConfig, data: DataConfig, splits: DatasetSpli
 
 
 def require_images_of_classes(labels: Tensor, splits: DatasetSplits, data: DataConfig) -> None:
-    """Looks whether image-level labels ``[M, K - 1]`` name every class.
+    """Checks that image-level labels ``[M, K - 1]`` name every class.
 
     Raises:
-        DataError: they name no class at all.
+        DataError: they name no class.
 
     Warns:
-        UserWarning: classes that no image shows.
+        UserWarning: no image shows some classes.
     """
     names = [splits.class_names[k] for k in foreground_classes(splits, data)]
     absent = [names[c] for c in (labels.sum(0) == 0).nonzero().flatten()]
     if len(absent) == len(names):
         raise DataError(
             f"none of the {len(labels)} unlabelled images shows a class other than the background, "
-            "and so the image classifier has nothing to learn"
+            "so the image classifier has nothing to learn: check weak.image_labels and "
+            "data.background_class"
         )
     if absent:
         warnings.warn(
             f"none of the {len(labels)} unlabelled images shows: {listed(absent)}. The image "
-            "classifier cannot learn them, and no pseudo label will be of them",
+            "classifier cannot learn them, and no pseudo label will have these classes",
             stacklevel=3,
         )
 
@@ -108,7 +109,8 @@ def _known_mask(images: SegmentationDataset, index: int) -> Tensor:
     if mask is None:
         raise ConfigError(
             f"weak.image_labels is not given, and the unlabelled image {images[index]['name']} has "
-            "no mask from which its classes could be read: name a file of lines 'image id id ...'"
+            "no mask to read its classes from: set weak.image_labels to a file with lines "
+            "'image id id ...'"
         )
     return mask
 
@@ -116,7 +118,7 @@ def _known_mask(images: SegmentationDataset, index: int) -> Tensor:
 def _from_list(
     path: Path, data: DataConfig, images: SegmentationDataset, splits: DatasetSplits
 ) -> Tensor:
-    """Of each image and class, ``[M, K]``."""
+    """The classes of each image in a list, ``[M, K]`` float 0 or 1."""
     if not os.path.isfile(path) and data.root is not None:
         path = Path(data.root).expanduser() / path
     allowed = {str(class_id) for class_id in foreground_classes(splits, data)}
@@ -127,24 +129,25 @@ def _from_list(
         if not allowed.issuperset(ids):
             raise DataError(
                 f"{path}, line {number}: needs an image and ids of 0 to {splits.num_classes - 1} "
-                f"other than the background's, {splits.background_class}, but is {line!r}"
+                f"except the background, {splits.background_class}, but is {line!r}"
                 f"{line_hint(line)}"
             )
         given[_same_name(name, images)] = [int(text) for text in ids]
     labels = torch.zeros(len(images), splits.num_classes)
     for index in range(len(images)):
-        # Names without reading the images, where that can be had.
-        named = isinstance(images, ImageFiles)
-        name = images.entries[index].name if named else images[index]["name"]
+        # The names of files are known without reading the images.
+        name = (
+            images.entries[index].name if isinstance(images, ImageFiles) else images[index]["name"]
+        )
         if _same_name(name, images) not in given:
             hint = line_hint(lines[0][1]) if lines else ""
-            raise DataError(f"{path} has no line of the unlabelled image {name}{hint}")
+            raise DataError(f"{path} has no line for the unlabelled image {name}{hint}")
         labels[index, given[_same_name(name, images)]] = 1
     return labels
 
 
 def _same_name(name: str, images: SegmentationDataset) -> str:
-    """An image's name as its list gives it, in the one form in which names are compared."""
+    """The name of an image in the form in which names are compared."""
     if isinstance(images, ImageFiles):
         name = relative_name(locate(name, images.root), images.root)
     return name.lstrip("/")

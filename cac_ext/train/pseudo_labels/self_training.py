@@ -1,9 +1,9 @@
-"""Self-training ("ST" of the paper's Table 3, after its [64]): a teacher labels, a student learns.
+"""Self-training ("ST" of the paper's Table 3, after its [64]): a student learns a teacher's labels.
 
 The teacher is a network trained with the supervised loss alone. It labels the unlabelled images
-once, and where it is not sure, it leaves them out. The student starts anew; each of its steps sees
-a labelled batch and as large a share of pseudo-labelled images (``schedule.unlabelled_batch``)
-with the same augmentation and one cross entropy over the pixels of both.
+once, except pixels of which it is unsure. The student starts from scratch. Each of its steps sees a
+labelled batch and a batch of pseudo-labelled images (``schedule.unlabelled_batch``) with the same
+augmentation, and computes one cross entropy over the pixels of both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cac_ext.train.runtime.distributed import ALONE, Processes
 
 
 def teacher_config(config: Config) -> Config:
-    """The configuration of a student's teacher: `sup_only` of the same data, network and seed."""
+    """The configuration of the teacher: `sup_only` with the student's data, network and seed."""
     return replace(
         config,
         method=replace(config.method, unsupervised_weight=0.0),
@@ -42,10 +42,10 @@ def write_teacher_labels(
     processes: Processes = ALONE,
     progress: bool = True,
 ) -> PseudoLabelReport:
-    """The teacher's labels of the unlabelled images, as files (`data/pseudo_label_files.py`).
+    """Writes the teacher's labels of the unlabelled images (`data/pseudo_label_files.py`).
 
-    Pixels whose largest class probability is at or below
-    ``self_training.confidence_threshold`` get no label.
+    Pixels get no label if their largest class probability is at most
+    ``self_training.confidence_threshold``.
     """
     confidence_threshold = config.self_training.confidence_threshold
 

@@ -1,1 +1,1 @@
-"""What a run keeps on disk, and what it does when a step is not finite."""
+"""Files of a run: folder, checkpoint, log, predictions; and the guard against non-finite steps."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and hold all that an exact continuation needs."""
+"""Checkpoints: whole or absent, with everything that an exact resume needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
 _FORMAT = "cac_ext checkpoint 3"
-#: Settings that may differ between a run and its continuation: they do not change the result.
+#: Settings that may change at a resume, because they do not change the result.
 _FREE_KEYS = (
     "name",
     "output",
@@ -27,14 +27,14 @@ _FREE_KEYS = (
     "data.max_image_pixels",
     "schedule.log_every",
 )
-#: Those that change it by rounding alone.
+#: Settings that change the result by rounding alone.
 _ROUNDING_KEYS = ("device", "run.compile", "run.channels_last")
-#: Files and folders that may have been moved; whether there is one does change the result.
+#: Files and folders that may have moved; setting one or removing it does change the result.
 _MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels", "network.weights")
 
 
 class Stateful(Protocol):
-    """What has state beside its modules and optimizers."""
+    """Something with state besides its modules and optimizers: a method."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -43,15 +43,15 @@ class Stateful(Protocol):
 
 @dataclass
 class TrainingState:
-    """All that a run is at some iteration, but for what follows from its seed.
+    """The whole state of a run at an iteration, except what follows from its seed.
 
     Attributes:
         config: of the run.
         modules: all modules of the method, by name.
         optimizers: by the names that the method's phases use.
-        scalers: of the loss, one for each optimizer; disabled but for fp16.
-        method: what else the method keeps.
-        iteration: steps taken.
+        scalers: of the loss, one for each optimizer; enabled for fp16 only.
+        method: holds all other state.
+        iteration: number of steps taken.
         results: of the latest evaluation, plain values.
         evaluated_at: iteration of that evaluation.
     """
@@ -66,38 +66,38 @@ class TrainingState:
     evaluated_at: int = 0
 
     def part_of(self, network: nn.Module) -> str:
-        """Where ``network`` lies among the modules: the prefix of its weights' names.
+        """The prefix of the names of the network's weights among those of the modules.
 
         Raises:
-            ValueError: it is none of them and inside none of them.
+            ValueError: the network is neither one of the modules nor inside one.
         """
         for name, module in self.modules.items():
             for inner_name, inner in module.named_modules():
                 if inner is network:
                     return f"{name}.{inner_name}." if inner_name else f"{name}."
         raise ValueError(
-            "the network that Method.evaluated returns is not among the method's modules: put it "
-            "into Method.trained or Method.kept"
+            "the network that Method.evaluated returns is not among the method's modules: add it "
+            "to Method.trained or Method.kept"
         )
 
 
 def save_checkpoint(
     path: Path, state: TrainingState, network: nn.Module, processes: Processes = ALONE
 ) -> None:
-    """Writes the state of a run; an earlier file stays until this one is whole.
+    """Writes the state of a run; an earlier file stays until the new one is whole.
 
     Order and augmentation need no state: they follow from the seed and the iteration
-    (`seeding.py`). The method's state is the same in every process; of the random states, each
-    process's is kept. All processes call this, rank 0 writes.
+    (`seeding.py`). The state of the method is the same in every process; random states are saved
+    for each process. All processes call this, rank 0 writes.
 
     Args:
         path: of the file.
         state: of the run.
-        network: the one that is evaluated; `weights_of_network` finds its weights again.
+        network: the evaluated one; `weights_of_network` finds its weights in the file.
         processes: this process among those of the run.
 
     Raises:
-        CheckpointError: it cannot be written; an earlier one is kept.
+        CheckpointError: the file cannot be written; an earlier one is kept.
     """
     random = processes.gather(_random_state())
     if not processes.is_main:
@@ -119,10 +119,10 @@ def save_checkpoint(
     kept = "; the earlier checkpoint is kept" if path.exists() else ""
     try:
         write_whole(path, lambda file: torch.save(saved, file))
-    except (OSError, RuntimeError) as error:  # torch's writer turns some OSErrors into the other
+    except (OSError, RuntimeError) as error:  # torch turns some OSErrors into RuntimeErrors
         raise CheckpointError(
             f"cannot write the checkpoint {path} after iteration {state.iteration}: {error}{kept}. "
-            f"Make room for it and go on with `cac-ext resume {path.parent}`"
+            f"Free some disk space and continue with `cac-ext resume {path.parent}`"
         ) from error
 
 
@@ -131,7 +131,7 @@ def _state_dicts(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_of_network(saved: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights of the network that a checkpoint's run evaluates, under the network's own names."""
+    """Weights of the evaluated network in a checkpoint, by their names in the network."""
     module, _, inner = saved["network"].partition(".")
     weights = saved["modules"][module]
     return {
@@ -144,15 +144,15 @@ def weights_of_network(saved: Mapping[str, Any]) -> dict[str, Tensor]:
 def _random_state() -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()  # of this process's own GPU
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's GPU
     return state
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, tensors on the CPU.
+    """The contents of a checkpoint file, with tensors on the CPU.
 
     Raises:
-        CheckpointError: it is not there, damaged, or not a checkpoint of this package.
+        CheckpointError: the file is missing, damaged, or no checkpoint of this package.
     """
     return read_saved(path, _FORMAT, "checkpoint")
 
@@ -164,14 +164,14 @@ def restore(
     device: torch.device,
     processes: Processes = ALONE,
 ) -> None:
-    """Puts what a checkpoint holds into ``state``.
+    """Loads the contents of a checkpoint into ``state``.
 
     Raises:
-        CheckpointError: it belongs to a run with other settings, or another network.
+        CheckpointError: the checkpoint belongs to a run with other settings or another network.
 
     Warns:
-        UserWarning: it was written by another number of processes, on another kind of device, or
-            with settings that change the rounding.
+        UserWarning: the checkpoint was written by another number of processes, on another kind of
+            device, or with settings that change the rounding.
     """
     require_same_settings(saved["config"], state.config, path)
     _warn_of_rounding(saved, path, state.config, device)
@@ -198,7 +198,7 @@ def restore(
             torch.cuda.set_rng_state(random["cuda"])
     else:
         warnings.warn(
-            f"{path} was written by {len(saved['random'])} process(es) and goes on with "
+            f"{path} was written by {len(saved['random'])} process(es) and resumes with "
             f"{processes.size}: dropout and rounding will differ from those of an unbroken run",
             stacklevel=2,
         )
@@ -209,7 +209,7 @@ def restore(
 def _warn_of_rounding(
     saved: dict[str, Any], path: Path, config: Config, device: torch.device
 ) -> None:
-    """Says where a continuation computes otherwise than the run that wrote the checkpoint."""
+    """Warns if the resumed run rounds differently from the run that wrote the checkpoint."""
     there = saved["device"]
     changes = (
         [] if there == device.type else [f"the device is {there} there and {device.type} here"]
@@ -221,36 +221,36 @@ def _warn_of_rounding(
     ]
     if changes:
         warnings.warn(
-            f"{path} was computed otherwise, {', '.join(changes)}: from here on the results differ "
-            "by rounding from those of an unbroken run",
+            f"{path} was written under other conditions ({', '.join(changes)}): from here on the "
+            "results differ by rounding from those of an unbroken run",
             stacklevel=3,
         )
 
 
 def require_same_settings(saved: dict[str, Any], config: Config, path: Path) -> None:
-    """CheckpointError where a continuation's settings would change the result of the run.
+    """CheckpointError if other settings at the resume would change the result of the run.
 
     Args:
-        saved: the run's settings, as `to_mapping` gives them.
-        config: the continuation's.
+        saved: the run's settings, from `to_mapping`.
+        config: the settings at the resume.
         path: of the file that ``saved`` comes from.
     """
     differing = _differences(saved, to_mapping(config))
     if differing:
         raise CheckpointError(
-            f"{path} belongs to a run with other settings: {'; '.join(differing)}. Continue it "
-            "with its own configuration, or start anew in another folder. Only "
-            f"{', '.join((*_FREE_KEYS, *_ROUNDING_KEYS))} may differ, and where pseudo labels and "
-            "pretrained weights lie"
+            f"{path} belongs to a run with other settings: {'; '.join(differing)}. Resume it with "
+            "its own configuration, or start a new run in another folder. Only "
+            f"{', '.join((*_FREE_KEYS, *_ROUNDING_KEYS))} and the paths of pseudo labels and "
+            "pretrained weights may differ"
         )
 
 
 def _differences(
-    saved: dict, current: dict, prefix: str = "", *, rounding: bool = False
+    saved: dict[str, Any], current: dict[str, Any], prefix: str = "", *, rounding: bool = False
 ) -> list[str]:
     """``key is saved value there and current value here`` for each setting that differs.
 
-    Of those that would change the result; with ``rounding``, of those that change its rounding.
+    Covers the settings that change the result, or with ``rounding`` those that change its rounding.
     """
     found = []
     for key in sorted(saved.keys() | current.keys()):

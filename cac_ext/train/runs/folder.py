@@ -1,4 +1,4 @@
-"""A run folder: begun, and read again, with its configuration, classes and network."""
+"""Run folders: created with a configuration; read back with configuration, classes, network."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cac_ext.train.runs.checkpoint import read_checkpoint, weights_of_network
 from cac_ext.train.runtime.distributed import find_device
 from cac_ext.train.runtime.whole_files import write_text_whole
 
-#: What may differ from the run: where the data lies and where to compute, not what was trained.
+#: Settings of a finished run that may change: the data to read and the device to compute on.
 _FREE = ("data.", "device=")
 CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's network, in evaluation mode and on the device of its configuration."""
+    """A finished run; its network is in evaluation mode, on the device of the configuration."""
 
     config: Config
     classes: Classes
@@ -31,49 +31,52 @@ class Run:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Makes the folder, writes ``config.yaml``; ConfigError where that cannot be done."""
+    """Creates the folder and writes ``config.yaml``; ConfigError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text_whole(folder / CONFIG_FILE, to_yaml(config))
     except OSError as error:
         raise ConfigError(
-            f"cannot write into the run folder {folder}: {error}. Give another one by --folder or "
-            "output=..."
+            f"cannot write into the run folder {folder}: {error}. Choose another folder with "
+            "--folder or output=..."
         ) from error
 
 
 def run_exists(folder: Path) -> CheckpointError:
-    """The error of a run that would overwrite another."""
+    """The error of a run that would overwrite another one."""
     return CheckpointError(
-        f"{folder} already holds a run: take another folder, or go on with "
+        f"{folder} already holds a run: choose another folder, or continue that run with "
         f"`cac-ext resume {folder}`"
     )
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a run folder keeps; ConfigError where it is none."""
+    """The configuration in a run folder; ConfigError if the folder holds none."""
     if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"{folder} is no run folder: it holds no {CONFIG_FILE}")
+        raise ConfigError(
+            f"{folder} is no run folder: it holds no {CONFIG_FILE}. Give a folder that "
+            "`cac-ext train` wrote"
+        )
     return load(str(folder / CONFIG_FILE), overrides)
 
 
 def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = ()) -> Run:
-    """Reads a run folder. Its data need not be there.
+    """Reads a run folder. The data of the run may be missing.
 
     Args:
         folder: of the run.
-        overrides: ``key=value`` of data.* and device, and of the keys ``free``.
-        free: other keys that change nothing of what was trained.
+        overrides: ``key=value`` for data.*, device and the keys in ``free``.
+        free: further keys that do not affect the training.
 
     Raises:
-        ConfigError: it is no run folder, or an override would change what was trained.
-        CheckpointError: its checkpoint is missing, damaged or another network's.
+        ConfigError: the folder is no run folder, or an override affects the training.
+        CheckpointError: the checkpoint is missing, damaged or of another network.
     """
     for override in overrides:
         if not override.startswith(_FREE) and override.partition("=")[0] not in free:
             allowed = ", ".join(["data.*", *free])
             raise ConfigError(
-                f"{override}: of a finished run only {allowed} and device can be set anew"
+                f"{override}: of a finished run only {allowed} and device can be changed"
             )
     config = read_config(folder, overrides)
     classes = load_classes(folder)
@@ -88,9 +91,9 @@ def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = 
 
 
 def require_same_classes(run: Run, splits: DatasetSplits) -> None:
-    """ConfigError where data has other classes than those the run was trained on."""
+    """ConfigError if the data has other classes than those that the run was trained on."""
     if list(splits.class_names) != list(run.classes.class_names):
         raise ConfigError(
             f"the run was trained on the classes {', '.join(run.classes.class_names)}, but the "
-            f"data has {', '.join(splits.class_names)}"
+            f"data has {', '.join(splits.class_names)}: give data of the same classes by data.*"
         )

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: progress bar, metrics.jsonl, TensorBoard."""
+"""The log of a training: progress bar, metrics.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,22 +20,23 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.evaluate import absent_names
 from cac_ext.train.figures.panels import predictions_figure
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.runtime.json_files import json_text
 from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.whole_files import naming, write_text_whole
 
-# TensorBoard's pictures are small: they cost less than half a second at each evaluation.
+# TensorBoard's pictures are small: they take less than half a second at each evaluation.
 _VALIDATION_IMAGES = 4
 _DPI = 80
 
 
 class RunLog:
-    """Progress bar on the terminal; scalars in ``metrics.jsonl`` and TensorBoard, pictures there.
+    """Progress bar on the terminal; scalars in ``metrics.jsonl``; scalars, pictures in TensorBoard.
 
     Args:
         folder: of the run.
-        description: stands in front of the progress bar.
-        start, iterations: the run goes from iteration ``start`` to ``iterations``. What an
-            interrupted run logged beyond ``start`` is dropped.
+        description: prefix of the progress bar.
+        start, iterations: the run goes from iteration ``start`` to ``iterations``. Entries of an
+            interrupted run beyond ``start`` are dropped.
         progress: whether to show the progress bar.
     """
 
@@ -66,11 +68,11 @@ class RunLog:
         self._last = (time.perf_counter(), start)
 
     def step(self) -> None:
-        """Moves the progress bar on by one iteration."""
+        """Advances the progress bar by one iteration."""
         self.bar.update()
 
     def train(self, iteration: int, scalars: dict[str, float], images: int) -> None:
-        """Logs a step's scalars; ``images`` is the number of images a step sees."""
+        """Logs the scalars of a step, which saw ``images`` images."""
         now, (then, before) = time.perf_counter(), self._last
         self._last = (now, iteration)
         rate = images * (iteration - before) / max(now - then, 1e-9)
@@ -78,10 +80,13 @@ class RunLog:
         self._show(loss=f"{scalars['loss']:.3f}")
 
     def evaluation(self, iteration: int, miou: float, class_iou: dict[str, float]) -> None:
-        """Logs an evaluation: mIoU and each class's IoU, in [0, 1], nan where it does not occur."""
+        """Logs the mIoU and the IoU of each class, in [0, 1]; nan for an absent class."""
         absent = absent_names(class_iou)
-        values = {"miou": miou, "class_iou": class_iou, "absent_classes": absent}
-        self._write("validation", iteration, values)
+        self._write(
+            "validation",
+            iteration,
+            {"miou": miou, "class_iou": class_iou, "absent_classes": absent},
+        )
         of = f" of {len(class_iou) - len(absent)}/{len(class_iou)} classes" if absent else ""
         self._show(mIoU=f"{100 * miou:.2f}{of}")
         self._last = (time.perf_counter(), iteration)  # the rate is of training alone
@@ -93,7 +98,7 @@ class RunLog:
         network: SegmentationNetwork,
         more: Callable[[], Mapping[str, Figure]],
     ) -> None:
-        """Draws a few validation images and what ``more`` returns: figures by tag."""
+        """Logs pictures: a few validation images, and the figures that ``more`` returns by tag."""
         figures = {
             "validation/predictions": predictions_figure(
                 splits, {"prediction": network}, count=_VALIDATION_IMAGES
@@ -121,7 +126,7 @@ class RunLog:
         try:
             self.close()
         except OSError:
-            # A disk without room for the log hides no other news, such as a checkpoint's.
+            # A full disk must not hide the error that ended the run, such as a checkpoint's.
             if kind is None:
                 raise
 
@@ -129,23 +134,28 @@ class RunLog:
         self._shown.update(values)
         self.bar.set_postfix(self._shown, refresh=False)
 
-    def _write(self, split: str, iteration: int, values: dict) -> None:
-        line = {"iteration": iteration, "split": split, **finite(values)}
+    def _write(
+        self,
+        split: str,
+        iteration: int,
+        values: Mapping[str, float | Mapping[str, float] | list[str]],
+    ) -> None:
         with naming(self.path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(_line({"iteration": iteration, "split": split, **values}))
             self._file.flush()
         with naming(self._board.log_dir):
             for key, value in values.items():
-                if isinstance(value, list):  # names, of which TensorBoard shows how many
-                    value = len(value)
-                scalars = value if isinstance(value, dict) else {"": value}
-                for name, scalar in scalars.items():
-                    tag = f"{split}/{key}/{name}" if name else f"{split}/{key}"
+                tag = f"{split}/{key}"
+                if isinstance(value, Mapping):
+                    for name, scalar in value.items():
+                        self._board.add_scalar(f"{tag}/{name}", scalar, iteration)
+                else:  # of a list of names TensorBoard shows the length
+                    scalar = len(value) if isinstance(value, list) else value
                     self._board.add_scalar(tag, scalar, iteration)
 
 
 class NoLog:
-    """The log of a process that writes none."""
+    """Stands in for `RunLog` in processes other than the main one; does nothing."""
 
     def __enter__(self) -> NoLog:
         return self
@@ -156,32 +166,29 @@ class NoLog:
     def step(self) -> None:
         pass
 
-    def train(self, iteration: int, scalars: dict[str, float], images: int) -> None:
+    def train(self, *arguments: object) -> None:
         pass
 
     def evaluation(self, iteration: int, miou: float, class_iou: dict[str, float]) -> None:
         pass
 
-    def pictures(
-        self,
-        iteration: int,
-        splits: DatasetSplits,
-        network: SegmentationNetwork,
-        more: Callable[[], Mapping[str, Figure]],
-    ) -> None:
+    def pictures(self, *arguments: object) -> None:
         pass
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory used so far in MiB: this run's tensors on a GPU; the process on a CPU."""
+    """Peak memory so far in MiB: of this run's tensors on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` without a last one that a crash cut short.
+
+    A value that was nan or infinite is None.
+    """
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -194,7 +201,11 @@ def read_metrics(path: Path) -> list[dict]:
 def _drop_beyond(path: Path, iteration: int) -> None:
     if path.exists():
         kept = [line for line in read_metrics(path) if line["iteration"] <= iteration]
-        write_text_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text_whole(path, "".join(map(_line, kept)))
+
+
+def _line(values: Mapping[str, object]) -> str:
+    return json_text(values) + "\n"
 
 
 def _pixels(figure: Figure) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is nan or infinite: stop with the batch kept, or skip it."""
+"""Steps whose loss or gradient is nan or infinite: keep the batch and stop, or skip the step."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from cac_ext.train.errors import NonFiniteError
 from cac_ext.train.runtime.distributed import Processes
 from cac_ext.train.runtime.whole_files import write_whole
 
-#: Skipped steps in a row after which it is no accident any more.
+#: After so many skipped steps in a row the run stops: the fault is not a single batch.
 _MOST_SKIPPED = 20
 
 
 class NonFiniteGuard:
-    """Keeps steps that are not finite away from the weights, the statistics and the bank.
+    """Keeps non-finite steps out of the weights, the batch statistics and the bank.
 
-    To know at once whether a number is finite, the host waits for the device. On a CPU that costs
-    nothing. On a GPU it would cost every step some time, so with ``nonfinite=stop`` the answer is
-    fetched while the next step is prepared: the run ends one step later, with the right batch kept.
-    (``run.precision=fp16`` waits all the same, because its loss scale depends on the answer.)
+    To learn at once whether a number is finite, the host must wait for the device. On a CPU this
+    costs nothing. On a GPU it would cost time in every step, so with ``nonfinite=stop`` the answer
+    is fetched while the next step is prepared: the run ends one step later, and the right batch is
+    kept. (``run.precision=fp16`` waits in any case, because its loss scale depends on the answer.)
 
     Args:
-        config: ``nonfinite`` says what to do.
-        folder: of the run; where the batch is kept.
-        modules: everything that is in training, by name.
+        config: ``nonfinite`` chooses between stopping and skipping.
+        folder: of the run; receives the batch.
+        modules: all modules of the method, by name.
         processes: this process among those of the run.
         late: whether the answer may come a step late.
     """
@@ -59,10 +59,10 @@ class NonFiniteGuard:
         self._pending: tuple[int, Mapping[str, Any], Tensor, torch.cuda.Event | None] | None = None
 
     def begin(self, iteration: int, batches: Mapping[str, Any]) -> None:
-        """Call it before a step's forward, which changes batch statistics.
+        """Starts a step. Call it before the forward pass, which changes batch statistics.
 
         Raises:
-            NonFiniteError: the step before was not finite.
+            NonFiniteError: the previous step was not finite.
         """
         self.settle()
         self._step, self._finite, self._answers = (iteration, batches), True, []
@@ -70,7 +70,7 @@ class NonFiniteGuard:
             self._buffers = [buffer.clone() for buffer in self._all_buffers()]
 
     def proceeds(self, finite: Tensor) -> bool:
-        """Whether the step may go on, given that this process's outputs are ``finite``."""
+        """Whether the step may continue; ``finite``: scalar bool, of this process's outputs."""
         if self._late:
             self._answers.append(finite)
         else:
@@ -78,9 +78,9 @@ class NonFiniteGuard:
         return self._finite
 
     def step_optimizer(self, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> bool:
-        """The optimizer's step; False, and no step, where its gradients are not finite.
+        """Steps the optimizer if all gradients are finite; returns whether they are.
 
-        Under DDP gradients are the same in all processes, and so is the answer.
+        Under DDP the gradients, and so the answer, are the same in all processes.
         """
         if scaler.is_enabled():
             self._finite = _step_scaled(scaler, optimizer)
@@ -97,10 +97,10 @@ class NonFiniteGuard:
         return self._finite
 
     def end(self) -> bool:
-        """Call it after a step, in all processes; returns whether its weights count.
+        """Ends a step, in all processes; returns whether the step counts.
 
         Raises:
-            NonFiniteError: the run is to stop; each process has kept its batch if there is space.
+            NonFiniteError: the run must stop; each process has kept its batch if there is space.
         """
         iteration, batches = self._step
         if self._answers:
@@ -119,7 +119,7 @@ class NonFiniteGuard:
         return self._finite
 
     def settle(self) -> None:
-        """Waits for what is not known yet; call it before the weights are saved or evaluated.
+        """Waits for a late answer. Call it before the weights are saved or evaluated.
 
         Raises:
             NonFiniteError: the latest step was not finite.
@@ -150,17 +150,17 @@ class NonFiniteGuard:
             "batches": {name: to_plain(batch) for name, batch in batches.items()},
             "modules": {name: module.state_dict() for name, module in self._modules.items()},
         }
-        kept = f"are kept in {path} (torch.load)"
+        kept = f"are saved in {path} (read them with torch.load)"
         try:
             write_whole(path, lambda file: torch.save(state, file))
-        except (OSError, RuntimeError) as error:  # torch's writer turns some OSErrors into these
-            kept = f"could not be kept in {path} ({error})"
-        repeated = f", as in {_MOST_SKIPPED} steps before it" if self._skip else ""
-        advice = "" if self._skip else ", or run.nonfinite=skip to leave out single steps"
+        except (OSError, RuntimeError) as error:  # torch turns some OSErrors into RuntimeErrors
+            kept = f"could not be saved in {path} ({error})"
+        repeated = f", as in the {_MOST_SKIPPED} steps before" if self._skip else ""
+        advice = "" if self._skip else ", or run.nonfinite=skip to skip single steps"
         raise NonFiniteError(
             f"loss or gradient of iteration {iteration} is not finite{repeated}. Batch and weights "
-            f"{kept}, the run's checkpoint is as it was. Try a lower "
-            f"optimizer.learning_rate, run.precision=bf16 or fp32{advice}"
+            f"{kept}; the run's checkpoint is unchanged. Try a lower optimizer.learning_rate, "
+            f"run.precision=bf16 or fp32{advice}"
         )
 
     def _all_buffers(self) -> list[Tensor]:
@@ -168,11 +168,11 @@ class NonFiniteGuard:
 
 
 def _step_scaled(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
-    """A step with loss scaling; False where lower scales help no more.
+    """A step with loss scaling; False if a lower scale cannot help.
 
-    A gradient that overflows in fp16 makes the scaler skip the step and halve the scale, as the
-    first steps of a run do until the scale fits. One that is nan or infinite at a scale below 1
-    does not overflow: it is so by itself, and would be skipped for ever.
+    If a gradient overflows in fp16, the scaler skips the step and halves the scale. The first steps
+    of a run do so until the scale fits. A gradient that is not finite at a scale below 1 has not
+    overflowed: it would be skipped forever.
     """
     before = scaler.get_scale()
     scaler.step(optimizer)

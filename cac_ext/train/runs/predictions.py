@@ -1,4 +1,4 @@
-"""Predictions of images in files, into files: class ids, colours, overlays."""
+"""Predicts image files into files of class ids, colors and overlays."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torchvision.transforms.v2 import functional as VF
 from cac_ext.train.data.files.find_images import describe_left_out, find_images
 from cac_ext.train.data.files.pictures import image_suffixes, picture_of_ids, read_image
 from cac_ext.train.errors import DataError
-from cac_ext.train.figures.panels import colour_mask
+from cac_ext.train.figures.panels import color_mask
 from cac_ext.train.inference import Inference, predict
 from cac_ext.train.runs.folder import Run
 from cac_ext.train.runtime.progress import Progress
 
-_KINDS = ("ids", "colours", "overlays")
-_OVERLAY = 0.5  # share of the colours in an overlay
+_KINDS = ("ids", "colors", "overlays")
+_OVERLAY = 0.5  # share of the class colors in an overlay
 
 
 @dataclass(frozen=True)
 class Job:
-    """An image and where its predictions go."""
+    """An image and the files of its predictions."""
 
     image: Path
     targets: dict[str, Path]  # kind -> file
@@ -32,11 +32,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found.
+    """The result of `plan`.
 
     Attributes:
         jobs: the images to predict.
-        unreadable: a sentence for each folder or link in which there may be more of them.
+        unreadable: a sentence for each folder or link that cannot be read and may hold more images.
         remarks: a sentence for each folder with files that are no images.
     """
 
@@ -46,21 +46,24 @@ class Plan:
 
 
 def plan(inputs: Sequence[Path], output: Path, *, overwrite: bool) -> Plan:
-    """The images to predict: files as they are, folders with all images below them.
+    """Lists the images to predict: the given files, and all images below the given folders.
 
-    An image ``a/b.jpg`` of a folder goes to ``OUTPUT/ids/a/b.png`` and so on; where a ``b.tif``
-    lies beside it, to ``b.jpg.png``, and the other to ``b.tif.png``. Hidden files are left out.
+    An image ``a/b.jpg`` of a folder goes to ``OUTPUT/ids/a/b.png`` and so on. Beside a ``b.tif`` it
+    goes to ``b.jpg.png``, and the other to ``b.tif.png``. Hidden files are left out.
 
     Raises:
-        DataError: nothing found, two images would share a target, a target exists and
-            ``overwrite`` is False, or a target is one of the images, which are never overwritten.
+        DataError: there is no image, two images would share a target, a target exists and
+            ``overwrite`` is False, or a target is one of the images (these are never overwritten).
     """
     found = Plan([], [], [])
     named: dict[Path, Path] = {}  # name below an input -> image
     for given in inputs:
         for image, name in _images(given, output, found):
             if named.get(name, image) != image:
-                raise DataError(f"{named[name]} and {image} would both be written to {name}")
+                raise DataError(
+                    f"{named[name]} and {image} would both be written to {name}: predict them into "
+                    "different --output folders"
+                )
             named[name] = image
     for name, target in _target_names(named).items():
         targets = {kind: output / kind / target for kind in _KINDS}
@@ -68,14 +71,14 @@ def plan(inputs: Sequence[Path], output: Path, *, overwrite: bool) -> Plan:
     images = {job.image.resolve() for job in found.jobs}
     for target in (target for job in found.jobs for target in job.targets.values()):
         if target.resolve() in images:
-            raise DataError(f"{target} is one of the images: give another --output")
+            raise DataError(f"{target} is one of the images to predict: give another --output")
         if target.exists() and not overwrite:
-            raise DataError(f"{target} exists: give another --output, or --overwrite")
+            raise DataError(f"{target} exists: give another --output, or --overwrite to replace it")
     return found
 
 
 def _target_names(names: Iterable[Path]) -> dict[Path, Path]:
-    """``a.jpg`` -> ``a.png``; those that would share a target keep their suffix: ``a.jpg.png``."""
+    """``a.jpg`` -> ``a.png``; images that would share a target keep their suffix: ``a.jpg.png``."""
     targets = {name: name.with_suffix(".png") for name in names}
     while True:
         taken = Counter(targets.values())
@@ -94,12 +97,12 @@ def _with_suffix_kept(name: Path) -> Path:
 
 
 def _images(given: Path, output: Path, found: Plan) -> list[tuple[Path, Path]]:
-    """(file, its name below the output) of each image that a file or folder stands for."""
+    """(file, name below the output) of each image in a given file or folder."""
     if not given.is_dir():
         if not given.exists():
             raise DataError(f"there is no image or folder {given}")
         return [(given, Path(given.name))]
-    written = [(output / kind).resolve() for kind in _KINDS]  # earlier predictions are no inputs
+    written = [(output / kind).resolve() for kind in _KINDS]  # earlier predictions are not inputs
     listed = find_images(given, skip=lambda folder: folder.resolve() in written)
     left_out = describe_left_out(listed.left_out) if listed.left_out else ""
     if not listed.images and not listed.unreadable:
@@ -114,9 +117,9 @@ def _images(given: Path, output: Path, found: Plan) -> list[tuple[Path, Path]]:
 def predict_files(
     run: Run, jobs: Sequence[Job], inference: Inference, *, progress: bool = True
 ) -> list[str]:
-    """Predicts and writes all; returns a sentence for each image that could not be read.
+    """Predicts all images; returns a sentence for each image that could not be read.
 
-    Id masks are single-channel PNGs, of 16 bits where there are more than 256 classes.
+    Id masks are single-channel PNGs, of 16 bits for more than 256 classes.
     """
     failures = []
     for job in Progress(jobs, "predict", unit="image", disable=not progress):
@@ -126,11 +129,11 @@ def predict_files(
             failures.append(str(error))
             continue
         mask = predict(run.network, image, inference).cpu()  # [H, W]
-        colours = Image.fromarray(colour_mask(mask, run.classes))
+        colors = Image.fromarray(color_mask(mask, run.classes))
         pictures = {
             "ids": picture_of_ids(mask.numpy(), run.classes.num_classes),
-            "colours": colours,
-            "overlays": Image.blend(VF.to_pil_image(image), colours, _OVERLAY),
+            "colors": colors,
+            "overlays": Image.blend(VF.to_pil_image(image), colors, _OVERLAY),
         }
         for kind, target in job.targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)

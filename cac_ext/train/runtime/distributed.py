@@ -1,14 +1,14 @@
-"""Several processes, one training: torchrun starts them, DDP averages their gradients.
+"""One training in several processes: torchrun starts them, DDP averages their gradients.
 
     torchrun --nproc_per_node=2 -m cac_ext.train train CONFIG
 
-NCCL joins GPUs, one a process; gloo joins CPU processes. Every process takes its share of the same
-global batch (``schedule.labelled_batch``), so that the number of processes is no part of the
-method: with ``run.normalize_over_ranks`` the result is that of one process, up to rounding (and up
-to dropout and, with ``method.selected_num``, the choice of negatives).
+NCCL connects GPUs, one a process; gloo connects CPU processes. Every process takes an equal share
+of the global batch (``schedule.labelled_batch``). With ``run.normalize_over_ranks`` the result is
+that of one process, except for rounding, dropout and, with ``method.selected_num``, the choice of
+negatives.
 
-Batch statistics are those of all processes. torch's SyncBatchNorm does that on CUDA alone; on CPUs
-`GlooBatchNorm` stands in for it.
+Batch statistics cover the batches of all processes. torch's SyncBatchNorm does so on CUDA alone;
+`GlooBatchNorm` replaces it on CPUs.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from cac_ext.train.runtime.signals import StopRequest, TrainingStopped
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=30)  # of `Processes.together`; gloo's own is half an hour
+_PATIENCE = timedelta(days=30)  # of `Processes.together`; gloo's default is half an hour
 _POLL = 0.05  # seconds
-# The name from torch 2.14 on, and the one before.
+# The first name exists from torch 2.14 on.
 _GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run. Alone, every method is the identity of its kind."""
+    """This process among those of the run. With one process, no method communicates."""
 
     rank: int = 0
     size: int = 1
@@ -51,11 +51,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, total: int, key: str) -> int:
-        """This process's part of ``total``; ConfigError where it cannot be shared equally."""
+        """The share of one process in ``total``; ConfigError if the shares are not equal."""
         if total % self.size:
             raise ConfigError(
-                f"{key} is {total}, which {self.size} processes cannot share equally: it must be "
-                f"a multiple of {self.size}"
+                f"{key} is {total}, which {self.size} processes cannot share equally: set it to a "
+                f"multiple of {self.size}"
             )
         return total // self.size
 
@@ -71,20 +71,20 @@ class Processes:
         return self.sum(values) / self.size
 
     def mean_scalars(self, scalars: dict[str, float]) -> dict[str, float]:
-        """The mean of each value over all processes, which have the same keys."""
+        """The mean of each value over all processes; all must have the same keys."""
         means = self.mean(torch.tensor(list(scalars.values()), dtype=torch.float64))
         return dict(zip(scalars, means.tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process. All wait for all here."""
+        """Whether the flag is True in any process. Every process waits for all others."""
         if self.size == 1:
             return flag
-        seen = torch.tensor(int(flag))  # on the CPU, by gloo: no GPU has to wait
+        seen = torch.tensor(int(flag))  # on the CPU, by gloo, so that no GPU waits
         dist.all_reduce(seen, op=dist.ReduceOp.MAX)
         return bool(seen)
 
     def gather(self, value: Any) -> list[Any]:
-        """The picklable value of each process, in the order of ranks."""
+        """The (picklable) values of all processes, in the order of ranks."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -92,28 +92,30 @@ class Processes:
         return values
 
     def first(self, value: Any) -> Any:
-        """Rank 0's value, in every process."""
+        """The value of rank 0, in every process."""
         return self.gather(value)[0]
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """``work()`` in every process, however long each takes; the results in the order of ranks.
+        """Runs ``work()`` in every process, without time limit; the results in the order of ranks.
 
-        For work in which the processes need not meet, as where rank 0 alone has something to do: a
-        collective would give up waiting after minutes. Where work raises in one process, or one
-        dies, the others learn it as soon as they have done theirs.
+        For work without collectives, for example if rank 0 alone has something to do: a collective
+        would time out after minutes. If the work raises in one process, or a process dies, the
+        others learn it as soon as they have finished theirs.
 
         Raises:
             ProcessError: another process has left.
-            TrainingStopped: SIGTERM came while this one waited for the others.
+            TrainingStopped: SIGTERM came while this process waited for the others.
         """
         if self.size == 1:
             return [work()]
         patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(patient, dist.ProcessGroup)  # this process is a member
         try:
             result = work()
             with StopRequest() as stop:
                 arrival = dist.all_reduce(torch.zeros(1), group=patient, async_op=True)
-                while not arrival.is_completed():  # waiting in C++ would be deaf to signals
+                assert arrival is not None  # asynchronous
+                while not arrival.is_completed():  # a wait in C++ would block signal handlers
                     if stop.requested:
                         raise TrainingStopped("stopped while waiting for the other processes")
                     time.sleep(_POLL)
@@ -124,7 +126,8 @@ class Processes:
                     "another process has ended before its work was done; its own message says why"
                 ) from error
         finally:
-            dist.destroy_process_group(patient)  # closes the connections: nobody waits for this one
+            # Closes the connections, so that no process waits for this one.
+            dist.destroy_process_group(patient)
         return self.gather(result)
 
     def gather_negatives(
@@ -165,7 +168,7 @@ ALONE = Processes()
 
 
 def current() -> Processes:
-    """This process among those of the initialised process group, or alone."""
+    """This process among those of the process group; `ALONE` if no group is initialized."""
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return Processes(dist.get_rank(), dist.get_world_size())
@@ -173,16 +176,16 @@ def current() -> Processes:
 
 @contextmanager
 def process_group(device: str) -> Iterator[Processes]:
-    """Joins the processes that torchrun started; alone where it did not, or started only one.
+    """Joins the processes that torchrun started; `ALONE` without torchrun or with one process.
 
     Args:
-        device: ``config.device``; it decides between NCCL and gloo.
+        device: ``config.device``; decides between NCCL and gloo.
     """
     if dist.is_initialized() or "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield current()
         return
     on_gpu = find_device(device).type == "cuda"
-    # gloo beside NCCL: what lies on the CPU is agreed on without making a GPU wait.
+    # gloo beside NCCL: collectives of CPU tensors do not make a GPU wait.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield current()
@@ -191,9 +194,9 @@ def process_group(device: str) -> Iterator[Processes]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of ``config.device``; "auto" is a GPU, or the CPU where there is none.
+    """The device of ``config.device``; "auto" is a GPU, or the CPU if there is no GPU.
 
-    Each process of a node has a GPU of its own, that of its local rank.
+    Each process of a node uses the GPU of its local rank.
     """
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     gpu = int(os.environ.get("LOCAL_RANK", 0)) if several else None
@@ -203,20 +206,22 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(
-            f"device: {name!r} is no device: give auto, cpu, cuda or cuda:1"
+            f"device: {name!r} is no device: give auto, cpu, cuda or for example cuda:1"
         ) from error
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
-        raise ConfigError(f"device is {name}, but there is no CUDA device here: use cpu or auto")
+        raise ConfigError(f"device is {name}, but this machine has no CUDA device: use cpu or auto")
     if gpu is not None:
         if device.index is not None:
-            raise ConfigError(f"device is {name}, but several processes were started: use cuda")
+            raise ConfigError(
+                f"device is {name}, but each of the processes started needs its own GPU: use cuda"
+            )
         device = torch.device("cuda", gpu)
     if (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"{device} is asked for, but this machine has {torch.cuda.device_count()} CUDA "
-            "device(s): start one process a GPU (--nproc_per_node)"
+            f"{device} is needed, but this machine has {torch.cuda.device_count()} CUDA device(s): "
+            "give a smaller number, or start one process a GPU (torchrun --nproc_per_node)"
         )
     if device.index is not None:
         torch.cuda.set_device(device)
@@ -224,21 +229,21 @@ def find_device(name: str) -> torch.device:
 
 
 def distribute(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
-    """The model to call in training: in DDP, or the model itself where the process is alone."""
+    """The model to call in training: wrapped in DDP if there are several processes."""
     if processes.size == 1:
         return model
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        # The projector takes no part in the warm-up and in SupOnly.
+        # The projector is unused in the warm-up and in SupOnly.
         find_unused_parameters=True,
     )
 
 
 def synchronize_batch_norm(model: nn.Module, processes: Processes, device: torch.device) -> None:
-    """Makes all batch normalisation in the model count the images of all processes, in place.
+    """Makes batch normalization in the model cover the batches of all processes, in place.
 
-    The names in its state stay the same.
+    The names in the model's state stay the same.
     """
     if processes.size == 1:
         return
@@ -251,16 +256,16 @@ def synchronize_batch_norm(model: nn.Module, processes: Processes, device: torch
 
 
 class GlooBatchNorm(_BatchNorm):
-    """SyncBatchNorm on CPUs, where torch has none: sums over processes by two all-reduces.
+    """SyncBatchNorm for CPUs, which torch lacks: sums over processes by two all-reduces.
 
-    It is no subclass of torch's, which DDP refuses on CPUs.
+    No subclass of torch's SyncBatchNorm, because DDP refuses that one on CPUs.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
-        pass  # any number, as torch's
+        pass  # any number of dimensions, as in torch's SyncBatchNorm
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, ...] -> [B, C, ...]`` of the same type; under autocast too sums are float32."""
+        """``[B, C, ...] -> [B, C, ...]`` of the same type; sums are float32 under autocast too."""
         if not self.training:
             return super().forward(x)
         dtype = x.dtype
@@ -271,24 +276,29 @@ class GlooBatchNorm(_BatchNorm):
         total = _SumOverProcesses.apply(torch.cat([x.sum(dims), count]))  # [C + 1]
         size = total[-1].detach()
         mean = total[:-1] / size  # [C]
-        centred = x - mean.view(shape)
-        variance = _SumOverProcesses.apply(centred.square().sum(dims)) / size  # [C]
+        centered = x - mean.view(shape)
+        variance = _SumOverProcesses.apply(centered.square().sum(dims)) / size  # [C]
         if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                momentum = self.momentum
-                if momentum is None:
-                    momentum = 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(variance * size / (size - 1).clamp(min=1), momentum)
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+            self._track(mean.detach(), (variance * size / (size - 1).clamp(min=1)).detach())
+        out = centered * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(dtype)
 
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics ``[C]`` towards those of a batch."""
+        count, running_mean, running_var = (
+            self.get_buffer(name) for name in ("num_batches_tracked", "running_mean", "running_var")
+        )
+        count += 1
+        momentum = 1 / float(count) if self.momentum is None else self.momentum
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance, momentum)
+
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of all processes' gradients."""
+    """The sum over all processes; its gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

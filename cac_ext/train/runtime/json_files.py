@@ -1,4 +1,4 @@
-"""The one way in which JSON is written: valid by RFC 8259, and whole or not there."""
+"""All JSON is written here: valid by RFC 8259, in files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cac_ext.train.runtime.whole_files import write_text_whole
 def json_text(content: Any, indent: int | None = None) -> str:
     """The content as JSON, in one line without ``indent``; nan and infinities become null.
 
-    JSON has no such numbers: Python writes them bare, and other readers reject the whole file.
+    JSON has no such numbers: Python would write them bare, and other readers would reject the file.
     """
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `json_text` to a file that readers see whole or not at all."""
+    """Writes `json_text` to a file; readers see all of it or none."""
     write_text_whole(path, json_text(content, indent=2) + "\n")
 
 

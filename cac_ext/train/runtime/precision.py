@@ -1,4 +1,4 @@
-"""Mixed precision: what autocast computes in."""
+"""Mixed precision: the type that autocast computes in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """The context of a step's forward; with ``run.precision=fp32`` it does nothing."""
+    """The context for the forward pass of a step; ``run.precision=fp32`` leaves it off."""
     dtype = _AUTOCAST[config.precision]
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

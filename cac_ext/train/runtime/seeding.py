@@ -1,8 +1,8 @@
-"""Random numbers as a function of what they are for.
+"""Random numbers that depend on their purpose alone.
 
-A crop, an order or a choice of negatives is drawn from a seed made of the run's seed, a name and a
-position. So nothing of it depends on the number of workers or processes, and a resumed run draws
-what an unbroken one would have drawn without any state being kept.
+The seed of a crop, an order or a choice of negatives is made of the run's seed, a name and a
+position. So no draw depends on the number of workers or processes, and a resumed run draws the same
+numbers as an unbroken one without keeping any state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def derive_seed(seed: int, purpose: str, *positions: int) -> int:
 
 @contextmanager
 def seeded(seed: int, purpose: str, *positions: int) -> Iterator[None]:
-    """Within it torch's CPU generator draws from a derived seed; after it, as if nothing was."""
+    """Inside, torch's CPU generator draws from a derived seed; afterwards its state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, purpose, *positions))
         yield

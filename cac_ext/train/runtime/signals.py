@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers send it before they kill, and Ctrl-C: finish the step, save, stop."""
+"""On SIGTERM (schedulers send it before they kill) and Ctrl-C: finish the step, save, stop."""
 
 from __future__ import annotations
 
@@ -8,38 +8,42 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
-#: torchrun passes a Ctrl-C on to processes that the terminal has told already: one, not two.
+#: The terminal and torchrun both send a Ctrl-C to each process: within this time it counts once.
 _SAME_CTRL_C = 2.0  # seconds
+_CTRL_C_NOTE = b"\nCtrl-C: finishing this step, then saving; press again to end at once\n"
+_CTRL_C_NOTE = b"\nCtrl-C: finishing this step, then saving; press again to end at once\n"
 
 
 class TrainingStopped(Exception):  # noqa: N818 (it is no error)
-    """The run was asked to stop and has saved what it needs to go on."""
+    """The run was asked to stop and has saved what it needs to resume."""
 
-    signal = signal.SIGTERM  # or SIGINT: who asked
+    signal: int = signal.SIGTERM  # or SIGINT: the signal that asked
 
 
 class StopRequest:
-    """Within it SIGTERM and the first Ctrl-C do not end the process but set `requested`.
+    """A context in which SIGTERM and the first Ctrl-C set `requested` and do not end the process.
 
-    The second Ctrl-C raises KeyboardInterrupt at once, and so does, at the end, the first one where
-    nobody has acted on it. Afterwards all is as before. A `TrainingStopped` that leaves it carries
-    the signal.
+    The second Ctrl-C raises KeyboardInterrupt at once. The first one raises it at the end of the
+    context if nothing acted on it. A `TrainingStopped` that leaves the context carries the signal.
+    Earlier signal handlers are restored.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._signal: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._interrupted_at = 0.0
 
     def __enter__(self) -> StopRequest:
-        # Python lets only the main thread handle signals; elsewhere its owner decides.
+        # Only the main thread may set handlers; elsewhere the owner of that thread decides.
         if threading.current_thread() is not threading.main_thread():
             return self
         self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
-        # Where Ctrl-C is ignored (a job in the background) or another's, it stays so.
+        # An ignored Ctrl-C (a background job) and a handler set by others stay as they are.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
@@ -61,10 +65,8 @@ class StopRequest:
             self._request(number)
             self._interrupted_at = now
             if os.environ.get("RANK", "0") == "0":
-                with contextlib.suppress(OSError):  # not print: it may be interrupted in a print
-                    os.write(
-                        2, b"\nCtrl-C: finishes what it is at and saves; again: ends at once\n"
-                    )
+                with contextlib.suppress(OSError):  # not print: a print may be what it interrupted
+                    os.write(2, _CTRL_C_NOTE)
         elif "LOCAL_RANK" not in os.environ or now - self._interrupted_at > _SAME_CTRL_C:
             raise KeyboardInterrupt
 
@@ -74,9 +76,9 @@ class StopRequest:
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """For the workers of a DataLoader: what is sent to the whole group must not end them first.
+    """For DataLoader workers: a signal to the whole process group must not end them first.
 
-    They end when the main process says so, by SIGTERM of its own.
+    They end by a SIGTERM that the main process sends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -85,7 +87,7 @@ def leave_signals_to_the_main_process(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait_for_main_process() -> None:
-        # A handler would not learn who sent the signal.
+        # Unlike a handler, sigwaitinfo reports the sender.
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
             pass
         os._exit(0)  # any other code would be reported as a crash

@@ -1,4 +1,4 @@
-"""The one way in which tables are written: aligned for a terminal, in Markdown for a document."""
+"""All tables are written here: aligned for a terminal, in Markdown for a document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process or the machine dies."""
+"""Files that are whole or absent, even if the process or the machine dies while writing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cac_ext.train.errors import CheckpointError
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Gives an OSError that tells no file, as a full disk's, the name of this one."""
+    """Adds the file name to an OSError that carries none (e.g. disk full)."""
     try:
         yield
     except OSError as error:
@@ -25,9 +25,9 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file by ``write(file)``; an earlier one stays until the new one is on the disk.
+    """Writes a file by ``write(file)``; an earlier file stays until the new one is on the disk.
 
-    Raises what ``write`` raises and OSError; then nothing is left behind.
+    Raises what ``write`` raises, and OSError. A failed write leaves no partial file.
     """
     temporary = path.with_name(f"{path.name}.partial")
     try:
@@ -41,26 +41,26 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # so that the new name itself survives a power cut
+        os.fsync(folder)  # so that the new name survives a power cut
     finally:
         os.close(folder)
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """`write_whole` of a text in UTF-8."""
+    """Writes text in UTF-8 with `write_whole`."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 
 def read_saved(path: Path, saved_format: str, what: str) -> dict[str, Any]:
-    """The dict that ``torch.save`` wrote, tensors on the CPU.
+    """Reads a dict that ``torch.save`` wrote, with tensors on the CPU.
 
     Args:
         path: of the file.
-        saved_format: what its key ``"format"`` must hold.
-        what: the file is, for errors: "checkpoint", ...
+        saved_format: the value that its key ``"format"`` must have.
+        what: name of this kind of file, for errors: "checkpoint", ...
 
     Raises:
-        CheckpointError: it is not there, damaged, or of another format.
+        CheckpointError: the file is missing, damaged or of another format.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no {what} {path}")
