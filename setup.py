@@ -1,4 +1,4 @@
-"""Thin driver: CMake builds the extension (CMakeLists.txt is the one build truth)."""
+"""Runs CMake, which builds the extension as CMakeLists.txt describes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-VERSION = re.search(r'"(.+)"', (ROOT / "cac_ext" / "_version.py").read_text()).group(1)
-#: What CMake reads when it first configures a folder, and never again.
+(VERSION,) = re.findall(r'"(.+)"', (ROOT / "cac_ext" / "_version.py").read_text())
+#: CMake reads these only when it first configures a folder.
 COMPILER_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CUDACXX", "CUDAFLAGS", "LDFLAGS")
 
 
 class FreshBuildPy(build_py):
-    """Without the modules that an earlier build has left: a wheel holds what the tree holds."""
+    """Removes the modules of earlier builds first: a wheel holds exactly those of the tree."""
 
     def run(self) -> None:
         if not self.editable_mode:
@@ -32,7 +32,7 @@ class FreshBuildPy(build_py):
 
 
 class CMakeBuild(build_ext):
-    """Configure, build and install into the package's folder of the wheel (or of the tree)."""
+    """Configures, builds and installs into the package folder of the wheel (or of the tree)."""
 
     def build_extension(self, ext: Extension) -> None:
         package_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -48,7 +48,7 @@ class CMakeBuild(build_ext):
                 *("-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DCMAKE_INSTALL_PREFIX={package_dir}",
-                # Given each time: an earlier build's choice would stay in CMake's cache.
+                # Set each time, because CMake's cache keeps the choice of an earlier build.
                 f"-DCAC_CUDA={os.environ.get('CAC_CUDA', 'AUTO')}",
             ]
         )
@@ -56,7 +56,7 @@ class CMakeBuild(build_ext):
         run(["cmake", "--install", str(build_dir)])
 
     def copy_extensions_to_source(self) -> None:
-        """For editable installs: setuptools knows of the module only, not of what lies beside."""
+        """For editable installs: setuptools copies the module, this build_config.json too."""
         super().copy_extensions_to_source()
         for ext in self.extensions:
             built = Path(self.build_lib, *ext.name.split(".")[:-1], "build_config.json")
@@ -64,10 +64,10 @@ class CMakeBuild(build_ext):
 
 
 def build_folder() -> Path:
-    """The folder that keeps objects from build to build, so that one change compiles one file.
+    """The folder that keeps objects between builds, so that one change compiles one file.
 
-    Objects compiled against another torch, for another Python or by another compiler must never be
-    linked together, so each combination has its own folder.
+    Objects for another torch, another Python or another compiler must never be linked together, so
+    each combination has a separate folder.
     """
     import torch
 
@@ -78,7 +78,7 @@ def build_folder() -> Path:
 
 
 def dependencies() -> list[str]:
-    """What the package needs: any torch for sources, the same minor version for what is built.
+    """The requirements: any recent torch for sources, the same minor version for built packages.
 
     torch promises no stable C++ interface between minor versions.
     """

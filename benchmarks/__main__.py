@@ -7,21 +7,46 @@ import importlib
 import signal
 import sys
 import time
+from typing import NamedTuple
 
 from benchmarks.arguments import command_line, device, positive_int
 from benchmarks.errors import UsageError
 
-#: Command -> what it does; the module of the same name has `add_arguments` and `run`.
+
+class Command(NamedTuple):
+    """``module`` has `add_arguments` and `run`; it is imported only for its own command."""
+
+    module: str
+    summary: str
+    measures: bool = False  # it has the options that all measurements share
+
+
 COMMANDS = {
-    "loss": "time and memory of the loss alone, against what people use today",
-    "step": "a whole training step, encoder included, with our loss and with the official one",
-    "convergence": "the same short training with our loss and with the reference",
-    "camvid": "real trainings: the supervised loss alone and the whole method, three seeds",
-    "report": "one HTML page from result files",
-    "readme": "the figures in a document, from result files",
-    "compare": "two result files row by row, regressions flagged",
+    "loss": Command(
+        "benchmarks.loss.command",
+        "time and memory of the loss alone, against what people use today",
+        measures=True,
+    ),
+    "step": Command(
+        "benchmarks.step.command",
+        "a whole training step, encoder included, with our loss and with the official one",
+        measures=True,
+    ),
+    "convergence": Command(
+        "benchmarks.convergence.command",
+        "the same short training with our loss and with the reference",
+        measures=True,
+    ),
+    "camvid": Command(
+        "benchmarks.camvid.command",
+        "real trainings: the supervised loss alone and the whole method, three seeds",
+    ),
+    "report": Command("benchmarks.documents.report", "one HTML page from result files"),
+    "readme": Command("benchmarks.documents.readme", "the tables in a document, from result files"),
+    "compare": Command(
+        "benchmarks.documents.compare", "two result files row by row, regressions flagged"
+    ),
 }
-MEASURING = ("loss", "step", "convergence")
 
 #: Packages that may be missing, by the extra that installs them.
 EXTRAS = {
@@ -31,7 +56,7 @@ EXTRAS = {
         "safetensors",
     ),
 }
-#: As of every program that Ctrl-C ended: 128 + SIGINT.
+#: The usual exit code after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
 
 
@@ -46,14 +71,14 @@ def _add_measuring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE.json",
-        help="write all figures there, also those of a run that was interrupted",
+        help="write all figures to this file, also those of an interrupted run",
     )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
     import torch
 
-    from benchmarks.machine import usable_cores
+    from benchmarks.measure.machine import usable_cores
 
     torch.set_num_threads(arguments.threads or usable_cores())
     wanted = torch.device(arguments.device)
@@ -65,13 +90,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        subparser = commands.add_parser(name, help=summary, description=summary)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.summary, description=command.summary)
         if name != chosen:
             continue  # its packages need not be installed
-        if name in MEASURING:
+        if command.measures:
             _add_measuring_arguments(subparser)
-        importlib.import_module(f"benchmarks.{name}").add_arguments(subparser)
+        importlib.import_module(command.module).add_arguments(subparser)
     return parser.parse_args(argv)
 
 
@@ -83,9 +108,10 @@ def _run(argv: list[str], own_process: bool) -> int:
     arguments.started, arguments.own_process = started, own_process
     arguments.command_line = command_line(argv)
     try:
-        if arguments.command in MEASURING:
+        command = COMMANDS[arguments.command]
+        if command.measures:
             _prepare(arguments)
-        return importlib.import_module(f"benchmarks.{arguments.command}").run(arguments)
+        return importlib.import_module(command.module).run(arguments)
     except (UsageError, UserError) as error:
         return _refuse(error)
     except OSError as error:
@@ -100,9 +126,9 @@ def _refuse(reason: object) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code; ``argv`` is None in a process of its own, which a stuck benchmark may end."""
+    """The exit code; ``argv`` is None in a separate process, which a stuck benchmark may end."""
     own_process = argv is None
-    if own_process:  # results so far are kept, and children ended, as after Ctrl-C
+    if own_process:  # as after Ctrl-C: results so far are kept, children are ended
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(sys.argv[1:] if argv is None else argv, own_process)

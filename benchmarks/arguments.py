@@ -1,4 +1,4 @@
-"""Types of command-line arguments: what cannot be meant is refused before anything is measured."""
+"""Types of command-line arguments: impossible values are refused before anything is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def positive_int(text: str) -> int:
     return value
 
 
-#: More seconds or GiB than there are; what is larger is a slip of the finger.
+#: More seconds or GiB than anyone has: a larger number is a typing error.
 _MOST = 1e9
 
 
@@ -38,7 +38,7 @@ def positive_float(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """``cpu``, ``cuda`` or ``cuda:1``, where that device is there."""
+    """``cpu``, ``cuda`` or ``cuda:1``, if that device exists."""
     import torch
 
     found = re.fullmatch(r"cpu|cuda(?::(\d+))?", text)
@@ -61,12 +61,12 @@ _ABSOLUTE = re.compile(r"""(?P<before>^|[=\[,'"])(?P<path>[~/][^,\]'"]*)""")
 
 
 def without_folders(text: str) -> str:
-    """Absolute paths shortened to their last part: others have other folders."""
+    """Shortens absolute paths to their last part: other people have other folders."""
     return _ABSOLUTE.sub(lambda match: match["before"] + PurePath(match["path"]).name, text)
 
 
 def command_line(command: Sequence[str]) -> str:
-    """The words as one line for a shell, without anybody's folders."""
+    """The words as one line for a shell, without the user's folders."""
     import shlex
 
     return "python -m benchmarks " + shlex.join(map(without_folders, command))

@@ -1,15 +1,18 @@
-"""What is measured: problem sizes, and inputs that look like those of a real training step."""
+"""Problem sizes, and inputs that look like those of a real training step."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 CONFIDENCE_THRESHOLD = 0.75
 TEMPERATURE = 0.1
+#: Numbers of negatives in Table 4 of the paper.
+TABLE4 = (500, 1_000, 2_000, 6_400, 12_800, 19_200, 25_600)
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,22 @@ class Case:
             )
 
     def class_shares(self) -> Tensor:
-        """``[K]``: the background's share, then the others falling like 1 / (2 + rank)."""
+        """``[K]``: the background, then the other classes, which fall like 1 / (2 + rank)."""
         if self.K == 1:
             return torch.ones(1)
         others = 1 / torch.arange(2, self.K + 1, dtype=torch.float64)
         others *= (1 - self.background_share) / others.sum()
         return torch.cat([torch.tensor([self.background_share], dtype=torch.float64), others])
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """The arguments that make it again."""
         return dataclasses.asdict(self)
 
 
 def _scaling() -> dict[str, list[Case]]:
-    """Series in which one size changes and all others stay at those of ``voc``."""
-    table4 = [500, 1_000, 2_000, 6_400, 12_800, 19_200, 25_600]
+    """Series in which one size changes and all others are those of ``voc``."""
     series = {
-        "table4": [Case(f"table4-{n}", N=n) for n in table4],
+        "table4": [Case(f"table4-{n}", N=n) for n in TABLE4],
         "scale-n": [
             Case(f"n-{n}", N=n) for n in (3_200, 12_800, 51_200, 204_800, 500_000, 1_000_000)
         ],
@@ -98,7 +101,7 @@ def find_cases(names: list[str]) -> list[Case]:
 
 @dataclass
 class Inputs:
-    """The arguments of the loss. Features are raw: every implementation normalises them itself."""
+    """The arguments of the loss. Features are raw: every implementation normalizes them itself."""
 
     features1: Tensor  # [A, C]
     features2: Tensor  # [A, C]
@@ -122,7 +125,7 @@ class Inputs:
         )
 
     def requiring_grad(self, required: bool = True) -> Inputs:
-        """The same tensors, with or without a gradient asked for both views' features."""
+        """The same tensors; the features of both views require a gradient or not."""
         return dataclasses.replace(
             self,
             features1=self.features1.detach().requires_grad_(required),
@@ -141,11 +144,11 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Clustered features as a half-trained encoder gives them, float32 on the CPU.
+    """Clustered features like those of a half-trained encoder, float32 on the CPU.
 
-    A feature is the sum of its class's mean, of its pixel's own part and, for the two views, of
-    what the context changed. Positives then have a cosine near 0.8, other pixels of the class near
-    0.4 and other classes near 0, so that neither the loss nor its gradient is degenerate.
+    A feature is the sum of a class mean, a part of its pixel and, in the two views, the change by
+    the context. Positives then have a cosine near 0.8, other pixels of the class near 0.4 and other
+    classes near 0, so that neither the loss nor its gradient is degenerate.
     """
     generator = torch.Generator().manual_seed(seed)
 

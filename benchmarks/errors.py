@@ -1,4 +1,4 @@
-"""The error that a user of the command line can mend."""
+"""The error that a user of the command line can fix."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one go of under ten minutes and without a network: build, device
-# tests, the loss benchmark, compute-sanitizer, and in what time is left the benchmarks of whole
-# training steps. Environment and sources stay as they are.
+# Everything that needs a GPU, in one run of under ten minutes and without a network: build, device
+# tests, the loss benchmark, compute-sanitizer, and with the rest of the time the benchmarks of whole
+# trainings and of compiled rivals. Environment and sources stay unchanged.
 #
 #   benchmarks/gpu_check.sh [--output DIR] [--archive FILE.tar.gz] [--python PYTHON] [--budget SECONDS]
 #
-# DIR (default build/gpu_check) receives summary.json, one log a step, and the benchmarks' JSON files.
-# FILE.tar.gz receives the same as one file, for machines from which only a few can be fetched.
-# SECONDS (default 240) are the loss benchmark's; it takes less where less is left.
-# Without a GPU the build still runs, the rest is skipped and says so. Ends with 1 if a step failed.
+# DIR (default build/gpu_check) receives summary.json, one log for each step, and the result files of
+# the benchmarks. FILE.tar.gz receives the same as one file. SECONDS (default 240) are the time of the
+# loss benchmark, or less if less is left. Without a GPU only build and import run; the other
+# steps are reported as skipped. The exit code is 1 if a step failed.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,7 +30,8 @@ while [[ $# -gt 0 ]]; do
 done
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
-python=$(command -v "$python") || { echo "there is no python by that name; use --python" >&2; exit 2; }
+command -v "$python" > /dev/null || { echo "there is no program $python; use --python" >&2; exit 2; }
+python=$(command -v "$python")
 PATH="$(dirname "$python"):$PATH"
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
@@ -38,8 +39,8 @@ rm -f "$output"/steps.tsv
 failed=0
 required=1
 
-# step NAME LIMIT COMMAND...: run it within what is left of the time, keep its output, note how it
-# ended. With required=0 nothing but this step suffers from its failure.
+# step NAME LIMIT COMMAND...: run the command for LIMIT seconds at most, keep its output, note how it
+# ended. With required=0 its failure does not change the exit code.
 step() {
   local name=$1 limit=$2 begin=$SECONDS left=$((total - SECONDS)) state
   shift 2
@@ -61,9 +62,8 @@ step() {
   echo "== $name: $state after $((SECONDS - begin)) s"
   [[ $state == passed ]]
 }
-# benchmark NAME SECONDS ARGUMENTS...: python -m benchmarks with a time budget of SECONDS, or of what
-# is left but for 40 s before and after the measuring and, if it is required, 90 s for the sanitizers.
-# Its table goes to the screen.
+# benchmark NAME SECONDS ARGUMENTS...: python -m benchmarks with a time budget of SECONDS, or of the
+# time left minus 40 s for start and end and, if required, 90 s for the sanitizers. Prints its table.
 benchmark() {
   local name=$1 seconds=$2 left=$((total - SECONDS - (required ? 130 : 40)))
   shift 2
@@ -150,7 +150,7 @@ if [[ -z $gpu ]]; then
 fi
 
 nvidia-smi > "$output/nvidia-smi.log" 2>&1
-# Files by name: those of other parts cannot be collected where the trainer's packages are missing.
+# Files by name: others cannot be collected without the packages of the trainer.
 step device_tests 180 "$python" -m pytest -m "gpu and not slow" \
   python_tests/test_cuda_device.py python_tests/test_loss_*.py
 trainer=0
@@ -201,15 +201,15 @@ for tool in memcheck racecheck synccheck; do
     skip $tool "compute-sanitizer is not installed"
   else
     options=(--tool "$tool" --error-exitcode 1 --kernel-regex kns=cac)
-    # Calls that fail by design, as when torch asks for what a driver lacks, are no memory errors.
+    # Calls that fail by design, as when torch asks for a missing driver feature, are no errors.
     [[ $tool == memcheck ]] && options+=(--report-api-errors no)
-    # Without torch's caching allocator every tensor has bounds of its own.
+    # Without torch's caching allocator the bounds of every tensor are checked.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 120 "$sanitizer" "${options[@]}" \
       "$python" small_shapes.py
   fi
 done
 
-# --- In what time is left -----------------------------------------------------------------------------
+# --- With the rest of the time -----------------------------------------------------------------------
 required=0
 if ((trainer)); then
   benchmark benchmark_step 60 step --negatives 500 19200 --repeats 5

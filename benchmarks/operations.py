@@ -1,4 +1,4 @@
-"""How much arithmetic and memory traffic a call needs, counted from the labels and masks."""
+"""The arithmetic and the memory traffic that a call needs, counted from labels and masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PHASES = ("both", "forward", "backward")
 
 @dataclass(frozen=True)
 class Workload:
-    """The counts from which every operation figure follows."""
+    """The counts that every number of operations follows from."""
 
     anchors: int  # A
     negatives: int  # N
@@ -43,17 +43,17 @@ class Workload:
         return 2 * self.anchors * self.negatives
 
     def nominal_operations(self, phase: str) -> int:
-        """What the equations ask for if nothing is skipped: 2C a pair forward, 2C backward."""
+        """Operations of the equations if nothing is skipped: 2C a pair forward, 2C backward."""
         passes = {"forward": 1, "backward": 1, "both": 2}[phase]
         return 2 * self.channels * self.all_pairs * passes
 
     def needed_operations(self, phase: str) -> int:
-        """The same, for active anchors and negatives of another class only."""
+        """The same for active anchors and negatives of another class only."""
         passes = {"forward": 1, "backward": 1, "both": 2}[phase]
         return 2 * self.channels * self.differing_pairs * passes
 
     def one_pass_operations(self, phase: str) -> int:
-        """Executed by one pass that forms loss and gradient together; its backward scales rows."""
+        """Operations of one pass that forms loss and gradient; its backward scales rows."""
         return 0 if phase == "backward" else self.needed_operations(phase)
 
     def compulsory_bytes(self, phase: str, bytes_per_value: int) -> int:

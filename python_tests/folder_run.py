@@ -1,4 +1,4 @@
-"""A training on a little folder of pictures, for tests of what is read after it."""
+"""A training on a small folder of pictures, and data sets of a single image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUPERVISED = ["schedule.labelled_batch=2", "method.unsupervised_weight=0"]
 
 @contextmanager
 def trained_on_a_folder(root: Path) -> Iterator[Path]:
-    """A run folder below ``root``; its network, of three classes, is next to random."""
+    """A run folder below ``root``; its network, of three classes, is nearly random."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder_tree(root, np.random.default_rng(0), 2, 2)
@@ -40,7 +40,7 @@ def trained_on_a_folder(root: Path) -> Iterator[Path]:
 
 
 def one_image(path: Path, mask: Path | None = None, num_classes: int = 3) -> ImageFiles:
-    """A data set of one image, as lists make it."""
+    """A data set of one image, as a list would make it."""
     entry = Entry(path.name, path, mask, "list.txt, line 1")
     return ImageFiles(
         path.parent,

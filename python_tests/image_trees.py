@@ -1,4 +1,4 @@
-"""Little data sets in the layouts of the real ones, drawn by the tests that read them."""
+"""Small data sets in the layouts of the real ones, drawn by the tests that read them."""
 
 from __future__ import annotations
 

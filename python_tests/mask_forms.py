@@ -49,7 +49,7 @@ def palette_with_transparency(path: Path, ids: np.ndarray) -> None:
 
 
 GRAYS, RAMP = [(17 * k,) * 3 for k in range(16)], [(k,) * 3 for k in range(256)]
-#: name of the file -> (its writer, number of ids that are drawn)
+#: name of the file -> (its writer, number of ids)
 FORMS: dict[str, tuple[MaskWriter, int]] = {
     "1bit.png": (png(1), 2),
     "2bit.png": (png(2), 3),

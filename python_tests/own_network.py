@@ -1,11 +1,11 @@
-"""Example: a model that is not part of this package (torchvision's LRASPP on MobileNetV3), trained.
+"""Example: training a model of another package (torchvision's LRASPP on MobileNetV3).
 
 From this folder, in a minute on a CPU::
 
     cac-ext train synthetic network.name=own_network:build schedule.epochs=2
 
-What has to be done for any model: everything but the last, linear layer becomes the encoder; the
-last layer becomes the classifier; dropout in front of it becomes an argument.
+As for any model, everything but the last, linear layer becomes the encoder, the last layer becomes
+the classifier, and dropout in front of it becomes an argument.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cac_ext.train.networks import SegmentationNetwork
 class LRASPPEncoder(nn.Module):
     """``[B, 3, H, W] -> [B, 168, ceil(H / 8), ceil(W / 8)]``.
 
-    LRASPP adds the logits of two 1x1 convolutions, one on low and one on high features. That is one
-    1x1 convolution on both side by side, so they are the encoder's features.
+    LRASPP adds the logits of two 1x1 convolutions, one on low and one on high features. That equals
+    one 1x1 convolution on their concatenation, which is the encoder's output.
     """
 
     stride = 8  # of the low features

@@ -46,7 +46,7 @@ def write_tiff(
     for number, subfile_type in enumerate(subfile_types, 1):
         photometric = 2 if channels == 3 else int(not white_is_zero)
         entries = 11
-        extra = len(content) + 2 + 12 * entries + 4  # behind the directory: what does not fit in it
+        extra = len(content) + 2 + 12 * entries + 4  # of values that do not fit in the directory
         values = [
             (254, 4, [subfile_type]),
             (256, 4, [width]),
@@ -142,9 +142,9 @@ def exif_bytes(orientation: int) -> bytes:
 
 
 def turned(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """How ``[H, W, ...]`` has to be stored so that the EXIF orientation makes it upright.
+    """``[H, W, ...]`` as it must be stored so that the EXIF orientation makes it upright.
 
-    By the standard's words: where row 0 and column 0 of what is stored lie in the upright picture.
+    In the standard's words: where row 0 and column 0 of the stored picture lie in the upright one.
     """
     swapped = np.swapaxes(upright, 0, 1)
     return {

@@ -26,7 +26,7 @@ def sixteen(values: np.ndarray) -> np.ndarray:
 
 
 def pillow(mode: str, **options: object) -> PictureWriter:
-    """A writer by Pillow from RGB; what was written is what the file shows."""
+    """A writer by Pillow from RGB, which returns the converted picture."""
 
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(rgb).convert(mode)
@@ -37,7 +37,7 @@ def pillow(mode: str, **options: object) -> PictureWriter:
 
 
 def with_alpha(mode: str) -> PictureWriter:
-    """Half of the pixels transparent; the colors beneath them are what counts."""
+    """Half of the pixels are transparent; the colors beneath them count."""
 
     def write(path: Path, rgb: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(rgb).convert(mode.removesuffix("A"))
@@ -132,7 +132,7 @@ def camera_mpo(path: Path, rgb: np.ndarray) -> np.ndarray:
     return rgb
 
 
-#: name of the file -> (its writer, which returns what it shows; how much what is read may differ)
+#: name of the file -> (its writer, largest difference between the read and the shown image)
 FORMS = {
     "8.png": (pillow("RGB"), 0),
     "gray.png": (pillow("L"), 0),

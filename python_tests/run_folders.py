@@ -1,4 +1,4 @@
-"""Comparing runs: equal means bit for bit."""
+"""Compares runs bit for bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cac_ext.train.runs.checkpoint import read_checkpoint
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Two run folders hold the same state and logged the same."""
+    """Both run folders hold the same state and the same log."""
     states = [read_checkpoint(folder / "checkpoint.pt") for folder in (one, other)]
     assert_identical(*states, "checkpoint")
     lines = []
@@ -23,7 +23,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def assert_identical(one: object, other: object, where: str) -> None:
-    """Nested dicts, lists, tensors and values are the same, nan like nan."""
+    """Nested dicts, lists, tensors and values are equal; nan equals nan."""
     assert type(one) is type(other), where
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype, where

@@ -1,4 +1,4 @@
-"""A run ends within its time budget, and says of everything that did not fit why not."""
+"""A run ends within its time budget, and gives a reason for everything that did not fit."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks import loss_case, loss_check, memory
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
-from benchmarks.children import Ended
-from benchmarks.correctness import Check
+from benchmarks.documents.report import render_report
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.implementations.official import official_loss
-from benchmarks.loss_check import FIRST_IDEA
-from benchmarks.loss_table import loss_table
-from benchmarks.report import render_report
-from benchmarks.results import Results
+from benchmarks.loss import case as loss_case
+from benchmarks.loss import check as loss_check
+from benchmarks.loss.check import FIRST_N
+from benchmarks.loss.correctness import Check
+from benchmarks.loss.table import loss_table
+from benchmarks.measure import memory
+from benchmarks.measure.children import Ended
+from benchmarks.measure.results import Results
 
 ROOT = Path(__file__).parent.parent
 SMALL = Case("small", A=64, N=1_500, C=16, K=5)
@@ -32,9 +33,9 @@ LARGE = Case("large", A=64, N=40_000, C=16, K=5)
 
 @pytest.fixture
 def run_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs the command on made-up cases within a budget; results, seconds and what was printed."""
+    """Runs the command on made-up cases within a budget; returns results and seconds."""
     monkeypatch.setitem(CASES, "made-up", [SMALL, LARGE])
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
 
     def run(budget: float, *arguments: str) -> tuple[Results, float]:
         output = tmp_path / "out.json"
@@ -47,8 +48,10 @@ def run_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, name: str, seconds_of) -> list[int]:
-    """The implementation takes longer by so many seconds of its number of negatives, which are
-    returned: the calls of that many."""
+    """Makes the implementation slower by ``seconds_of(negatives)``.
+
+    Returns the numbers of negatives of its calls.
+    """
     calls: list[int] = []
     right = IMPLEMENTATIONS[name].loss
 
@@ -128,7 +131,7 @@ def test_a_part_tells_what_the_whole_would_cost(run_loss, monkeypatch: pytest.Mo
 def test_a_slow_check_is_not_begun(run_loss, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = slow_down(monkeypatch, "naive", lambda count: count * 2e-4)
     results, _ = run_loss(4, "--implementations", "ours:float32", "naive", "--no-memory")
-    assert set(calls) == {FIRST_IDEA["N"]}
+    assert set(calls) == {FIRST_N}
     row = results.find("small", "naive", "float32", "both")
     assert row.status == "skipped"
     assert "checking its result would take about" in row.detail
@@ -146,7 +149,7 @@ def test_memory_processes_leave_time_to_measure(run_loss, monkeypatch: pytest.Mo
     assert len(timeouts) == 4
     assert max(timeouts) <= 40 * loss_case.MEMORY_SHARE
     assert {row.status for row in results.rows} == {"timed_out"}
-    # Where there is no time even to start a process, the calls themselves are timed.
+    # Without time to start a process, only the calls are timed.
     timeouts.clear()
     results, seconds = run_loss(6, "--implementations", "ours:float32", "tiled:float32")
     assert seconds < 7
@@ -225,11 +228,11 @@ def test_a_compiler_that_fails_is_a_row(
     assert all(reason in row.detail for row in results.rows)
 
 
-#: One implementation hangs at real size, and only there. Run as a user runs it.
+#: Runs the command as a user does. One implementation hangs, but only at full size.
 STUCK = """
 import sys, time
-import benchmarks.machine_limits as limits
-import benchmarks.steps as steps
+import benchmarks.measure.limits as limits
+import benchmarks.measure.steps as steps
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
 from benchmarks.implementations import IMPLEMENTATIONS
@@ -245,7 +248,7 @@ calls = []
 def loss(self, inputs):
     calls.append(len(inputs.negatives))
     if calls.count(512) == 3:  # after a warm-up and a timed call
-        shown[-1]._last_moment = 0.0  # as if its time had passed long ago
+        shown[-1]._last_moment = 0.0  # its time seems to have passed long ago
         time.sleep(600)
     return right(self, inputs)
 
@@ -282,125 +285,3 @@ def test_a_call_that_never_comes_back_ends_the_run_with_all_rows(tmp_path: Path)
     assert "SKIPPED first: naive float32: not done after" in done.stdout
     assert "INCOMPLETE" in done.stdout
     assert "written: out.json" in done.stdout
-
-
-TRAINING = [
-    *("augment.crop_size=33", "network.width=16", "method.projector_channels=16"),
-    *("schedule.labelled_batch=2", "schedule.unlabelled_batch=2"),
-    *("data.synthetic.validation=1", "data.synthetic.labelled=2", "data.synthetic.unlabelled=2"),
-]
-
-
-def test_steps_that_do_not_fit_are_rows_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("torchvision")
-    pytest.importorskip("omegaconf")
-    monkeypatch.setattr(memory, "run_child", None)  # would be called
-    output = tmp_path / "step.json"
-    words = ["step", "--time-budget", "1e-3", "--negatives", "20", "50", "--batch", "2"]
-    words += ["--threads", "2", "--set", *TRAINING[:3], "--output", str(output)]
-    assert main([*words, "--memory-budget", "1"]) == 0
-    results = Results.load(output)
-    assert [(row.case, row.implementation) for row in results.rows] == [
-        (f"negatives-{count}", loss)
-        for count in (20, 50)
-        for loss in ("no loss", "ours", "official")
-    ]
-    assert {(row.status, row.detail) for row in results.rows} == {
-        ("skipped", "the time budget was used up")
-    }
-    assert {item["stopped_by"] for item in results.extra["largest"]} == {"time budget"}
-    assert "the time budget was used up" in render_report({"step": results})
-
-
-@pytest.mark.parametrize(
-    ("left", "samples", "warmed_up", "detail"),
-    [
-        (100.0, 2, True, ""),
-        (0.8, 1, False, ""),
-        (0.3, 0, True, "the time budget was used up; a step takes about 0.5 s"),
-    ],
-)
-def test_a_step_is_begun_only_if_it_fits(
-    left: float,
-    samples: int,
-    warmed_up: bool,
-    detail: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip("torchvision")
-    pytest.importorskip("omegaconf")
-    from benchmarks import step
-
-    clock = [0.0]
-    deadline = 1_000.0
-    use = memory.MemoryUse("ok", 2**20, seconds=0.5)
-
-    def measure_memory(*arguments):
-        clock[0] = deadline - left
-        return use
-
-    def timed(self, training_step, row):
-        clock[0] += 0.5
-        return 0.5
-
-    monkeypatch.setattr(step.StepRun, "_memory", measure_memory)
-    monkeypatch.setattr(step.StepRun, "_time", timed)
-    monkeypatch.setattr(step.time, "monotonic", lambda: clock[0])
-    run = step.StepRun.__new__(step.StepRun)
-    from benchmarks.training_step import step_config
-
-    run.arguments = type("Arguments", (), {"losses": ["ours"], "batch": 2, "seed": 0, "repeats": 2})
-    run.config, run.device = step_config("synthetic", TRAINING[:3]), torch.device("cpu")
-    run.results = Results.start("step", {}, run.device)
-    run.steps = type("Quiet", (), {"begin": lambda *a: None, "update": lambda *a: None})()
-    run._run_row(20, deadline)
-    (row,) = run.results.rows
-    assert (len(row.samples), row.warmed_up, row.detail) == (samples, warmed_up, detail)
-    assert row.status == ("ok" if samples else "skipped")
-
-
-def test_trainings_that_do_not_fit_are_named(tmp_path: Path, capsys) -> None:
-    pytest.importorskip("torchvision")
-    pytest.importorskip("omegaconf")
-    pytest.importorskip("tensorboard")
-    output = tmp_path / "convergence.json"
-    words = ["convergence", "--iterations", "100000", "--time-budget", "60", "--seeds", "1"]
-    words += ["--threads", "1", "--output", str(output), "--set", *TRAINING]
-    start = time.monotonic()
-    assert main(words) == 0
-    assert time.monotonic() - start < 30  # as soon as it is clear
-    results = Results.load(output)
-    assert results.complete
-    assert results.extra["curves"] == {}
-    first, others = results.extra["skipped"]
-    assert first.startswith("training with reference float64, seed 0: would take about ")
-    assert "of the time budget are left" in first
-    assert others == "other trainings with seed 0: nothing to hold them against"
-    assert f"SKIPPED {first}" in capsys.readouterr().out
-    assert "SKIPPED" in render_report({"none": results})
-    assert json.loads(output.read_text())["settings"]["time_budget"] == 60
-
-
-def test_a_training_that_fits_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("omegaconf")
-    from benchmarks import convergence
-
-    clock = [0.0]
-    monkeypatch.setattr(convergence.time, "monotonic", lambda: clock[0])
-
-    def train(steps: int, deadline: float) -> None:
-        pace = convergence.Pace(steps, deadline)
-        pace.step()  # as the trainer tries the loss
-        clock[0] = 10.0  # the first step warms up
-        for _ in range(steps):
-            pace.step()
-            clock[0] += 1.0
-
-    train(steps=20, deadline=31.5)
-    clock[0] = 0.0
-    with pytest.raises(convergence.OutOfTimeError, match="would take about 20 s, and"):
-        train(steps=20, deadline=25.0)
-    assert clock[0] < 15  # as soon as it was clear

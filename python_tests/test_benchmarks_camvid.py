@@ -1,4 +1,4 @@
-"""`benchmarks camvid` compares like with like, goes on where it stopped and names no folder."""
+"""`benchmarks camvid` compares like with like, resumes when interrupted and names no folder."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_both_methods_meet_the_same_images_at_equal_iterations(
         assert ("negatives" in run) == (run["method"] == "cac")
     table = (output / "comparison.md").read_text()
     assert f"| gain | {100 * gains[0]:+.2f} | {100 * gains[1]:+.2f} |" in table
-    # The picture is the comparison's own.
+    # The picture is that of the comparison.
     drawn = output / "runs" / "comparison" / "picture.png"
     assert (output / "picture.png").read_bytes() == drawn.read_bytes()
     with Image.open(output / "picture.png") as picture:
         assert picture.format == "PNG"
 
-    # The same command again trains nothing anew.
+    # The same command again trains nothing.
     checkpoints = {path: path.stat().st_mtime_ns for path in output.rglob("checkpoint.pt")}
     assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in output.rglob("checkpoint.pt")} == checkpoints
@@ -92,7 +92,7 @@ def test_both_methods_meet_the_same_images_at_equal_iterations(
 
 def test_a_quick_sweep_has_rows_of_other_numbers_of_negatives(camvid: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    # The rows' own number comes before these settings, but nothing here changes it.
+    # These settings come after the number of negatives of each row and do not change it.
     small = [setting for setting in TINY if not setting.startswith("schedule.")]
     small += ["schedule.unlabelled_batch=16", "method.step_save=0"]
     arguments = ["camvid", "--data", str(camvid), "--output", str(output), "--quick", *small]

@@ -1,4 +1,4 @@
-"""`benchmarks compare` calls nothing a regression that is another experiment."""
+"""`benchmarks compare` finds regressions in equal experiments only."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_benchmarks_results import SIZES, make_results
+from made_up_results import SIZES, make_results
 
 from benchmarks.__main__ import main
-from benchmarks.results import Results, Row
+from benchmarks.measure.results import Results, Row
 
 
 @pytest.fixture
 def compare_files(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Compares two results as the command does; exit code and all that was printed."""
+    """Compares two results by the command; returns the exit code and the printed text."""
 
     def run(before: Results, after: Results) -> tuple[int, str]:
         paths = tmp_path / "a.json", tmp_path / "b.json"
@@ -68,7 +68,7 @@ def test_steps_of_other_settings_are_not_compared(compare_files, setting: str, v
 
 
 def test_steps_of_equal_settings_are_compared(compare_files) -> None:
-    # How often and how long it was measured makes no other experiment.
+    # Repeats and time budget may differ.
     slower = make_step_results(2.0, repeats=7, time_budget=5.0)
     code, text = compare_files(make_step_results(), slower)
     assert code == 1

@@ -1,4 +1,4 @@
-"""`benchmarks convergence` trains with each loss and says how near the curves stay."""
+"""`benchmarks convergence` trains with each loss and reports the distances of the curves."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 pytest.importorskip("tensorboard")
 
-from benchmarks import convergence, plots
 from benchmarks.__main__ import main
-from benchmarks.convergence import LOSSES, YARDSTICK, Selection, changed_steps, convergence_table
-from benchmarks.golden import TOLERANCE, deviation
-from benchmarks.results import Results
+from benchmarks.convergence import command as convergence
+from benchmarks.convergence.golden import TOLERANCE, deviation
+from benchmarks.convergence.table import changed_steps, convergence_table
+from benchmarks.convergence.training import LOSSES, YARDSTICK, Selection
+from benchmarks.documents import plots
+from benchmarks.measure.results import Results
 
 SMALL = [
     *("augment.crop_size=33", "network.width=16", "method.projector_channels=16"),
     *("schedule.labelled_batch=2", "schedule.unlabelled_batch=2"),
     *("data.synthetic.validation=1", "data.synthetic.labelled=2", "data.synthetic.unlabelled=2"),
-    "method.confidence_threshold=0.2",  # or an untrained network would have no active anchor
+    "method.confidence_threshold=0.2",  # with more, an untrained network has no active anchor
 ]
 
 
@@ -49,13 +51,13 @@ def test_every_loss_is_trained_with_every_seed(
 ) -> None:
     trained = []
 
-    def train(arguments, name, seed):
+    def train(name, arguments, seed):
         trained.append((seed, name))
         curve = {"loss": [float(seed)], "loss_unsupervised": [1.0]}
         masks, labels = [torch.ones(2, 4, dtype=torch.bool)], [torch.ones(12)]
         return curve, Selection(LOSSES[name], None, masks, labels)
 
-    monkeypatch.setattr(convergence, "_train", train)
+    monkeypatch.setattr(convergence, "train_with", train)
     output = tmp_path / "c.json"
     assert main(["convergence", "--seed", "7", "--seeds", "2", "--output", str(output)]) == 0
     assert trained == [(seed, name) for seed in (7, 8) for name in LOSSES]

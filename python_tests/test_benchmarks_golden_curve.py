@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cac_ext
-from benchmarks.golden import TOLERANCE, deviation, read_golden, train_curve
+from benchmarks.convergence.golden import TOLERANCE, deviation, read_golden, train_curve
 from cac_ext import reference
 
 

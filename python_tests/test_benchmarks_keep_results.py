@@ -1,24 +1,25 @@
-"""Whatever ends a benchmark early, what was measured until then is saved and marked incomplete."""
+"""However a benchmark ends early, its results so far are saved and marked incomplete."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_benchmarks_results import make_results
+from made_up_results import make_results
 
 from benchmarks import __main__ as command_line
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
+from benchmarks.documents.report import render_report
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.loss_case import LossCase
-from benchmarks.loss_table import loss_table
-from benchmarks.report import render_report
-from benchmarks.results import Results, keeping
+from benchmarks.loss.case import LossCase
+from benchmarks.loss.table import loss_table
+from benchmarks.measure.results import Results, keeping
 
 FIRST = Case("first", A=64, N=512, C=16, K=5)
 SECOND = Case("second", A=64, N=1_200, C=16, K=5)
@@ -28,7 +29,7 @@ SECOND = Case("second", A=64, N=1_200, C=16, K=5)
 def run_until(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `loss` on two cases until the given one, where the naive loss raises the given error."""
     monkeypatch.setitem(CASES, "two", [FIRST, SECOND])
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
     output = tmp_path / "new" / "folder" / "out.json"
     words = ["loss", "--cases", "two", "--implementations", "ours:float32", "naive", "--no-memory"]
     words += ["--threads", "2", "--repeats", "2", "--output", str(output)]
@@ -59,7 +60,7 @@ def test_an_interrupted_loss_run_keeps_its_rows(run_until, capsys) -> None:
         assert len(row.samples) == 2
         assert row.share_of_matrix_rate > 0
         assert row.share_of_bandwidth > 0
-    # Also of the case in which it was interrupted, what was timed.
+    # The interrupted case keeps its timed calls too.
     timed = results.find("second", "naive", "float32", "both")
     assert len(timed.samples) == 1
     assert timed.share_of_matrix_rate > 0
@@ -86,8 +87,8 @@ def test_a_process_that_is_asked_to_end_keeps_its_rows(
         right(self)
 
     monkeypatch.setattr(LossCase, "_later_rounds", later_rounds)
-    monkeypatch.setattr(sys, "argv", sys.argv)  # put back at the end
-    # As a process of its own is started: with its arguments in sys.argv.
+    monkeypatch.setattr(sys, "argv", sys.argv)  # restored at the end
+    # As in a separate process: with the arguments in sys.argv.
     monkeypatch.setattr(
         "benchmarks.__main__.main", lambda words: setattr(sys, "argv", ["", *words]) or main()
     )
@@ -104,7 +105,7 @@ def test_a_process_that_is_asked_to_end_keeps_its_rows(
 def test_every_case_is_saved_as_soon_as_it_is_done(
     run_until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a process that is killed there is no other moment."""
+    """A process that is killed has no later chance."""
     output = tmp_path / "new" / "folder" / "out.json"
     right = LossCase._select
     found = {}
@@ -128,10 +129,10 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(
     make_results(seed).save(path)
     before = path.read_bytes()
 
-    def full(self: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device", str(self))
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(source))
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         make_results(seed + 1).save(path)
     assert path.read_bytes() == before
@@ -182,7 +183,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("benchmarks.loss.LossRun", None)  # nothing may be measured
+    monkeypatch.setattr("benchmarks.loss.command.LossRun", None)  # nothing may be measured
     for output in (tmp_path / "file" / "out.json", tmp_path):
         assert main(["loss", "--output", str(output)]) == 2
         error = capsys.readouterr().err
@@ -204,7 +205,7 @@ TRAINING = ["augment.crop_size=33", "network.width=16", "method.projector_channe
 
 
 def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
-    """Ctrl-C in that call of a function."""
+    """Raises KeyboardInterrupt in call number ``call`` of a function."""
     calls = []
     right = getattr(owner, name)
 
@@ -222,10 +223,11 @@ def test_an_interrupted_step_run_keeps_the_steps_made(
 ) -> None:
     pytest.importorskip("torchvision")
     pytest.importorskip("omegaconf")
-    from benchmarks import step, training_step
-    from benchmarks.memory import MemoryUse
+    from benchmarks.measure.memory import MemoryUse
+    from benchmarks.step import training_step
+    from benchmarks.step.run import StepRun
 
-    monkeypatch.setattr(step.StepRun, "_memory", lambda *arguments: MemoryUse("ok", 2**20))
+    monkeypatch.setattr(StepRun, "_memory", lambda *arguments: MemoryUse("ok", 2**20))
     # Two numbers of negatives, each with a warm-up and two steps.
     interrupt_at(6, monkeypatch, training_step.TrainingStep, "run")
     output = tmp_path / "step.json"
@@ -249,15 +251,16 @@ def test_an_interrupted_convergence_run_keeps_whole_curves(
     pytest.importorskip("torchvision")
     pytest.importorskip("omegaconf")
     pytest.importorskip("tensorboard")
-    from benchmarks import convergence
+    from benchmarks.convergence import command as convergence
+    from benchmarks.convergence.training import LOSSES, Selection
 
-    def train(arguments, name, seed):
+    def train(name, arguments, seed):
         curve = {"loss": [1.0, 2.0], "loss_unsupervised": [1.0, 1.0]}
         made = [torch.ones(2, 4, dtype=torch.bool)] * 2, [torch.ones(12)] * 2
-        return curve, convergence.Selection(convergence.LOSSES[name], None, *made)
+        return curve, Selection(LOSSES[name], None, *made)
 
-    monkeypatch.setattr(convergence, "_train", train)
-    interrupt_at(3, monkeypatch, convergence, "_train")
+    monkeypatch.setattr(convergence, "train_with", train)
+    interrupt_at(3, monkeypatch, convergence, "train_with")
     output = tmp_path / "convergence.json"
     assert main(["convergence", "--threads", "2", "--output", str(output)]) == 130
     results = Results.load(output)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
-from benchmarks.children import Ended
-from benchmarks.contenders import float32_products
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.loss_table import loss_table
+from benchmarks.implementations.contenders import float32_products
+from benchmarks.loss.table import loss_table
+from benchmarks.measure import memory
+from benchmarks.measure.children import Ended
+from benchmarks.measure.results import Results
+from benchmarks.measure.units import percent
 from benchmarks.operations import PHASES
-from benchmarks.results import Results
-from benchmarks.table import percent
 
 TINY = Case("tiny", A=64, N=512, C=16, K=5)
 
@@ -26,8 +26,8 @@ TINY = Case("tiny", A=64, N=512, C=16, K=5)
 def run_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs the command on one tiny case and returns what it wrote."""
     monkeypatch.setitem(CASES, "tiny", [TINY])
-    # Limits of the machine are not at issue: small ones are measured faster.
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    # Small yardsticks are measured faster.
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
 
     def run(*arguments: str) -> Results:
         output = tmp_path / "out.json"
@@ -76,7 +76,7 @@ def test_a_type_sets_the_precision_of_float32_products_for_everyone(
         in_children.append((name, torch.get_float32_matmul_precision()))
         return memory.MemoryUse("ok", 2**20, 1e-3)
 
-    monkeypatch.setattr("benchmarks.loss_case.measure_in_child", measure)
+    monkeypatch.setattr("benchmarks.loss.case.measure_in_child", measure)
     results = run_loss("--implementations", *[f"{name}:float32-high" for name in names])
     assert seen == set(in_children) == {(name, "high") for name in names}
     seen.clear()
@@ -85,7 +85,7 @@ def test_a_type_sets_the_precision_of_float32_products_for_everyone(
     assert torch.get_float32_matmul_precision() == before
     rows = [results.find("tiny", name, "float32-high", "both") for name in names]
     assert all(row.status == "ok" and row.share_of_matrix_rate > 0 for row in rows)
-    # What is asked for counts, not the several products of which one may be made.
+    # The requested products count, not the several products that one may consist of.
     assert rows[0].executed_operations == rows[1].executed_operations
     assert {check["dtype"] for check in results.checks} == {"float32-high"}
     assert "fp32-high" in loss_table(results)
@@ -130,7 +130,7 @@ def test_memory_of_a_child_process_sees_the_matrices() -> None:
     matrix = 4 * case.A * case.N  # 32 MiB
     naive = memory.measure_in_child("naive", torch.float32, case, seed=0)
     assert naive.status == "ok"
-    # Of each direction the scores, masked and behind the positives; gradients beside them.
+    # In each direction the scores, masked and with the positives, and their gradients.
     assert 4 * matrix < naive.extra_bytes < 7 * matrix
 
 
@@ -155,11 +155,11 @@ def test_a_child_process_is_asked_for_what_is_measured_here(
         "case": TINY.to_json(),
         "seed": 3,
         "float32_matmul_precision": "high",
-        "limit_bytes": 900,  # 90% of what is free
+        "limit_bytes": 900,  # 90% of the free memory
         "threads": torch.get_num_threads(),
     }
-    assert asked[0] == ("benchmarks.memory_probe", request, 5.0)
-    assert asked[1] == ("benchmarks.memory_probe", {**request, "limit_bytes": 50}, None)
+    assert asked[0] == ("benchmarks.measure.memory_probe", request, 5.0)
+    assert asked[1] == ("benchmarks.measure.memory_probe", {**request, "limit_bytes": 50}, None)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_child_process_is_asked_for_what_is_measured_here(
         (Ended(-signal.SIGSEGV), "failed", "exit code -11"),
     ],
 )
-def test_how_a_child_process_ended_is_told(
+def test_how_a_child_process_ended_is_reported(
     ended: Ended, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "run_child", lambda *arguments: ended)
@@ -196,7 +196,7 @@ def test_a_hopeless_rival_does_not_hold_up_the_others(
     naive = IMPLEMENTATIONS["naive"]
     monkeypatch.setattr(naive, "executed_operations", lambda self, workload, phase: 10**18)
     monkeypatch.setattr(
-        "benchmarks.loss_check.time_training", lambda loss, inputs: {"both": 1e12, "backward": 1.0}
+        "benchmarks.loss.check.time_training", lambda loss, inputs: {"both": 1e12, "backward": 1.0}
     )
     (row,) = run_loss("--implementations", "naive", "--no-memory").rows
     assert row.status == "skipped"
@@ -253,7 +253,7 @@ def test_every_case_has_its_own_matrix_product_rate(
                 "smaller": {},
             }
 
-    monkeypatch.setattr("benchmarks.machine_limits.MatrixRate", Rate)
+    monkeypatch.setattr("benchmarks.measure.limits.MatrixRate", Rate)
     results = run_loss("--implementations", "ours:float32", "--no-memory")
     assert {name: case["matrix_rate"]["float32"] for name, case in results.cases.items()} == rates
     best = results.limits["matrix_rate"]["float32"]

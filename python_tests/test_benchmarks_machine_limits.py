@@ -1,4 +1,4 @@
-"""The yardsticks: the loss's own products and cubes, none of them longer than it may take."""
+"""The yardsticks: products of the loss and cubes, each within its time."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 import pytest
 import torch
 
-from benchmarks import machine_limits
-from benchmarks.machine_limits import MatrixRate, MatrixRates, memory_bandwidth
+from benchmarks.measure import limits
+from benchmarks.measure.limits import MatrixRate, MatrixRates, memory_bandwidth
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def multiplied(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The shapes and layouts of all products from now on, which take no time here."""
+    """Shapes and layouts of all later products, which take no time here."""
     made = []
 
     def multiply(left, right, out):
         made.append((*left.shape, right.shape[1], right.is_contiguous()))
 
-    monkeypatch.setattr(machine_limits, "_SIZES", {"cpu": (4e9, 2**20)})
+    monkeypatch.setattr(limits, "_SIZES", {"cpu": (4e9, 2**20)})
     monkeypatch.setattr(torch, "mm", multiply)
     return made
 
@@ -47,14 +47,14 @@ def test_the_rate_is_of_the_losss_products_and_of_cubes(multiplied: list) -> Non
 
 def test_the_rate_is_the_best_median(multiplied: list, monkeypatch: pytest.MonkeyPatch) -> None:
     rate = MatrixRate(CPU, torch.float32, channels=64)
-    # Of five shapes, three samples each; the third shape is the fastest.
+    # Five shapes, three samples each; the third shape is the fastest.
     seconds = iter([0.5, 0.5, 0.002, 0.5, 9.0] * 2 + [0.5, 0.5, 7.0, 0.5, 9.0])
 
     def timed(device, work):
         work()
         return next(seconds)
 
-    monkeypatch.setattr(machine_limits, "_timed", timed)
+    monkeypatch.setattr(limits, "_timed", timed)
     for _ in range(3):
         rate.sample()
     result = rate.result()
@@ -72,7 +72,7 @@ SLOW = 2e9
 
 @pytest.fixture
 def slow_processor(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Every product takes as long as on it, as a call that nothing can interrupt; all seconds."""
+    """Every product takes as long as on that processor, uninterruptible; returns all seconds."""
     calls: list[float] = []
 
     def multiply(left, right, out):
@@ -102,7 +102,7 @@ def test_all_types_and_rounds_together_keep_to_their_time(slow_processor: list[f
     rates = MatrixRates(CPU, channels=128, types=3, seconds=budget)
     for name in ("float32", "float32-high", "bfloat16"):
         rates.add(name)
-        rates.add(name)  # is known
+        rates.add(name)  # known already
     assert rates.results().keys() == {"float32", "float32-high", "bfloat16"}
     for _ in range(50):
         rates.sample()
@@ -123,27 +123,27 @@ def test_a_type_without_time_or_memory_has_the_reason_in_place_of_a_rate(
     rates = MatrixRates(CPU, channels=128, types=1)
     rates.add("float16")
     assert "not implemented for 'Half'" in rates.missing["float16"]
-    rates.sample()  # of nothing
+    rates.sample()  # nothing to time
 
 
 def test_the_bandwidth_is_of_bytes_read_and_written_within_its_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine_limits, "_SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr(limits, "_SIZES", {"cpu": (1e8, 2**20)})
     seconds = iter([0.5, 0.25, 9.0])
 
     def timed(device, work):
         work()
         return next(seconds)
 
-    monkeypatch.setattr(machine_limits, "_timed", timed)
+    monkeypatch.setattr(limits, "_timed", timed)
     assert memory_bandwidth(CPU, repeats=3) == 2 * 2**20 / 0.5
     seconds = iter([30.0, 1.0])
     assert memory_bandwidth(CPU, seconds=20.0) == 2 * 2**20 / 30.0
 
 
 def test_the_bandwidth_is_the_machines() -> None:
-    """Against a copy by hand, to the factor that a busy machine makes."""
+    """Against a copy by hand, within the factor of a busy machine."""
     source = bytearray(64 * 2**20)
     taken = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The benchmarks run where a system tells less, or allows less, than a usual one."""
+"""The benchmarks run on systems that report less, or allow less, than usual."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
-from benchmarks.foreign_load import ForeignLoad
-from benchmarks.memory import free_bytes, limited_memory, status_bytes
-from benchmarks.memory_probe import PeakGrowth
-from benchmarks.results import Results
+from benchmarks.measure import machine
+from benchmarks.measure.foreign_load import ForeignLoad
+from benchmarks.measure.memory import free_bytes, limited_memory, status_bytes
+from benchmarks.measure.memory_probe import PeakGrowth
+from benchmarks.measure.results import Results
 
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """Replaces /proc and /sys by the files given; all others are not there."""
+    """Replaces /proc and /sys by the given files; all others are missing."""
 
     def replace(files: dict[str, str]) -> None:
         right_read, right_write = Path.read_text, Path.write_text
@@ -86,7 +86,7 @@ def test_a_system_without_proc_runs_and_says_what_it_does_not_know(
     assert growth.bytes() == 100
 
     monkeypatch.setitem(CASES, "tiny", [Case("tiny", A=16, N=64, C=8, K=3)])
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
     output = tmp_path / "out.json"
     words = ["loss", "--cases", "tiny", "--implementations", "ours:float32", "--no-memory"]
     assert main([*words, "--repeats", "1", "--threads", "1", "--output", str(output)]) == 0

@@ -1,4 +1,4 @@
-"""Memory is measured of the call alone, and no call may take more than there is."""
+"""Only the memory of the call is measured, and no call may take more than is free."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import time
 import pytest
 import torch
 
-from benchmarks import memory_probe
 from benchmarks.cases import CASES, Case, make_inputs
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
-from benchmarks.memory import limited_memory, measure_on_gpu
-from benchmarks.memory_probe import PeakGrowth
-from benchmarks.results import Results
+from benchmarks.measure import memory_probe
+from benchmarks.measure.memory import limited_memory, measure_on_gpu
+from benchmarks.measure.memory_probe import PeakGrowth
+from benchmarks.measure.results import Results
 
 TINY = Case("tiny", A=16, N=32, C=8, K=3)
 
 
 class Recorded(Implementation):
-    """Notes when it is called; its first call takes twice the memory, as tuning does."""
+    """Records its calls."""
 
     name, description = "recorded", ""
 
     def __init__(self, events: list[str], compiles: bool) -> None:
         self.events, self.compiles = events, compiles
-        self.peak = 200
 
     def loss(self, inputs):
         self.events.append("call")
@@ -50,8 +49,8 @@ def test_tuning_is_no_part_of_a_calls_memory_on_a_gpu(
     assert events == ["call"] * compiles + ["reset", "before", "call", "peak"]
 
 
-#: What the system rounds to, and what an allocator and an interpreter take beside. Blocks beyond
-#: 32 MiB are the system's own; smaller ones may come from what the allocator kept, or stay there.
+#: Rounding by the system, and the needs of allocator and interpreter. Blocks above 32 MiB come from
+#: the system and return to it; the allocator may keep smaller ones.
 TOLERANCE = 6 * 2**20
 
 
@@ -60,7 +59,7 @@ def test_the_growth_of_the_peak_is_what_was_allocated(mebibytes: int) -> None:
     size = mebibytes * 2**20
     before = torch.ones(64 * 2**20, dtype=torch.uint8)
     growth = PeakGrowth()
-    assert growth.bytes() <= TOLERANCE  # what was there before does not count
+    assert growth.bytes() <= TOLERANCE  # earlier memory does not count
     block = torch.ones(size, dtype=torch.uint8)
     del block
     again = torch.ones(size // 2, dtype=torch.uint8)  # below the peak
@@ -69,7 +68,7 @@ def test_the_growth_of_the_peak_is_what_was_allocated(mebibytes: int) -> None:
 
 
 class Allocating(Implementation):
-    """Takes a known amount for each negative beside its inputs, forward and backward."""
+    """Takes a known amount of memory for each negative."""
 
     name, description = "allocating", ""
     BYTES = 2**15
@@ -106,7 +105,7 @@ def test_a_probe_finds_what_a_loss_allocates(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_probe_finds_what_a_training_step_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
     pytest.importorskip("omegaconf")
-    from benchmarks import step_probe
+    from benchmarks.step import probe as step_probe
 
     class Step:
         """Keeps 64 MiB, and takes 96 MiB more in the step itself."""
@@ -151,7 +150,7 @@ def test_a_timed_call_obeys_the_limit_without_any_memory_measurement(run_loss_on
 def test_by_default_a_call_may_take_what_is_free(
     run_loss_on, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.memory.available_memory", lambda: 64 * 2**20)
+    monkeypatch.setattr("benchmarks.measure.memory.available_memory", lambda: 64 * 2**20)
     results = run_loss_on(Case("matrix", A=2_048, N=16_384, C=8, K=3), "--no-memory")
     assert results.find("matrix", "naive", "float32", "both").status == "out_of_memory"
 
@@ -161,7 +160,7 @@ def run_loss_on(tmp_path, monkeypatch: pytest.MonkeyPatch):
     """Runs `benchmarks loss` of ours and naive on one case and returns what it wrote."""
     from benchmarks.__main__ import main
 
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
 
     def run(case: Case, *arguments: str) -> Results:
         monkeypatch.setitem(CASES, case.name, [case])

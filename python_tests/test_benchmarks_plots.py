@@ -1,4 +1,4 @@
-"""Figures are drawn of the rows they name and claim no limit that was not measured."""
+"""Figures show the rows that they name and claim no limit that was not measured."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from test_benchmarks_results import SIZES, make_results
+from made_up_results import SIZES, make_results
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import plots
-from benchmarks.plots import COLOURS
-from benchmarks.results import Results, Row
+from benchmarks.documents import plots
+from benchmarks.documents.plots import COLORS
+from benchmarks.measure.results import Results, Row
 
 
 def test_the_title_names_the_anchors_of_the_series_drawn(seed: int) -> None:
@@ -57,7 +57,7 @@ def test_shares_and_rates_are_drawn_of_every_row(seed: int) -> None:
     points: dict[str, list] = {"official fp32": [], "ours fp32": []}
     (rate_axes,) = plots.rate_over_intensity(results).axes
     for line in rate_axes.lines[1:]:  # the first one is torch's
-        name = next(label for label in points if COLOURS[label.split()[0]] == line.get_color())
+        name = next(label for label in points if COLORS[label.split()[0]] == line.get_color())
         points[name].append((*line.get_xdata(), *line.get_ydata()))
     for name in ("official", "ours"):
         rows = [results.find(f"n-{N}", name, "float32", "both") for N in SIZES]

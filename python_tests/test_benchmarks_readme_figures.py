@@ -6,11 +6,11 @@ import dataclasses
 import re
 from pathlib import Path
 
-from test_benchmarks_results import make_results
+from made_up_results import make_results
 
 from benchmarks.__main__ import main
-from benchmarks.readme import updated
-from benchmarks.results import Results, Row
+from benchmarks.documents.readme import updated
+from benchmarks.measure.results import Results, Row
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -78,7 +78,7 @@ def test_a_series_in_n_has_a_row_for_each_n(tmp_path: Path, seed: int) -> None:
 
 
 def block_of(results: Results, folder: Path, what: str) -> str:
-    """What the command writes for one block."""
+    """The document that the command writes for one block."""
     results.save(folder / "a.json")
     document = folder / "doc.md"
     document.write_text(f"<!-- benchmark: a.json {what} -->\n<!-- end benchmark -->\n")
@@ -133,4 +133,4 @@ def test_a_block_that_cannot_be_read_is_no_text(tmp_path: Path, seed: int, capsy
     ):
         document.write_text(f"{start}\n{end}\n")
         assert main(["readme", str(document), "--check"]) == 2
-        assert "is no block" in capsys.readouterr().err
+        assert "is not a block" in capsys.readouterr().err

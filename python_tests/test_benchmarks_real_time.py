@@ -1,4 +1,4 @@
-"""Real-time priority, which makes Linux halt a process now and then, is warned of."""
+"""Results warn of real-time priority, at which Linux halts a process now and then."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine
-from benchmarks.results import Results
+from benchmarks.measure import machine
+from benchmarks.measure.results import Results
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="no scheduling policies here")
@@ -35,7 +35,7 @@ def test_a_run_at_real_time_priority_says_that_it_was_halted(
 def test_the_share_is_the_systems_own(
     period: str | None, allowed: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if period is not None:  # else a system that does not tell
+    if period is not None:  # else the system does not report it
         (tmp_path / "sched_rt_period_us").write_text(f"{period}\n")
     (tmp_path / "sched_rt_runtime_us").write_text(f"{allowed}\n")
     monkeypatch.setattr(machine, "_KERNEL", tmp_path)

@@ -1,4 +1,4 @@
-"""What a benchmark cannot do is said in one sentence, with exit code 2, before it starts."""
+"""An impossible request ends with one sentence and exit code 2, before anything starts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import benchmarks.loss
 from benchmarks.__main__ import main
+from benchmarks.loss import command as loss_command
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list:
     """The arguments of every start of `benchmarks loss`, which measures nothing here."""
     starts: list = []
     threads = torch.get_num_threads()
-    monkeypatch.setattr(benchmarks.loss, "run", lambda arguments: starts.append(arguments) or 0)
+    monkeypatch.setattr(loss_command, "run", lambda arguments: starts.append(arguments) or 0)
     yield starts
     torch.set_num_threads(threads)
 
@@ -110,7 +110,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(arguments: object) -> int:
         raise ValueError("not enough values to unpack")
 
-    monkeypatch.setattr(benchmarks.loss, "run", broken)
+    monkeypatch.setattr(loss_command, "run", broken)
     with pytest.raises(ValueError, match="unpack"):
         main(["loss"])
 
@@ -123,7 +123,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, capsys: pytest.Capt
         capsys.readouterr().err == f"error: {missing} cannot be read: No such file or directory\n"
     )
     assert main(["report", str(other)]) == 2
-    assert "other.json is no benchmark result of this version" in capsys.readouterr().err
+    assert "other.json is not a benchmark result of this version" in capsys.readouterr().err
     assert main(["readme", str(missing)]) == 2
     assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
 

@@ -1,4 +1,4 @@
-"""Result files: what is written can be read, compared and reported."""
+"""Result files can be read, compared and reported."""
 
 from __future__ import annotations
 
@@ -12,44 +12,16 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+from made_up_results import SIZES, make_results
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from benchmarks.__main__ import main
-from benchmarks.compare import compare
-from benchmarks.loss_table import loss_table
-from benchmarks.plots import COLOURS
-from benchmarks.report import render_report
-from benchmarks.results import SCHEMA, Results, Row
-
-SIZES = (1_000, 4_000, 16_000)
-
-
-def make_results(seed: int, slower: float = 1.0, spread: float = 0.02, more_memory: int = 0):
-    """A made-up run of two implementations; the last case of ours is ``slower`` than it was."""
-    generator = torch.Generator().manual_seed(seed)
-    results = Results.start("loss", {"seed": 0}, torch.device("cpu"))
-    rate = {"operations_per_second": 1e11, "shape": [8, 8, 8], "shapes": {}}
-    results.limits = {"memory_bandwidth": 1e10, "matrix_rate": {"float32": rate}}
-    for N in SIZES:
-        workload = {"active_anchors": 76, "negatives": N, "differing_pairs": 50 * N}
-        results.cases[f"n-{N}"] = {
-            **{"name": f"n-{N}", "A": 100, "N": N, "C": 128, "K": 21, "group": "scale-n"},
-            **{"active_share": 0.38, "background_share": 0.5, "workload": workload},
-            "matrix_rate": {"float32": 1e11},
-        }
-        for name, seconds in (("official", 1e-3 * N), ("ours", 1e-5 * N)):
-            planted = slower if name == "ours" and SIZES[-1] == N else 1.0
-            noise = 1 + spread * torch.randn(15, generator=generator)
-            row = Row(f"n-{N}", name, "float32", "both")
-            row.samples = (seconds * planted * noise).tolist()
-            row.extra_memory = 2**24 * (1 if name == "ours" else 20) + more_memory
-            row.executed_operations = 4 * 128 * 50 * N
-            row.nominal_operations = 4 * 128 * 200 * N
-            row.compulsory_bytes = 4 * 128 * N
-            row.share_of_matrix_rate, row.share_of_bandwidth = 0.5, 0.01
-            results.rows.append(row)
-    return results
+from benchmarks.documents.compare import compare
+from benchmarks.documents.plots import COLORS
+from benchmarks.documents.report import render_report
+from benchmarks.loss.table import loss_table
+from benchmarks.measure.results import SCHEMA, Results, Row
 
 
 def test_a_file_comes_back_as_it_was_written(tmp_path: Path, seed: int) -> None:
@@ -121,7 +93,7 @@ def test_report_writes_every_figure_as_png_and_svg(tmp_path: Path, seed: int) ->
     page, plots = tmp_path / "r.html", tmp_path / "plots"
     assert main(["report", str(tmp_path / "a.json"), "-o", str(page), "--plots", str(plots)]) == 0
     assert page.read_text(encoding="utf-8").count("data:image/svg+xml;base64,") == 4
-    axes = {  # of each figure, what stands along its vertical axis
+    axes = {  # label of the vertical axis of each figure
         "a-time": "seconds (median)",
         "a-memory": "MiB",
         "a-share-of-matrix-rate": "% of torch's matrix-product rate",
@@ -134,8 +106,11 @@ def test_report_writes_every_figure_as_png_and_svg(tmp_path: Path, seed: int) ->
         texts = {element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
         assert {label, "ours fp32", "official fp32"} <= texts
         pixels = imread(plots / f"{figure}.png")[:, :, :3]
-        for name in ("ours", "official"):  # lines, bars or points in the implementation's colour
-            distance = abs(pixels - to_rgb(COLOURS[name])).max(axis=2)
+        for name in (
+            "ours",
+            "official",
+        ):  # lines, bars or points in its color
+            distance = abs(pixels - to_rgb(COLORS[name])).max(axis=2)
             assert (distance < 0.01).sum() > 100, (figure, name)
 
 

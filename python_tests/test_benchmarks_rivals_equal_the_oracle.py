@@ -1,4 +1,4 @@
-"""No rival is timed that computes something else than the float64 reference."""
+"""Every rival computes the same as the float64 reference."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 
 import cac_ext
 from benchmarks.cases import Case, find_cases, make_inputs
-from benchmarks.correctness import check
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.implementations.flex_attention import FlexAttention
+from benchmarks.loss.correctness import check
 from benchmarks.operations import Workload
 
 EAGER = ["ours", "official", "naive", "tiled", "flash-attention"]
@@ -37,7 +37,7 @@ def test_bfloat16_stays_within_its_tolerance(name: str, seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["as on a GPU", "as on a CPU"])
 def test_flex_attention_equals_the_oracle(way: str, dtype, seed: int) -> None:
-    """Uncompiled, because compiling takes longer than the test is worth."""
+    """Uncompiled: compiling takes too long for a test."""
     flex = FlexAttention(compiled=False)
     if way == "as on a GPU":
         flex._attend_with_sink = flex._attend

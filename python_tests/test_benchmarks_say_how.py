@@ -1,4 +1,4 @@
-"""A result file holds what a reader needs to repeat the run, and nobody's folders."""
+"""A result file holds what a reader needs to repeat the run, and no folders."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_benchmarks_results import make_results
+from made_up_results import make_results
 
 from benchmarks.__main__ import main
 from benchmarks.arguments import command_line, without_folders
 from benchmarks.cases import CASES, Case
-from benchmarks.machine import describe_process
-from benchmarks.report import render_report
-from benchmarks.results import Results
+from benchmarks.documents.report import render_report
+from benchmarks.measure.machine import describe_process
+from benchmarks.measure.results import Results
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_file_and_the_report_say_how_it_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CASES, "tiny", [Case("tiny", A=16, N=64, C=8, K=3)])
-    monkeypatch.setattr("benchmarks.machine_limits._SIZES", {"cpu": (1e8, 2**20)})
+    monkeypatch.setattr("benchmarks.measure.limits._SIZES", {"cpu": (1e8, 2**20)})
     monkeypatch.setenv("KMP_BLOCKTIME", "7")
     output = tmp_path / "out.json"
     words = ["loss", "--cases", "tiny", "--implementations", "ours:float32", "--no-memory"]

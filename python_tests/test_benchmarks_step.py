@@ -1,4 +1,4 @@
-"""Whole training steps with our loss and with a rival's differ in cost, not in what they learn."""
+"""Training steps with our loss and with that of a rival differ in cost, not in weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 
 import cac_ext
-from benchmarks import step as step_command
-from benchmarks import step_probe
 from benchmarks.__main__ import main
-from benchmarks.contenders import NO_LOSS
-from benchmarks.results import Results
-from benchmarks.training_step import TrainingStep, step_config
+from benchmarks.implementations.contenders import NO_LOSS
+from benchmarks.measure.results import Results
+from benchmarks.step import probe as step_probe
+from benchmarks.step import run as step_run
+from benchmarks.step.training_step import TrainingStep, step_config
 
 SMALL = ["augment.crop_size=33", "network.width=16", "method.projector_channels=16"]
 
@@ -32,7 +32,7 @@ def test_a_step_learns_the_same_with_the_naive_loss(seed: int) -> None:
     start, without = weights_after("ours", seed, steps=0), weights_after(NO_LOSS, seed)
     moved = (ours - start).norm()
     assert (ours - naive).norm() < 1e-4 * moved
-    assert (ours - without).norm() > 1e-2 * moved  # or the loss would not matter at all
+    assert (ours - without).norm() > 1e-2 * moved  # the loss does matter
 
 
 def test_a_step_meets_exactly_the_negatives_asked_for(
@@ -54,16 +54,16 @@ def test_a_step_meets_exactly_the_negatives_asked_for(
 def test_the_command_reports_rows_and_the_papers_own_figures_apart(
     tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_probe, asked = step_command.run_probe, []
+    run_probe, asked = step_run.run_probe, []
 
     def probe(module, request, limit_bytes, timeout):
         asked.append(timeout)
         if len(asked) == 1:
             return run_probe(module, request, limit_bytes, timeout)
-        # The same here, without the seconds in which a process of its own starts.
+        # The same in this process, without the seconds that a child needs to start.
         return step_probe.probe({**request, "limit_bytes": 0, "threads": torch.get_num_threads()})
 
-    monkeypatch.setattr(step_command, "run_probe", probe)
+    monkeypatch.setattr(step_run, "run_probe", probe)
     output = tmp_path / "step.json"
     sizes = ["--negatives", "500", "19200", "--batch", "2", "--repeats", "1"]
     arguments = ["--losses", "ours", "--threads", "2", "--set", *SMALL, "--output", str(output)]
@@ -73,7 +73,7 @@ def test_the_command_reports_rows_and_the_papers_own_figures_apart(
     assert [len(row.samples) for row in results.rows] == [1, 1]
     assert all(row.warmed_up for row in results.rows)
     assert max(asked) < 600 / 2  # half of the time budget is for the steps themselves
-    # Two batches of 2 images, once more as crop pairs, and what a step keeps of them.
+    # Two batches of 2 images, once more as crop pairs, and the activations of a step.
     images = 3 * 2 * 3 * 33 * 33 * 4
     assert all(images < row.extra_memory < 2**28 for row in results.rows)
     printed = capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_the_command_reports_rows_and_the_papers_own_figures_apart(
 def test_a_warm_up_leaves_what_a_step_leaves_in_memory_and_never_meets_the_loss(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the peak memory of one step with the loss is that of all."""
+    """Then the peak memory of one step with the loss is that of all steps."""
 
     def kept(step: TrainingStep) -> list[tuple]:
         parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
@@ -130,7 +130,7 @@ def test_a_rival_refuses_an_option_that_it_would_ignore(seed: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--negatives", "1"], "--negatives must be 2 at least, one of each view, but got 1"),
+        (["--negatives", "1"], "--negatives must be at least 2, one of each view, but got 1"),
         (["--config", "sinthetic"], "there is no configuration 'sinthetic'"),
         (["--set", "augment.crop=33"], "crop_size"),
     ],

@@ -1,4 +1,4 @@
-"""The search for the largest step that fits finds it, and says when it did not."""
+"""The search for the largest step that fits finds it, or says why not."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 
-from benchmarks.contenders import NO_LOSS
-from benchmarks.memory import MemoryUse
-from benchmarks.results import Results
-from benchmarks.step import SEARCH_SHARE, StepRun
-from benchmarks.step_search import END, MEMORY, TIME, describe, find_largest
-from benchmarks.step_table import step_table
+from benchmarks.implementations.contenders import NO_LOSS
+from benchmarks.measure.memory import MemoryUse
+from benchmarks.measure.results import Results
+from benchmarks.step.run import StepRun
+from benchmarks.step.search import END, MEMORY, SEARCH_SHARE, TIME, describe, find_largest
+from benchmarks.step.table import step_table
 
 
 class Machine:
-    """A made-up one, on which every size up to ``most`` fits."""
+    """A made-up machine, on which every size up to ``most`` fits."""
 
     def __init__(self, most: int, broken: dict[int, str] | None = None) -> None:
         self.most, self.broken, self.met = most, broken or {}, []
@@ -50,7 +50,7 @@ def test_memory_sets_the_limit_to_a_tenth(seed: int) -> None:
         assert found.largest <= most < found.too_large <= found.largest + max(1, most // 10)
 
 
-def test_what_ended_a_search_is_told() -> None:
+def test_the_end_of_a_search_is_reported() -> None:
     everything = search(Machine(10**9), 6_400, 51_200)
     assert (everything.largest, everything.stopped_by) == (51_200, END)
     nothing = search(Machine(6_399), 6_400, 51_200)

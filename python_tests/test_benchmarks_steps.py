@@ -1,4 +1,4 @@
-"""Signs of life come during the longest call, and what does not come back is ended."""
+"""Signs of life come during the longest call, and a call that does not return is ended."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.children import Ended, run_child
-from benchmarks.results import Kept
-from benchmarks.steps import Steps
+from benchmarks.measure.children import Ended, run_child
+from benchmarks.measure.results import Kept
+from benchmarks.measure.steps import Steps
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines and looks come much faster than for people."""
+    """Lines and checks come much faster than for people."""
     monkeypatch.setattr(Steps, "LINE_SECONDS", 0.1)
     monkeypatch.setattr(Steps, "PERIOD", 0.02)
 
@@ -61,7 +61,7 @@ def test_a_terminal_gets_a_bar_that_moves_while_a_single_call_lasts() -> None:
     received = bytearray()
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # how Linux reports that the other end was closed
+        with contextlib.suppress(OSError):  # Linux reports thus that the other end was closed
             while data := os.read(ours, 4096):
                 received.extend(data)
 
@@ -80,13 +80,13 @@ def test_a_terminal_gets_a_bar_that_moves_while_a_single_call_lasts() -> None:
 def test_a_call_that_does_not_come_back_is_given_up_and_nothing_is_measured_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("benchmarks.steps.LEAST_GRACE", 0.2)
+    monkeypatch.setattr("benchmarks.measure.steps.LEAST_GRACE", 0.2)
     given_up: list[tuple[str, float]] = []
     went_on, stop = threading.Event(), threading.Event()
 
     def measure() -> None:
         steps.begin("stuck")
-        stop.wait()  # as a call that comes back while the results are being written
+        stop.wait()  # returns while the results are being written
         steps.begin("next")
         went_on.set()
 
@@ -114,7 +114,7 @@ def test_no_thread_is_left_behind() -> None:
         time.sleep(0.05)
 
 
-#: Starts a grandchild that holds the same output, as a compiler does, and waits with it.
+#: Starts a grandchild that shares its output, like a compiler, and waits with it.
 HANGING = """
 import subprocess, sys, time, json
 
@@ -146,7 +146,7 @@ def assert_ends(pid: int) -> None:
         except ProcessLookupError:
             return
         with contextlib.suppress(OSError):
-            # Nobody may be there to take its exit code.
+            # Perhaps no process takes its exit code.
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The `bench` extra is enough for what trains nothing; what is missing is named with its extra."""
+"""Without training the `bench` extra is enough; a missing package is named with its extra."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sys
 sys.modules.update(dict.fromkeys({hidden}))  # importing None fails as if it were not installed
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case
-import benchmarks.machine_limits as limits
+import benchmarks.measure.limits as limits
 
 limits._SIZES = {{"cpu": (1e8, 2**20)}}
 CASES["tiny"] = [Case("tiny", A=64, N=512, C=16, K=5)]
@@ -35,7 +35,7 @@ COMMANDS = ("loss", "step", "convergence", "camvid", "report", "readme", "compar
 
 
 def run_without(hidden: set[str], commands: list[list[str]], folder: Path) -> tuple[dict, str]:
-    """Exit code of every command, and everything else that was printed."""
+    """Exit code of every command, and the text on standard error."""
     program = PROGRAM.format(hidden=sorted(hidden), commands=commands)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(

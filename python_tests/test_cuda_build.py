@@ -1,4 +1,4 @@
-"""Where nvcc is, the CUDA kernels are built for all default architectures, GPU or not."""
+"""If nvcc is found, the CUDA kernels are built for all default architectures, GPU or not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT_ARCHITECTURES = {
 
 
 def nvcc_major() -> int | None:
-    """Major version of the nvcc that the build would find, ``None`` without one."""
+    """Major version of the nvcc that the build would find; ``None`` if there is none."""
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
     for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
         if nvcc is None and root is not None:
@@ -43,14 +43,14 @@ needs_nvcc = pytest.mark.skipif(
     os.environ.get("CAC_CUDA") == "OFF"
     or torch.version.cuda is None
     or nvcc_major() != int(torch.version.cuda.split(".")[0]),
-    reason="no nvcc of the CUDA version of this torch, or CAC_CUDA=OFF",
+    reason="no nvcc with the CUDA version of this torch, or CAC_CUDA=OFF",
 )
 
 
 @needs_nvcc
 def test_cuda_is_built_for_the_default_architectures():
     info = cac_ext.build_info()
-    assert info["cuda"], "nvcc is here, but cac_ext was built without CUDA; build it again"
+    assert info["cuda"], "nvcc was found, but cac_ext was built without CUDA; build it again"
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if asked is None:
         assert info["cuda_architectures"] == DEFAULT_ARCHITECTURES[nvcc_major()]

@@ -1,6 +1,6 @@
-"""What only a GPU can show: streams, devices, graphs, memory, 64-bit indexing, repeatability.
+"""Promises that need a GPU: streams, devices, graphs, memory, 64-bit indexing, repeatability.
 
-That values and gradients are right on CUDA is the promise of the tests with a ``device`` fixture.
+Tests with a ``device`` fixture check values and gradients on CUDA.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_bitwise_repeatable(seed, dtype):
             assert torch.equal(x, y)
 
 
-def test_no_host_synchronisation(seed):
+def test_no_host_synchronization(seed):
     case = make_case(seed, 500, 3000, 64, 5, torch.bfloat16, "cuda")
     loss_and_gradients(case)
     torch.cuda.set_sync_debug_mode("error")
@@ -91,13 +91,13 @@ def test_a_cuda_graph_replays_forward_and_backward_on_new_data(seed, eps):
             assert torch.equal(x, y)
 
 
-def test_a_side_stream_is_honoured(seed):
+def test_a_side_stream_is_honored(seed):
     case = make_case(seed, 500, 3000, 64, 5, torch.float32, "cuda")
     expected = loss_and_gradients(case)
     late = LossCase(*(torch.zeros_like(x) for x in case.arguments()))
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        # The data come long after the launch would read them on another stream.
+        # A launch on another stream would read the data long before they arrive.
         torch.cuda._sleep(50_000_000)
         copy_into(late, case)
         result = loss_and_gradients(late)
@@ -124,7 +124,7 @@ def test_float32_beyond_128_channels_at_the_highest_precision(seed):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
-def test_a_second_gpu_is_honoured(seed):
+def test_a_second_gpu_is_honored(seed):
     case = make_case(seed, 500, 3000, 64, 5, torch.float32, "cuda:1")
     assert torch.cuda.current_device() == 0
     loss, gradient1, _ = loss_and_gradients(case)
@@ -192,7 +192,7 @@ def test_float32_follows_the_matmul_precision(seed, precision, allowed):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_nan_reaches_the_losses_of_other_classes_and_no_more(seed, precision, dtype):
+def test_nan_reaches_only_the_losses_of_other_classes(seed, precision, dtype):
     case = make_case(seed, 200, 300, 64, 3, dtype, "cuda")
     features, negatives = case.features1.detach(), case.negatives.detach().clone()
     labels, negative_labels = case.pseudo_labels1, torch.arange(300, device="cuda") % 3

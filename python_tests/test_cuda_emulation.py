@@ -1,4 +1,4 @@
-"""The CUDA kernels compute what the oracle says, executed on an emulated device.
+"""The CUDA kernels equal the oracle, executed on an emulated device.
 
 The .cu sources themselves run here, compiled as C++ (see cuda_emulation/device_emulation.h): every
 arithmetic, channel bucket and variant, on shapes that end inside tiles, also under sanitizers.
@@ -15,11 +15,11 @@ from cuda_emulation.exact import exact
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
-#: One of each bucket of channels (64, 128, 256), none of them whole.
+#: One of each bucket of channels (64, 128, 256), none of them full.
 CHANNELS = [5, 100, 250]
 
-#: "No worse than eager PyTorch at the same input type, times this." tf32 is left out: it is what
-#: torch.set_float32_matmul_precision("high") permits, eager PyTorch on the CPU does not use it.
+#: "No worse than eager PyTorch at the same input type, times this." tf32 is missing, because eager
+#: PyTorch does not use it on the CPU, even with torch.set_float32_matmul_precision("high").
 NO_WORSE_THAN_EAGER = {"bf16": 1.0, "fp16": 1.0, "fp32": 4.0}
 
 
@@ -50,7 +50,7 @@ def test_every_instance_equals_the_oracle(seed, emulator, arithmetic, channels):
     )
 
 
-def test_the_truth_is_what_the_oracle_says(seed):
+def test_the_exact_outcome_equals_the_oracle(seed):
     for options in ({}, {"logsumexp": True}, {"eps": 1e-3}, {"normalize": False}):
         call = make_call(seed, 40, 60, 24, "fp32", **options)
         truth = exact(call)
@@ -69,7 +69,7 @@ def test_every_type_of_features(seed, emulator, arithmetic):
 
 @pytest.mark.parametrize("arithmetic", NO_WORSE_THAN_EAGER)
 def test_no_worse_than_eager_at_the_same_type(seed, emulator, arithmetic):
-    # Many values at once, for the largest of a few errors is a matter of luck.
+    # Many values at once, because the largest of a few errors is a matter of chance.
     call = make_call(seed, 200, 400, 128, arithmetic)
     (outcome,) = emulator.run([call])
     truth = exact(call)
@@ -133,7 +133,7 @@ def test_one_class_only(seed, emulator):
 
 
 def test_own_class_is_skipped_not_masked(seed, emulator):
-    # 4 units of 64 negatives are class 0, 1 is class 1; anchors of class 0 meet the last one only.
+    # 4 units of 64 negatives are class 0, 1 is class 1. Anchors of class 0 meet only the last one.
     call = make_call(seed, 128, 320, 64)
     call.direction.fill_(1)
     call.anchor_labels.zero_()
@@ -142,7 +142,7 @@ def test_own_class_is_skipped_not_masked(seed, emulator):
     call.anchor_labels.fill_(7)
     (of_no_class,) = emulator.run([call])
     assert of_no_class.matrix_products == 5 * of_class_0.matrix_products > 0
-    # Mixed with one anchor in ten of class 1, sorting still keeps their tiles apart.
+    # With every second anchor of class 1, sorting still keeps the tiles of both classes apart.
     call = make_call(seed, 256, 320, 64)
     call.direction.fill_(1)
     call.anchor_labels = (torch.arange(256) % 2).long()
@@ -162,8 +162,10 @@ def test_work_divided_in_any_way_gives_the_same(seed, emulator, arithmetic):
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
 def test_bitwise_the_same_in_every_order_of_warps_and_blocks(seed, emulator, arithmetic):
     calls = [
-        make_call(seed, 200, 500, 20, arithmetic, max_workers=3, wave_tiles=1, schedule=schedule)
-        for schedule in (0, 1, seed + 2, seed + 3)
+        make_call(
+            seed, 200, 500, 20, arithmetic, max_workers=3, wave_tiles=1, execution_order=order
+        )
+        for order in (0, 1, seed + 2, seed + 3)
     ]
     first, *others = emulator.run(calls)
     for other in others:
@@ -183,7 +185,7 @@ def test_rows_with_gaps_between_them(seed, emulator):
     assert torch.equal(dense.gradients, spread.gradients)
 
 
-def test_every_multiprocessor_has_work_where_memory_allows(emulator):
+def test_every_multiprocessor_has_work_if_memory_allows(emulator):
     # The pixels of a batch of VOC, two blocks on each of the 132 multiprocessors of an H100.
     plan = emulator.plan(6400, 51_200, 128, "bf16", multiprocessors=264)
     assert plan["max_workers"] == 264
@@ -206,13 +208,13 @@ def test_the_workspace_is_bounded_by_the_negatives(emulator, arithmetic, channel
 
 
 def build_for(architecture: int, *stems: str) -> Emulator:
-    """The program with some of its sources compiled for another GPU (750: Turing)."""
+    """The program with some of its sources compiled for another GPU (750 is Turing)."""
     return Emulator(build(flags=[f"-DCAC_EMULATED_ARCHITECTURE={architecture}"], only=stems))
 
 
 @pytest.fixture(scope="module")
 def turing() -> Emulator:
-    return build_for(750, "contrastive", "stream_bf16", "stream_fp16", "stream_fp32")
+    return build_for(750, "launch", "stream_bf16", "stream_fp16", "stream_fp32")
 
 
 def test_a_gpu_without_tf32_multiplies_float32_and_float16(seed, turing):
@@ -224,7 +226,7 @@ def test_a_gpu_without_tf32_multiplies_float32_and_float16(seed, turing):
     )
 
 
-def test_what_exceeds_the_shared_memory_is_said_not_to_fit(seed, turing):
+def test_a_problem_that_exceeds_the_shared_memory_does_not_fit(seed, turing):
     with pytest.raises(EmulationError, match="does not fit the device"):
         turing.run([make_call(seed, 20, 40, 129, "fp32")])
 
@@ -235,7 +237,7 @@ def test_code_of_too_old_an_architecture_is_refused(seed, turing):
 
 
 def test_a_kernel_without_a_body_stops_instead_of_leaving_no_sums(seed):
-    # The host's part says sm_80 here, so that nothing but the kernel itself can notice.
+    # The host code is compiled for sm_80, so that only the kernel itself can notice.
     mixed = build_for(750, "stream_bf16")
     with pytest.raises(EmulationError, match="trap"):
         mixed.run([make_call(seed, 20, 40, 16, "bf16")])

@@ -1,4 +1,4 @@
-"""Errors planted in the CUDA kernels are found: passing on the emulated device is no accident."""
+"""Errors planted in the CUDA kernels are found: the tests on the emulated device can fail."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cuda_emulation.cases import assert_equals_oracle, make_call
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
-#: What is planted -> (source file, text, what takes its place, unit to compile anew).
+#: Planted error -> (source file, text, its replacement, source to compile again).
 MUTATIONS = {
     "barrier before a buffer is filled again removed": (
         "stream.cuh",
-        "    // Also: every warp is done with the buffer that the next copy goes to.\n"
+        "    // Now every warp is also done with the buffer that the next copy fills.\n"
         "    __syncthreads();\n",
         "",
         "stream_fp32",
     ),
-    "barrier between two pieces of work removed": (
+    "barrier between two tiles of a share removed": (
         "stream.cuh",
-        "        // The next piece writes the shared memory that slower warps may still read.\n"
+        "        // The next tile is written to shared memory that slower warps may still read.\n"
         "        __syncthreads();\n",
         "",
         "stream_fp32",
@@ -47,18 +47,18 @@ MUTATIONS = {
         "stream_fp32",
     ),
     "one unit too many skipped": (
-        "plan.cu",
+        "schedule.cu",
         "common_end == all ? units : common_end / params.unit_negatives",
         "common_end == all ? units : common_end / params.unit_negatives + 1",
-        "plan",
+        "schedule",
     ),
-    "warp's counters read before all lanes have": (
-        "plan.cu",
+    "counters of a warp overwritten before all lanes have read them": (
+        "schedule.cu",
         "    const int32_t offset = bucket >= 0 ? mine[bucket] : 0;\n    __syncwarp();\n",
         "    const int32_t offset = bucket >= 0 ? mine[bucket] : 0;\n",
-        "plan",
+        "schedule",
     ),
-    "last piece of a tile forgotten": (
+    "last partial of a tile forgotten": (
         "combine.cu",
         "last - first + 1}",
         "last - first}",
@@ -74,16 +74,17 @@ OTHER_KERNELS = """\
 
 
 def check(program: Path, seed: int) -> None:
-    """A few calls under several orders of warps, in float32, whose bounds are the tightest.
+    """A few calls under several orders of warps, in float32, which has the tightest bounds.
 
-    There are tiles of one class (3 of 7 units are skipped) and of two (something is masked), most
-    workers meet parts of two tiles, and every buffer is used more than once.
+    There are tiles of one class (3 of 7 units are skipped) and of two (negatives are masked), the
+    shares of most workers touch two tiles, and every buffer is used more than once.
     """
     generator = torch.Generator().manual_seed(seed)
     calls = []
-    for schedule, max_workers in ((0, 1), (1, 3), (seed + 2, 4)):
-        call = make_call(seed, 240, 400, 64, "fp32", schedule=schedule, max_workers=max_workers)
-        # Features without a common part: nothing hides behind one large probability.
+    for order, max_workers in ((0, 1), (1, 3), (seed + 2, 4)):
+        options = {"execution_order": order, "max_workers": max_workers}
+        call = make_call(seed, 240, 400, 64, "fp32", **options)
+        # Features without a common part, so that no large probability hides an error.
         for name in ("features1", "features2", "negatives"):
             shape = getattr(call, name).shape
             setattr(call, name, torch.randn(shape, generator=generator))
@@ -102,18 +103,18 @@ def test_without_a_mutation_the_check_passes(seed):
 
 @pytest.mark.parametrize("planted", MUTATIONS)
 def test_planted_error_is_found(seed, tmp_path, planted):
-    file, old, new, unit = MUTATIONS[planted]
+    file, old, new, source = MUTATIONS[planted]
 
     def change(name: str, text: str) -> str:
         if name == "stream.cuh":
-            # The check has 64 channels: the kernels for more need not be compiled.
+            # The check has 64 channels: kernels for more need not be compiled.
             assert OTHER_KERNELS in text
             text = text.replace(OTHER_KERNELS, "  return {};\n")
         if name != file:
             return text
-        assert text.count(old) >= 1, f"{file} no longer has: {old}"
+        assert text.count(old) >= 1, f"{file} does not contain: {old}"
         return text.replace(old, new)
 
-    program = build(csrc=mutate(CSRC, tmp_path, change), only=[unit])
+    program = build(csrc=mutate(CSRC, tmp_path, change), only=[source])
     with pytest.raises((AssertionError, EmulationError)):
         check(program, seed)

@@ -1,7 +1,7 @@
-"""The CUDA kernels at the ends of what they promise: lengths, temperatures, counts, raw vectors.
+"""The CUDA kernels at the ends of their ranges: lengths, temperatures, counts, raw vectors.
 
-Judged against float64 of the elements as the products read them: what is left to the kernels is the
-rounding of sums and of probabilities, so that the bounds are close.
+Compared with float64 results for the rounded elements, so that only the rounding of sums and of
+probabilities remains and the bounds are tight.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from cuda_emulation.exact import exact
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
-#: A logit is a sum of products of these elements, kept in float32 and cut off towards zero there.
+#: A logit is a sum of products of these elements in float32, cut off towards zero.
 LOGIT_ERROR = 2.0**-19
 
-#: Half a unit in the last place of a probability, and half as much again for all else.
+#: Half a unit in the last place of a probability, and half as much for all other errors.
 PROBABILITY_ERROR = {
     a: 1.5 * 2.0**-b for a, b in (("bf16", 8), ("fp16", 11), ("tf32", 11), ("fp32", 20))
 }
@@ -32,13 +32,13 @@ def emulator() -> Emulator:
 
 
 def assert_close(call: Call, outcome: Outcome) -> tuple[float, float]:
-    """Values and gradients row by row; returns the largest shares of the bounds that were used."""
+    """Asserts the bounds of each value and gradient; returns the largest fractions of them used."""
     truth = exact(call, rounded=True)
-    # Of a sum's logarithm: its logits, and 1 / tau where that is subtracted from all of them.
+    # Error of a sum's logarithm: that of its logits, and of 1 / tau if it is the shift.
     size = truth.logit_size.clamp(min=1.0) if call.normalize else truth.logit_size
     logit = (LOGIT_ERROR * size + truth.logit_doubt) / call.temperature  # [A]
     if call.features2 is not None and call.eps == 0:
-        # log(1 + S / r): its relative error stays as small as S / r becomes.
+        # log(1 + sum / r): its relative error stays small for any small sum / r.
         allowed = logit * -torch.expm1(-truth.values) + 2.0**-22 * truth.values + 1e-43
     else:
         allowed = logit + 2.0**-20 * truth.values.abs().clamp(min=1.0)
@@ -47,21 +47,21 @@ def assert_close(call: Call, outcome: Outcome) -> tuple[float, float]:
     finite = truth.values.isfinite() & (call.direction != 0)
     assert (outcome.values[call.direction == 0] == 0).all()
     used = ((outcome.values.double() - truth.values).abs() / allowed)[finite]
-    value_share = used.max().item() if finite.any() else 0.0
-    gradient_share = 0.0
-    assert value_share <= 1, f"values: {value_share:.2f} of what is allowed"
+    value_fraction = used.max().item() if finite.any() else 0.0
+    gradient_fraction = 0.0
+    assert value_fraction <= 1, f"values: {value_fraction:.2f} of the bound"
     if call.with_gradient and truth.gradients.numel():
         assert outcome.gradients.isfinite().all()
         error = (outcome.gradients.double() - truth.gradients).norm(dim=1)
-        # Of a weight and of the mean.
+        # Errors of a weight and of the mean.
         allowed = (2 * logit + PROBABILITY_ERROR[call.arithmetic]) * truth.gradient_size
-        # Where float32 ends a weight ends, or a gradient; with eps the weight is p / eps^2.
+        # The smallest weight or gradient that float32 holds; with eps the weight is p / eps^2.
         smallest = 1e-44 / call.eps**2 if call.eps > 0 else 1e-44
         scale = 1 / truth.lengths.clamp(min=1e-12) if call.normalize else 5.0
         allowed += smallest / call.temperature * scale + 1e-43
-        gradient_share = (error / allowed).max().item()
-        assert gradient_share <= 1, f"gradients: {gradient_share:.2f} of what is allowed"
-    return value_share, gradient_share
+        gradient_fraction = (error / allowed).max().item()
+        assert gradient_fraction <= 1, f"gradients: {gradient_fraction:.2f} of the bound"
+    return value_fraction, gradient_fraction
 
 
 def check(emulator: Emulator, *calls: Call) -> None:
@@ -100,7 +100,7 @@ def random_call(generator: torch.Generator) -> Call:
         max_workers=choose(0, 0, 3),
     )
     call.normalize = normalize
-    # Any lengths that the type holds; those of raw vectors enter the logits.
+    # Any lengths that the type holds; lengths of raw vectors enter the logits.
     ends = (-1, 0.7) if not normalize else (-3, 3) if dtype == torch.float16 else (-30, 20)
     call.features1 = lengthen(call.features1, power(*ends, anchors), dtype)
     if call.features2 is not None:
@@ -121,7 +121,7 @@ def test_any_call(seed, emulator, part):
             f"N={len(call.negatives)} tau={call.temperature:.2g} eps={call.eps} "
             f"normalize={call.normalize} valid={call.valid is not None}"
         )
-        print("shares of the bounds: {:.2f} {:.2f}".format(*assert_close(call, outcome)))
+        print("fractions of the bounds: {:.2f} {:.2f}".format(*assert_close(call, outcome)))
 
 
 @pytest.mark.parametrize("exponent", [-30, -11, -6, 6, 20, 30])
@@ -138,7 +138,7 @@ def test_vectors_of_any_length_have_their_direction(seed, emulator, arithmetic, 
     for scaled, outcome in zip(calls, outcomes, strict=True):
         assert_close(scaled, outcome)
     if exponent > -12:
-        # That the length does not matter is asked of the truth too, which float64 tells.
+        # The exact outcome does not depend on the length either.
         (unscaled,) = emulator.run([call])
         for outcome in outcomes:
             assert torch.allclose(outcome.values, unscaled.values, rtol=1e-2, atol=1e-3)
@@ -193,12 +193,12 @@ def test_raw_vectors_of_any_size(seed, emulator, arithmetic, size, eps):
     )
     call.features1, call.features2 = call.features1 * size, call.features2 * size
     call.negatives = call.negatives * size
-    # One negative alone decides, in any unit.
+    # One negative alone decides, wherever it is.
     check(emulator, call, dataclasses.replace(call, features2=None, eps=0.0))
 
 
 def test_raw_scores_that_fall_and_rise(seed, emulator):
-    # Score by score larger or smaller than all before, by more than float32's powers of e.
+    # Each score is larger or smaller than all before, by more than the range of exp in float32.
     for arithmetic in ARITHMETICS:
         for order in (1, -1):
             call = make_call(seed, 40, 260, 8, arithmetic, dtype=torch.float32, normalize=False)
@@ -218,7 +218,7 @@ def test_temperatures(seed, emulator, arithmetic, temperature):
         make_call(seed, 40, 90, 24, arithmetic, temperature=temperature, **options)
         for options in ({}, {"logsumexp": True}, {"eps": 1e-8})
     ]
-    # A positive that is the anchor itself, opposite to every negative: nothing is left of the sum.
+    # The positive is the anchor itself and opposite to every negative: the sum vanishes.
     alone = make_call(seed, 40, 90, 24, arithmetic, temperature=temperature)
     alone.features2 = alone.features1.clone()
     alone.negatives = -alone.features1[:1].repeat(90, 1)

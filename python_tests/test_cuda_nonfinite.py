@@ -1,7 +1,7 @@
 """Nan and infinity reach the losses that they must reach, in every arithmetic, and no others.
 
-The CUDA path looks at no values, so a nan in the loss is the only sign that a user gets. The device
-emulation returns nan with the bits of a GPU, 0x7fffffff.
+The CUDA path checks no values, so a nan in the loss is a user's only sign. The device emulation
+returns nan with the bits of a GPU, 0x7fffffff.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
-#: Quiet, a GPU's own, signalling, negative, x86's own.
+#: Quiet, a GPU's result, signaling, negative, x86's result.
 NANS = [0x7FC00000, 0x7FFFFFFF, 0x7F800001, 0xFFFFFFFF, 0xFFC00000]
 
-#: What differs between kernels: bounded shift, running maximum, no gradient, row maximum.
+#: Options that select different kernels: bounded shift, running maximum, no gradient, row maximum.
 OPTIONS = [
     {},
     {"temperature": 0.02},
@@ -40,7 +40,7 @@ def nan_of(bits: int) -> Tensor:
 
 
 def all_active(seed: int, arithmetic: str, options: dict, dtype: torch.dtype | None = None) -> Call:
-    """Three classes of negatives, whose borders lie inside of units; all pixels are anchors."""
+    """Three classes of negatives with borders inside units; all pixels are anchors."""
     call = make_call(seed, 60, 150, 24, arithmetic, classes=3, dtype=dtype, **options)
     call.direction = (1 + torch.arange(60) % 2).to(torch.int8)
     if call.features2 is None:
@@ -51,9 +51,9 @@ def all_active(seed: int, arithmetic: str, options: dict, dtype: torch.dtype | N
 
 
 def assert_same_kinds(call: Call, outcome: Outcome, *, exactly: bool = True) -> None:
-    """Where the truth is finite, nan, inf or -inf, so are the values, and so far are gradients
-    finite. ``exactly=False`` lets values be nan instead of infinite, and instead of finite where a
-    logit is -inf."""
+    """Values are finite, nan, inf or -inf as in the exact outcome, and gradients are finite where
+    those are. ``exactly=False`` permits nan instead of an infinite value, and instead of a finite
+    value if a logit is -inf."""
     truth = exact(call)
     finite = truth.values.isfinite()
     if exactly:
@@ -63,7 +63,7 @@ def assert_same_kinds(call: Call, outcome: Outcome, *, exactly: bool = True) -> 
     if not call.with_gradient:
         return
     assert not outcome.gradients[~finite].isfinite().all(dim=1).any()
-    # Not so where the anchor meets a negative that is not finite, with the probability 0.
+    # An anchor that meets a nonfinite negative with the probability 0 is not among these.
     untouched = truth.gradients.isfinite().all(dim=1)
     assert outcome.gradients[untouched].isfinite().all()
     error = (outcome.gradients.double() - truth.gradients)[untouched].norm()
@@ -131,12 +131,12 @@ def test_infinity_is_not_lost(seed, emulator, arithmetic, sign):
             in_pixels.features2[20, 3] = in_pixels.features2[21, 3] = sign * torch.inf
         in_negatives = all_active(seed, arithmetic, options, torch.float32)
         in_negatives.negatives[64, 5] = sign * torch.inf
-        # float32 is multiplied in two parts, of which infinity leaves nan.
+        # float32 is split into two parts, of which the second is nan for infinity.
         check(emulator, in_pixels, in_negatives, exactly=not (raw and arithmetic == "fp32"))
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp16"])
-def test_the_types_of_16_bits_hand_nan_and_infinity_on(seed, emulator, arithmetic):
+def test_the_types_of_16_bits_pass_nan_and_infinity_on(seed, emulator, arithmetic):
     calls = []
     for what in (torch.nan, torch.inf, -torch.inf):
         for options in ({}, {"normalize": False}):

@@ -1,15 +1,15 @@
-"""GPU times are those of the GPU: the host's launches are queued before the first mark."""
+"""GPU times exclude the host: its launches are queued before the first mark."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.timing import Clock
+from benchmarks.measure.timing import Clock
 
 
 class Recorder:
-    """Stands in for torch.cuda and notes what was asked of the GPU, in order."""
+    """Replaces torch.cuda and records the requests to the GPU in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queue: list[str] = []

@@ -1,4 +1,4 @@
-"""CamVid is read in both layouts it is found in."""
+"""CamVid is read in both of its layouts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_images_masks_and_lists(tmp_path: Path, rng: np.random.Generator) -> Non
     assert splits.class_names[10] == "bicyclist"
     np.testing.assert_array_equal(splits.validation[1]["mask"].numpy(), masks["val_1"])
 
-    # Half of it labelled: the masks of the others are not looked for.
+    # Half of the images labelled: the masks of the others are not needed.
     half = build(tmp_path, "data.labelled_ratio=1/2")
     for entry in half.unlabelled.entries:
         entry.mask.unlink()

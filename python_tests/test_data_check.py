@@ -1,4 +1,4 @@
-"""Faults in the data are found before training where cheap, all of them on demand, and named."""
+"""Faults in the data are named: those cheap to find before training, all of them on demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from cac_ext.train.cli.main import main
 from cac_ext.train.config import AugmentConfig, DataConfig, load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.augment import LabelledAugment
+from cac_ext.train.data.batches import collate_labelled
 from cac_ext.train.data.checks.check import check
+from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -24,7 +26,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def folder(tmp_path: Path, seed: int) -> Path:
-    """Eight labelled images, of which no cheap check reads the last ones, and two to validate."""
+    """Eight labelled images, too many for the cheap checks to read all, and two to validate."""
     folder_tree(tmp_path, np.random.default_rng(seed), train=8, validation=2)
     return tmp_path
 
@@ -34,7 +36,7 @@ def append(folder: Path, name: str, line: str) -> None:
         file.write(line + "\n")
 
 
-#: What is broken, and all that must be said about it.
+#: How to break the data, and the words of the message.
 FAULTS: list[tuple[Callable[[Path], object], list[str]]] = [
     (lambda f: (f / "images/train6.png").unlink(), ["train.txt, line 7", "images/train6.png"]),
     (lambda f: (f / "masks/val1.png").unlink(), ["val.txt, line 2", "no mask", "masks/val1.png"]),
@@ -154,7 +156,7 @@ def test_a_file_that_breaks_later_ends_the_run_with_its_name(
 
 
 class OwnDataset(Dataset):
-    """A user's data set class, with plain tensors and a fault of the user's choice."""
+    """A custom data set class, with plain tensors and a fault."""
 
     class_names = ("left", "right")
     fault = ""
@@ -187,10 +189,27 @@ def test_a_data_set_class_is_named_by_its_import_path() -> None:
     assert splits.num_classes == 2
     assert splits.validation[1]["name"] == "validation 1"
 
-    # Its mask is scaled as a mask, though a plain tensor: no id between the two arises.
+    # Its mask, a plain tensor, is scaled as a mask: no id between the two arises.
     config = AugmentConfig(crop_size=65, labelled_scale=(1.7, 1.7))
     mask = LabelledAugment(config, 255)(splits.labelled[0]).mask
     assert set(mask.unique().tolist()) == {0, 1, 255}
+
+
+class PlainDataset:
+    """A data set class that knows nothing of torch's `Dataset`."""
+
+    class_names, fault = OwnDataset.class_names, ""
+    __init__, __len__ = OwnDataset.__init__, OwnDataset.__len__
+    __getitem__ = OwnDataset.__getitem__
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_class_with_a_length_and_an_index_is_a_data_set(workers: int) -> None:
+    images = build_datasets(DataConfig(name="test_data_check:PlainDataset")).labelled
+    stream = Stream(images, LabelledAugment(AugmentConfig(crop_size=33), 255), 0, "labelled")
+    sampler = IterationSampler(0, 2, 3)
+    loader = stream_loader(stream, sampler, num_workers=workers, collate=collate_labelled)
+    assert [batch.images.shape for batch in loader] == [(3, 3, 33, 33)] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Cityscapes is read as it lies on disk, whether its masks hold train ids or label ids."""
+"""Cityscapes is read from its own layout, with masks of train ids or label ids."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_classes_have_their_names_and_colors(tmp_path: Path, rng: np.random.
 
 
 def test_masks_of_label_ids_become_train_ids(tmp_path: Path, rng: np.random.Generator) -> None:
-    """What is downloaded has no labelTrainIds.png; a list may name them all the same."""
+    """The download has no labelTrainIds.png, but a list may name them."""
     cityscapes_tree(tmp_path, rng, "labelIds", [*range(34)])
     stem = "train/aachen/aachen_000001_000019"
     (tmp_path / "few.txt").write_text(

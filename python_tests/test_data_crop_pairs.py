@@ -1,4 +1,4 @@
-"""The two crops keep the IoU asked for, and their features show the same pixels."""
+"""The two crops keep the IoU range, and the features of their overlap show the same pixels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.grid import FeatureGrid
 
-PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "grey": 0.0}
+PLAIN = {"flip": 0.5, "blur": 0.0, "jitter": 0.0, "gray": 0.0}
 
 
 def features_of(image: Tensor, kind: str, stride: int, pool: int) -> Tensor:
-    """What an encoder that only samples its input gives, ``[C, S, S] -> [C, h, w]``."""
+    """The features of an encoder that only samples its input, ``[C, S, S] -> [C, h, w]``."""
     if kind == "convolution":  # padded and strided: feature j is centered on pixel stride * j
         features = image[:, ::stride, ::stride]
     else:  # patches, each its own mean
@@ -51,15 +51,15 @@ def test_overlap_features_show_the_same_pixels(
         for _ in range(20):
             pair = sampler(height, width)
             gathered = []
-            for view, overlap in ((pair.crop1, pair.overlap1), (pair.crop2, pair.overlap2)):
-                assert view.top >= 0
-                assert view.left >= 0
-                crop = coordinates[
-                    :, view.top : view.top + crop_size, view.left : view.left + crop_size
+            for crop, overlap in ((pair.crop1, pair.overlap1), (pair.crop2, pair.overlap2)):
+                assert crop.top >= 0
+                assert crop.left >= 0
+                view = coordinates[
+                    :, crop.top : crop.top + crop_size, crop.left : crop.left + crop_size
                 ]
-                assert crop.shape[1:] == (crop_size, crop_size)
-                crop = crop.flip(-1) if view.flip else crop
-                features = features_of(crop, kind, stride, pool)  # [2, h, w]
+                assert view.shape[1:] == (crop_size, crop_size)
+                view = view.flip(-1) if crop.flip else view
+                features = features_of(view, kind, stride, pool)  # [2, h, w]
                 assert features.shape[1:] == (grid.size(crop_size), grid.size(crop_size))
                 gathered.append(features.flatten(1)[:, overlap])
             assert len(pair.overlap1) > 0
@@ -73,7 +73,7 @@ def test_overlap_features_show_the_same_pixels(
 def test_scaled_flipped_and_padded_views_agree_at_the_overlap(
     scale: float, crop_size: int, stride: int, pool: int, seed: int
 ) -> None:
-    """An encoder that returns what lies at its position gives equal overlaps, and no padding."""
+    """An encoder that returns the pixel at its position gives equal overlaps, without padding."""
     torch.manual_seed(seed)
     grid = grid_of("convolution", stride, pool)
     rows, columns = torch.meshgrid(torch.arange(120), torch.arange(150), indexing="ij")
@@ -81,7 +81,7 @@ def test_scaled_flipped_and_padded_views_agree_at_the_overlap(
     image = torch.stack([rows + 100, columns + 100, noise]).to(torch.uint8)  # no mean color: > 0
     config = AugmentConfig(crop_size=crop_size, unlabelled_scale=(scale, scale), **PLAIN)
     for flips in ([0, 0], [0, 1], [1, 0], [1, 1]):
-        # A probability of its own for each view, so that all four cases are seen.
+        # A separate probability for each view, so that all four cases are seen.
         sampler = CropPairSampler(crop_size, grid, (0.1, 1.0), torch.tensor(flips))
         augment = CropPairAugment(config, sampler)
         overlaps = 0
@@ -111,7 +111,7 @@ def test_the_iou_stays_in_its_range(iou_range: tuple[float, float], seed: int) -
 
 
 def test_shifts_are_as_likely_as_under_rejection(seed: int) -> None:
-    """Direct drawing gives the distribution of: place two crops at random, keep if the IoU fits."""
+    """As if two random crops were placed and kept if their IoU fits."""
     torch.manual_seed(seed)
     size, stride, image = 17, 8, 48
     sampler = CropPairSampler(size, FeatureGrid(stride), (0.1, 1.0), flip=0.0)
@@ -166,7 +166,7 @@ def test_a_batch_keeps_each_overlap_with_its_image(seed: int) -> None:
     images = torch.randint(0, 256, (4, 3, 97, 110), dtype=torch.uint8)
     items = [augment({"image": tv_tensors.Image(image), "name": "noise"}) for image in images]
     batch = collate_pairs(items)
-    # Features that an encoder of stride 4 without any context would give.
+    # The features of an encoder of stride 4 without any context.
     gathered = [
         view.images[:, :, ::4, ::4].permute(0, 2, 3, 1).flatten(0, 2)[view.overlap]
         for view in batch[:2]

@@ -1,4 +1,4 @@
-"""Folders as people have them: hidden files, names that collide, links, list files."""
+"""Folders in practice: hidden files, names that collide, links, list files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def predicted(run_folder: Path, images: Path, output: Path, *options: str) -> tu
     return code, {path.relative_to(ids).as_posix() for path in ids.rglob("*") if path.is_file()}
 
 
-def test_hidden_files_are_no_images_and_what_is_left_out_is_told(
+def test_hidden_files_are_no_images_and_files_left_out_are_reported(
     run_folder: Path, tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
     images = tmp_path / "images"
@@ -66,20 +66,20 @@ def test_names_that_collide_keep_their_suffix(
             *("d.jpg.png.png", "d.jpg.png", "d.png.png"),
         },
     )
-    # Each is the prediction of its own image: their sizes tell.
+    # Each is the prediction of its own image, as the sizes show.
     draw_image(images / "a.jpg", rng, (40, 30))
     assert predicted(run_folder, images, tmp_path / "again")[0] == 0
     assert Image.open(tmp_path / "again/ids/a.jpg.png").size == (30, 40)
     assert Image.open(tmp_path / "again/ids/a.png.png").size == (32, 24)
 
-    # The same name below two inputs is left to the user.
+    # The same name below two inputs is an error.
     draw(tmp_path / "other", rng, "b.png")
     arguments = ["predict", str(run_folder), str(images), str(tmp_path / "other")]
     assert main([*arguments, "--output", str(tmp_path / "third")]) == 2
     assert "would both be written to b.png" in capsys.readouterr().err
 
 
-def test_links_are_followed_once_and_those_to_nothing_are_named(
+def test_links_are_followed_once_and_broken_links_are_named(
     run_folder: Path, tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
     images = tmp_path / "images"
@@ -96,7 +96,7 @@ def test_links_are_followed_once_and_those_to_nothing_are_named(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_folder_that_cannot_be_looked_into_is_named(rng: np.random.Generator) -> None:
+def test_an_unreadable_folder_is_named(rng: np.random.Generator) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -127,14 +127,12 @@ def test_suffixes_are_those_of_pictures() -> None:
     assert not image_suffixes() & {".pdf", ".h5", ".eps", ".ps", ".mpg", ".txt", ".json", "", ".db"}
 
 
-def test_a_folder_without_images_says_what_it_holds(
-    run_folder: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_folder_without_images_is_described(run_folder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.heic").write_bytes(b"")
     assert main(["predict", str(run_folder), str(tmp_path / "in"), "--output", "x"]) == 2
-    assert "holds no images" in (told := capsys.readouterr().err)
-    assert ".heic: 1" in told
+    assert "holds no images" in (message := capsys.readouterr().err)
+    assert ".heic: 1" in message
 
 
 def test_data_sets_do_not_list_hidden_files(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -169,7 +167,7 @@ def test_data_sets_do_not_list_hidden_files(tmp_path: Path, rng: np.random.Gener
         ("my images/a.png", "needs a tab between the columns, or behind it"),
     ],
 )
-def test_a_line_that_names_no_file_is_told_what_it_lacks(
+def test_a_line_that_names_no_file_gets_a_hint(
     line: str, hint: str, tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
     folder_tree(tmp_path, rng, 2, 1)
@@ -192,7 +190,7 @@ def test_an_ordinary_line_gets_no_hint(tmp_path: Path, rng: np.random.Generator)
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with mark"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_lists_are_read_in_the_texts_that_editors_write(
+def test_lists_are_read_in_all_encodings_of_editors(
     encoding: str, line_end: str, tmp_path: Path
 ) -> None:
     text = "# a list" + line_end + "bild ä.png\tmaske 猫.png" + line_end + line_end + "b\tc"
@@ -219,7 +217,7 @@ def test_lists_are_read_in_the_texts_that_editors_write(
         (None, ["list.txt is a folder"]),
     ],
 )
-def test_a_list_that_is_none_is_told_why(
+def test_a_file_that_is_no_list_is_refused(
     content: bytes | None, words: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "list.txt"
@@ -257,8 +255,8 @@ def test_image_level_labels_are_read_like_lists(
     ):
         labels.write_bytes(content)
         assert main(["data", "check", "folder", *overrides]) == 1
-        assert str(labels) in (told := capsys.readouterr().out)
-        assert word in told
+        assert str(labels) in (message := capsys.readouterr().out)
+        assert word in message
 
 
 def test_a_written_list_reads_back_to_the_same_files(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Before anything is trained, masks are looked at: is there something to learn, and to measure?"""
+"""Before training, masks are read: is there something to learn, and to measure?"""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def overrides(root: Path, classes: int) -> list[str]:
     return [*folder_overrides(root)[:-1], f"data.num_classes={classes}"]
 
 
-#: Masks of the labelled images, the number of classes, and what must be said.
+#: Masks of the labelled images, the number of classes, and words of the message.
 WORTHLESS = [
     (halves(0, 255), 2, ["one class", "class 0", "50.0%", "data.ignore_index", "0 and 1"]),
     (halves(255, 255), 2, ["all are 255", "data.ignore_index", "0 to 1"]),
@@ -67,7 +67,7 @@ WORTHLESS = [
 
 @pytest.fixture(params=WORTHLESS)
 def worthless(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], list[str]]:
-    """Settings that read worthless labels, and what must be said about them."""
+    """Settings that read worthless labels, and words of the message."""
     mask, classes, words = request.param
     write_masks(tmp_path, "train", [mask] * 4)
     write_masks(tmp_path, "val", [halves(0, 1)] * 2)
@@ -126,7 +126,7 @@ def test_validation_masks_without_a_counted_pixel_are_refused(
 def test_absent_classes_are_named_before_training_and_beside_every_miou(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Class "boat" is nowhere, "car" in the validation images alone."""
+    """Class "boat" is nowhere, "car" only in the validation images."""
     write_masks(tmp_path, "train", [halves(0, 1)] * 4)
     write_masks(tmp_path, "val", [halves(0, 1), halves(1, 2)])
     given = [*overrides(tmp_path, 4), "data.class_names=[sky,road,car,boat]", *SETTINGS]
@@ -143,7 +143,7 @@ def test_absent_classes_are_named_before_training_and_beside_every_miou(
 
     printed = capsys.readouterr().out
     record = read_metrics(run / "metrics.jsonl")[-1]
-    assert record["class_iou"]["car"] == 0  # it is there, and does not go unnoticed
+    assert record["class_iou"]["car"] == 0  # it occurs, and counts
     predicted = record["class_iou"]["boat"] is not None
     absent = [] if predicted else ["boat"]
     assert record["absent_classes"] == absent
@@ -182,8 +182,8 @@ def test_a_mean_that_leaves_classes_out_says_so() -> None:
     )
 
 
-def test_no_more_masks_are_read_than_show_all_classes(tmp_path: Path, seed: int) -> None:
-    """And no random state is touched, nor an image decoded."""
+def test_masks_are_read_until_all_classes_are_seen(tmp_path: Path, seed: int) -> None:
+    """And no random state changes, and no image is decoded."""
     folder_tree(tmp_path, np.random.default_rng(seed), train=30, validation=1)
     splits = build_datasets(load("folder", overrides(tmp_path, 3)).data)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -200,7 +200,7 @@ def test_no_more_masks_are_read_than_show_all_classes(tmp_path: Path, seed: int)
 
 
 def test_an_ignored_class_is_warned_of_and_never_missed(tmp_path: Path) -> None:
-    """Where 0 means "no label", as in many data sets, masks can be used as they are."""
+    """Masks in which 0 means "no label", as in many data sets, can be used unchanged."""
     write_masks(tmp_path, "train", [halves(0, 1), halves(1, 2)])
     write_masks(tmp_path, "val", [halves(1, 2)])
     config = load("folder", [*overrides(tmp_path, 3), "data.ignore_index=0"])

@@ -1,4 +1,4 @@
-"""Folders with list files: read as they are, and every fault named with its file."""
+"""Folders with list files are read, and every fault is named with its file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cac_ext.train.errors import ConfigError, DataError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four labelled images, three without masks, in sizes of their own."""
+    """Four labelled images and three without masks, each of another size."""
     rng = np.random.default_rng(0)
     for number in range(7):
         size = (40 + number, 60)
@@ -109,7 +109,7 @@ def test_a_fault_is_named_with_its_file(break_it, words: list[str], folder: Path
 def test_a_path_that_leads_out_of_the_root_has_one_name_and_its_own_pseudo_label(
     tmp_path: Path, seed: int
 ) -> None:
-    """Files of one name in two roots, listed from each: a run's labels must stay its own."""
+    """Files of the same name in two roots, listed from each: labels must not be mixed up."""
     rng = np.random.default_rng(seed)
     run, names = tmp_path / "run", []
     for place in ("one", "two"):
@@ -150,8 +150,8 @@ def test_an_image_under_two_paths_is_one_image(tmp_path: Path, seed: int) -> Non
     assert "the validation image images/val0.png is trained on" in problems
 
 
-def test_a_root_behind_a_link_means_what_the_file_system_means(tmp_path: Path, seed: int) -> None:
-    """`..` behind a link leads to the parent of where the link leads."""
+def test_a_root_behind_a_link_is_resolved_like_the_file_system(tmp_path: Path, seed: int) -> None:
+    """`..` behind a link leads to the parent of the link's target."""
     rng = np.random.default_rng(seed)
     folder_tree(tmp_path / "disk/data", rng, 1, 1)
     draw_image(tmp_path / "disk/img/a.jpg", rng)
@@ -169,7 +169,7 @@ def test_a_name_that_leads_out_of_the_folder_gets_no_pseudo_label(tmp_path: Path
 
 
 def test_a_mask_is_read_without_decoding_its_image(tmp_path: Path, seed: int) -> None:
-    """Image-level labels read the masks of thousands of images, of which only the size counts."""
+    """Image-level labels read the masks of thousands of images, and need only the images' size."""
     folder_tree(tmp_path, np.random.default_rng(seed), 2, 1)
     overrides = [*folder_overrides(tmp_path), "data.labelled_ratio=1/2"]
     images = build_datasets(load("folder", overrides).data).unlabelled

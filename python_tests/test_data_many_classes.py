@@ -87,10 +87,10 @@ def test_ids_that_no_picture_holds_are_refused(tmp_path: Path, rng: np.random.Ge
         write_pseudo_labels(splits, lambda i, s: None, tmp_path / "labels", "", progress=False)
 
 
-def test_a_label_in_16_bits_is_not_taken_for_one_in_8(
+def test_a_label_in_16_bits_is_not_confused_with_one_in_8(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """255 is a class of more than 255, and 65535 no label of fewer."""
+    """255 is a class if there are more than 255; 65535 is no label if there are fewer."""
     draw_image(tmp_path / "a.png", rng)
     images = one_image(tmp_path / "a.png")
     path = mask_path(tmp_path, "a.png")

@@ -43,7 +43,7 @@ def test_a_mask_is_the_ids_that_the_file_stores(
     labels = read_image_labels(config.weak, config.data, splits, progress=False)
     assert labels.tolist() == [[float(k in ids) for k in (1, 2)]]
 
-    pseudo_label = mask_path(tmp_path / "labels", "a.png")  # its ending is png, whatever it holds
+    pseudo_label = mask_path(tmp_path / "labels", "a.png")  # its suffix is png in any format
     pseudo_label.parent.mkdir()
     pseudo_label.write_bytes((tmp_path / name).read_bytes())
     labelled = PseudoLabelled(images, tmp_path / "labels", 3, 255)
@@ -65,7 +65,7 @@ def test_evaluation_counts_the_stored_ids(
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_mask_without_class_ids_is_refused_for_what_is_wrong_with_it(
+def test_a_mask_without_class_ids_is_refused_with_the_reason(
     name: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     write, words = REFUSED[name]
@@ -84,8 +84,8 @@ def test_a_mask_without_class_ids_is_refused_for_what_is_wrong_with_it(
             assert word in str(error.value)
 
 
-def test_masks_of_users_stay_as_they_were(tmp_path: Path, rng: np.random.Generator) -> None:
-    """The commonest form, 8 bits, comes out in 8 bits: training on it is what it has been."""
+def test_masks_of_8_bits_stay_in_8_bits(tmp_path: Path, rng: np.random.Generator) -> None:
+    """The most common form, 8 bits, is read in 8 bits."""
     draw_image(tmp_path / "a.png", rng)
     ids = draw_mask(tmp_path / "mask.png", rng, [0, 1, 2, 255])
     mask = one_image(tmp_path / "a.png", tmp_path / "mask.png")[0]["mask"]

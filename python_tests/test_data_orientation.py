@@ -1,4 +1,4 @@
-"""Photos that a camera held sideways took: read upright wherever they are read (EXIF)."""
+"""Photos with an EXIF orientation are read upright everywhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_oriented(path: Path, upright: np.ndarray, orientation: int, **options:
 def test_images_and_masks_are_read_upright(
     orientation: int, run_folder: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """By training, checks, sizes and predictions, in every format that keeps an orientation."""
+    """By training, checks, sizes and predictions, in every format with an orientation."""
     shown = scene(rng)
     ids = rng.integers(0, 3, SIZE).astype(np.uint8)
     write_png(tmp_path / "plain-mask.png", ids, 8)
@@ -54,7 +54,7 @@ def test_images_and_masks_are_read_upright(
     (tmp_path / "images").mkdir()
     for name, options in ORIENTED.items():
         write_oriented(tmp_path / "images" / name, shown, orientation, **options)
-    late = tmp_path / "images/late.png"  # some programs write the metadata behind the pixels
+    late = tmp_path / "images/late.png"  # some programs write metadata behind the pixels
     stored = turned(shown, orientation)
     write_png(late, stored, 8, 2, behind=[(b"eXIf", exif_bytes(orientation))])
     names = [*ORIENTED, "late.png"]
@@ -86,7 +86,7 @@ def test_images_and_masks_are_read_upright(
 def test_a_teacher_labels_what_images_show(
     run_folder: Path, tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
-    """Of a picture in several forms it makes one and the same pseudo label, upright."""
+    """It makes the same upright pseudo label of a picture in several forms."""
     folder_tree(tmp_path, rng, 2, 1)
     shown = scene(rng)
     shown[..., 1:] = shown[..., :1]  # gray, so that a form of one channel shows the same
@@ -107,9 +107,7 @@ def test_a_teacher_labels_what_images_show(
         np.testing.assert_array_equal(label, labels[0])
 
 
-def test_an_orientation_that_is_none_turns_nothing(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_an_invalid_orientation_turns_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
     shown = scene(rng)
     for orientation in (0, 9, 1000):
         exif = exif_bytes(orientation)
@@ -120,7 +118,7 @@ def test_an_orientation_that_is_none_turns_nothing(
     assert read_size(tmp_path / "a.png") == SIZE
 
 
-def test_a_mask_of_the_picture_as_it_is_stored_is_told_why_it_does_not_fit(
+def test_a_mask_of_the_stored_picture_is_refused_with_the_reason(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     write_oriented(tmp_path / "a.jpg", scene(rng), 6)
@@ -129,7 +127,7 @@ def test_a_mask_of_the_picture_as_it_is_stored_is_told_why_it_does_not_fit(
         one_image(tmp_path / "a.jpg", tmp_path / "a.png")[0]
 
 
-def test_a_check_remarks_on_turned_and_on_dark_images(
+def test_a_check_remarks_on_turned_and_dark_images(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     folder_tree(tmp_path, rng, 3, 1)

@@ -10,11 +10,11 @@ from cac_ext.train.config import load
 from cac_ext.train.data.augment import CropPairAugment, LabelledAugment
 from cac_ext.train.data.batches import collate_labelled, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
-from cac_ext.train.methods.cac import ViewOutputs
+from cac_ext.train.methods.projecting_network import ViewOutputs
 
 
 class PoisonedPadding(nn.Module):
-    """A model whose projections are nan, and whose confidence is 1, wherever there is padding."""
+    """A model whose projections are nan and whose confidence is 1 on padding."""
 
     def __init__(self, model: nn.Module, valid: Tensor) -> None:
         super().__init__()

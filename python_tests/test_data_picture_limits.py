@@ -43,8 +43,8 @@ def test_the_number_of_pixels_is_limited_by_an_option_that_the_error_names(
     assert main([*arguments, "--max-image-pixels", "768"]) == 0
 
 
-def test_a_run_goes_on_with_another_limit_of_pixels() -> None:
-    """Also one that was begun before there was such a setting."""
+def test_a_run_resumes_with_another_limit_of_pixels() -> None:
+    """Even a run that was started before the setting existed."""
     saved = to_mapping(load("folder"))
     del saved["data"]["max_image_pixels"]
     for setting in ("null", "1000"):
@@ -54,7 +54,7 @@ def test_a_run_goes_on_with_another_limit_of_pixels() -> None:
         load("folder", ["data.max_image_pixels=0"])
 
 
-def test_pillows_own_limit_neither_stops_nor_warns_and_is_left_as_it_was(
+def test_pillows_own_limit_neither_stops_nor_warns_and_is_restored(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tiff(tmp_path / "a.tif", scene(rng), 8)
@@ -88,7 +88,7 @@ def test_a_png_with_megabytes_of_metadata_is_read(tmp_path: Path, rng: np.random
 
 
 def test_a_mask_of_an_image_is_not_limited_in_pixels_beside_it(tmp_path: Path) -> None:
-    """Its size must be the image's: what is larger is refused before it is decoded."""
+    """Its size must be the image's: a larger mask is refused before it is decoded."""
     Image.new("1", (20000, 9000)).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match="20000 x 9000"):
         read_ids(tmp_path / "mask.png", SIZE, "a.png")

@@ -1,4 +1,4 @@
-"""Images in files: in every form read for what they show, or refused by name."""
+"""Images in files: every form is read as it looks, or refused by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_image_is_read_for_what_it_shows(
 def test_every_form_is_predicted_and_found_in_a_folder(
     run_folder: Path, tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
-    """The overlay is half the image, half the classes' colors, and so tells the image."""
+    """The overlay is half the image, half the classes' colors, and so shows the image."""
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     shown = {name: write(images / name, scene(rng)) for name, (write, _) in FORMS.items()}
@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_is_named_wherever_it_is_read(
     assert main(["evaluate", str(run_folder), *overrides]) == 2
     assert str(path) in capsys.readouterr().err
     inputs = [str(tmp_path / "images/val0.png"), str(path)]
-    if name not in ("folder.jpg", "link.jpg"):  # of the command line, these are found at once
+    if name not in ("folder.jpg", "link.jpg"):  # on the command line, these are found at once
         arguments = ["predict", str(run_folder), *inputs, "--output", str(tmp_path / "out")]
         assert main(arguments) == 1
         captured = capsys.readouterr()
@@ -120,7 +120,7 @@ def test_a_file_without_permission_is_named(run_folder: Path, rng: np.random.Gen
 
 
 def test_no_file_stays_open(tmp_path: Path, rng: np.random.Generator) -> None:
-    """With room for a few files, hundreds are read; those that are refused close theirs, too."""
+    """With a limit of a few open files, hundreds are read; refused ones are closed, too."""
     paths = []
     for name, (write, _) in FORMS.items():
         write(tmp_path / name, scene(rng))
@@ -137,7 +137,7 @@ def test_no_file_stays_open(tmp_path: Path, rng: np.random.Generator) -> None:
             try:
                 kept.append(one_image(path, tmp_path / "mask.png")[0])
             except DataError as error:
-                errors.append(error)  # with its traceback, and all that hangs on it
+                errors.append(error)  # with its traceback and everything it refers to
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(kept) == 3 * len(FORMS)

@@ -1,4 +1,4 @@
-"""A part of a scaled picture is that part of the whole one, at the cost of the part."""
+"""A part of a scaled picture equals that part of the whole one, at the cost of the part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.rescale import Scaled
 from cac_ext.train.networks.grid import FeatureGrid
 
-PLAIN = {"blur": 0.0, "jitter": 0.0, "grey": 0.0}
+PLAIN = {"blur": 0.0, "jitter": 0.0, "gray": 0.0}
 
 
 @pytest.mark.parametrize("size", [(90, 77), (450, 333), (281, 230), (32, 401), (1, 60)])
@@ -107,7 +107,7 @@ def test_views_of_a_large_picture_agree_bit_for_bit_at_their_overlap(seed, monke
 def test_low_level_augmentation_copes_with_any_visible_part(size, iou_range, seed):
     torch.manual_seed(seed)
     sampler = CropPairSampler(129, FeatureGrid(4), iou_range, 0.5)
-    config = AugmentConfig(crop_size=129, blur=1.0, jitter=1.0, grey=0.5)
+    config = AugmentConfig(crop_size=129, blur=1.0, jitter=1.0, gray=0.5)
     augment = CropPairAugment(config, sampler)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     for _ in range(25):
@@ -123,7 +123,7 @@ def test_a_small_crop_is_blurred_as_a_large_one_of_the_same_rows(seed):
     """A row that repeats itself is blurred along itself alone."""
     torch.manual_seed(seed)
     sampler = CropPairSampler(33, FeatureGrid(4), (0.1, 1.0), 0.0)
-    augment = CropPairAugment(AugmentConfig(crop_size=33, blur=1.0, jitter=0.0, grey=0.0), sampler)
+    augment = CropPairAugment(AugmentConfig(crop_size=33, blur=1.0, jitter=0.0, gray=0.0), sampler)
     row = torch.randint(0, 256, (3, 1, 33), dtype=torch.uint8)
     changed = 0
     for draw in range(20):  # of the blur's width, which may be as good as none

@@ -1,4 +1,4 @@
-"""SBD as it is downloaded becomes the SegmentationClassAug that VOC 2012 is trained with."""
+"""SBD's download becomes the SegmentationClassAug used to train on VOC 2012."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_all_masks_are_merged_and_vocs_own_win(
     )
 
 
-def test_a_broken_file_is_named_and_the_same_command_goes_on(
+def test_a_broken_file_is_named_and_the_same_command_resumes(
     trees, capsys: pytest.CaptureFixture
 ) -> None:
     sbd, voc, masks = trees
@@ -97,16 +97,16 @@ def test_a_broken_file_is_named_and_the_same_command_goes_on(
     command = ["data", "sbd", str(sbd), str(voc)]
     assert main(command) == 2
     assert f"cannot read GTcls.Segmentation of {broken}" in capsys.readouterr().err
-    # No training takes the part that is done for the whole.
+    # No training takes the finished part for the whole.
     assert not (voc / "SegmentationClassAug").exists()
 
     broken.write_bytes(whole)
     assert main(command) == 0
-    assert "6 masks" in (told := capsys.readouterr().out)
-    assert "4 of them already there" in told
+    assert "6 masks" in (message := capsys.readouterr().out)
+    assert "4 of them already there" in message
     assert written(voc).keys() == masks.keys()
 
-    # What is there is kept; what is missing is made.
+    # Existing masks are kept, missing ones are made.
     kept, gone = (voc / f"SegmentationClassAug/{name}.png" for name in SBD_ONLY[:2])
     Image.fromarray(np.zeros(SIZE, np.uint8)).convert("P").save(kept)
     before = kept.read_bytes()
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_named(trees, tmp_path: Path, capsys: pytest.Captur
 def test_sbd_is_merged_with_voc_masks_that_can_be_read(
     tmp_path: Path, rng: np.random.Generator, capsys
 ) -> None:
-    """VOC's own masks are looked at before they are taken; sizes are those of upright images."""
+    """VOC's own masks are checked before they are taken, against the size of upright images."""
     voc, sbd = tmp_path / "VOC2012", tmp_path / "dataset/cls"
     ids = voc_tree(voc, rng, 2, 1)
     (voc / "SegmentationClassAug").rename(voc / "SegmentationClass")
@@ -184,7 +184,7 @@ def test_sbd_is_merged_with_voc_masks_that_can_be_read(
     aug = voc / "SegmentationClassAug"
     assert sorted(path.stem for path in aug.iterdir()) == [*ids, "2008_000001"]
 
-    # A folder that macOS has been in is still that of the same masks, for training, too.
+    # Files of macOS in the folder do not matter, for training, too.
     (aug / "._2008_000001.png").write_bytes(b"of macOS")
     (aug / "2008_000001.png").unlink()
     assert merge()[0] == 0

@@ -1,4 +1,4 @@
-"""A stream of samples: every pass complete and fresh, and independent of workers and processes."""
+"""A stream of samples: complete passes, new augmentation, independent of workers and processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batches(seed: int, start: int, stop: int, workers: int = 0, rank: int = 0, w
     return list(stream_loader(stream, sampler, num_workers=workers))
 
 
-def test_every_pass_shows_every_sample_once_with_fresh_augmentation(seed: int) -> None:
+def test_every_pass_shows_every_sample_once_with_new_augmentation(seed: int) -> None:
     drawn = batches(seed, 0, 10)  # 40 positions: four passes
     indices = torch.cat([batch["index"] for batch in drawn]).view(4, 10)
     noise = torch.cat([batch["noise"] for batch in drawn])
@@ -38,7 +38,7 @@ def test_every_pass_shows_every_sample_once_with_fresh_augmentation(seed: int) -
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_started_later_goes_on_where_the_other_was(workers: int, seed: int) -> None:
+def test_a_stream_started_later_gives_the_same_batches(workers: int, seed: int) -> None:
     whole, rest = batches(seed, 0, 8), batches(seed, 5, 8, workers)
     for one, other in zip(whole[5:], rest, strict=True):
         assert torch.equal(one["index"], other["index"])
@@ -70,7 +70,7 @@ class Broken(Numbers):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_file_ends_the_stream_with_its_name(workers: int, seed: int) -> None:
-    """And with nothing else, such as a worker's traceback, and without waiting for anything."""
+    """Without a worker's traceback, and at once."""
     stream = Stream(Broken(), augment, seed, "numbers")
     loader = stream_loader(stream, IterationSampler(0, 10, 4), num_workers=workers)
     with pytest.raises(DataError) as error:

@@ -19,13 +19,13 @@ def test_a_scene_is_a_function_of_seed_split_and_index(seed: int) -> None:
     first, second = splits(seed), splits(seed)
     for name in ("labelled", "unlabelled", "validation"):
         one, other = getattr(first, name), getattr(second, name)
-        other[0]  # what was drawn before must not matter
+        other[0]  # the order of drawing must not matter
         assert torch.equal(one[5]["image"], other[5]["image"])
         assert not torch.equal(one[5]["image"], one[6]["image"])
     assert not torch.equal(first.labelled[0]["image"], splits(seed + 1).labelled[0]["image"])
 
 
-def test_splits_have_the_sizes_asked_for_and_unlabelled_images_no_masks(seed: int) -> None:
+def test_splits_have_the_configured_sizes_and_unlabelled_images_no_masks(seed: int) -> None:
     data = splits(seed, "data.synthetic.labelled=3", "data.synthetic.image_size=64")
     assert (len(data.labelled), len(data.unlabelled), len(data.validation)) == (3, 448, 128)
     assert "mask" not in data.unlabelled[0]
@@ -40,7 +40,7 @@ def test_splits_have_the_sizes_asked_for_and_unlabelled_images_no_masks(seed: in
 
 @pytest.mark.parametrize("matching", [True, False])
 def test_context_tells_the_class_in_labelled_scenes_only(matching: bool, seed: int) -> None:
-    """How often the surroundings around an object are those that go with its class."""
+    """How often an object lies in the matching surroundings of its class."""
     rng = np.random.default_rng(seed)
     table = np.zeros((len(CLASS_NAMES), len(SURROUNDINGS)))
     for _ in range(300):
@@ -58,7 +58,7 @@ def test_context_tells_the_class_in_labelled_scenes_only(matching: bool, seed: i
 
 
 def test_appearance_does_not_depend_on_the_split(seed: int) -> None:
-    """Labelled and wide scenes differ in where objects lie, not in how often a class occurs."""
+    """Labelled and other scenes differ in the places of objects, not in how often classes occur."""
     rng = np.random.default_rng(seed)
     shares = []
     for matching in (True, False):

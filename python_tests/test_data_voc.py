@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 with SBD is read as it lies on disk, with the authors' lists and VOC's own."""
+"""PASCAL VOC 2012 with SBD is read from its own layout, with the authors' lists and VOC's own."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_list_of_ids_is_followed(
     assert names(build(tmp_path).labelled) == images([ids[3], ids[1]])
 
 
-def test_the_authors_lists_are_read_as_they_are(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_authors_lists_are_read_unchanged(tmp_path: Path, rng: np.random.Generator) -> None:
     """Root-relative paths with a leading slash; unlabelled masks may be missing."""
     ids = voc_tree(tmp_path, rng, train=6, validation=1)
     lines = [f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n" for name in ids[:6]]
@@ -88,7 +88,7 @@ def test_the_authors_lists_are_read_as_they_are(tmp_path: Path, rng: np.random.G
     assert all("mask" not in splits.unlabelled[i] for i in range(4))
 
 
-def test_absolute_paths_are_read_as_they_are(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_absolute_paths_are_read(tmp_path: Path, rng: np.random.Generator) -> None:
     root, elsewhere = tmp_path / "voc", tmp_path / "elsewhere"
     voc_tree(root, rng, train=2, validation=1)
     ids = voc_tree(elsewhere, rng, train=3, validation=0)
@@ -133,10 +133,8 @@ def test_what_is_missing_is_named(tmp_path: Path, rng: np.random.Generator) -> N
         build(tmp_path)
 
 
-def test_vocs_own_masks_are_read_where_sbds_are_not_there(
-    tmp_path: Path, rng: np.random.Generator
-) -> None:
-    """VOC 2012 as it is unpacked, without SBD: all of it can be trained on and evaluated."""
+def test_vocs_own_masks_are_read_without_sbd(tmp_path: Path, rng: np.random.Generator) -> None:
+    """VOC 2012 without SBD: all of it can be trained on and evaluated."""
     ids = voc_tree(tmp_path, rng, train=4, validation=2)
     (tmp_path / "SegmentationClassAug").rename(tmp_path / "SegmentationClass")
     lists = tmp_path / "ImageSets/Segmentation"
@@ -152,7 +150,7 @@ def test_vocs_own_masks_are_read_where_sbds_are_not_there(
     for part in (splits.labelled, splits.validation):
         assert "mask" in part[0]
     assert splits.unlabelled.known_mask(0) is not None
-    # A mask that is there in both is SegmentationClassAug's.
+    # If both folders have a mask, SegmentationClassAug's is read.
     other = draw_mask(tmp_path / f"SegmentationClassAug/{ids[1]}.png", rng, 21)
     found = build(tmp_path, f"data.labelled_list={listed}", f"data.unlabelled_list={listed}")
     np.testing.assert_array_equal(found.labelled[0]["mask"].numpy(), other)

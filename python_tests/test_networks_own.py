@@ -1,4 +1,4 @@
-"""A network that this project did not write is trained by its import path alone."""
+"""A custom network is trained by its import path alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import NetworkConfig
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.methods.cac import CacModel
+from cac_ext.train.methods.projecting_network import ProjectingNetwork
 from cac_ext.train.networks import SegmentationNetwork, build_network
 
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 @pytest.fixture
 def in_folder(monkeypatch: pytest.MonkeyPatch):
-    """Makes a folder the current one, with nothing but itself to find modules by."""
+    """Makes a folder the current one and the only place of custom modules."""
 
     def enter(folder: Path) -> None:
         monkeypatch.chdir(folder)
@@ -68,7 +68,7 @@ def test_both_losses_train_the_example_s_encoder(in_folder, seed: int) -> None:
     network = build_network(NetworkConfig(name="own_network:build"), 4)
     assert {g["name"] for g in network.parameter_groups(1.0, 0.1)} == {"head", "backbone"}
     projector = nn.Conv2d(network.encoder.out_channels, 8, 1)
-    model = CacModel(network, projector).train()
+    model = ProjectingNetwork(network, projector).train()
     logits, (projections, confidences, labels, _) = model(
         torch.randn(2, 3, 33, 33), torch.randn(2, 3, 33, 33)
     )
@@ -86,7 +86,7 @@ def test_both_losses_train_the_example_s_encoder(in_folder, seed: int) -> None:
 
 
 def test_the_encoder_is_the_model_it_was_taken_from(in_folder, seed: int) -> None:
-    """The example's cut changes nothing: LRASPP's logits from the same weights."""
+    """The example's encoder and classifier give LRASPP's logits from the same weights."""
     in_folder(HERE)
     torch.manual_seed(seed)
     encoder = build_network(NetworkConfig(name="own_network:build"), 4).encoder.eval()
@@ -96,7 +96,7 @@ def test_the_encoder_is_the_model_it_was_taken_from(in_folder, seed: int) -> Non
     original.classifier.scale.load_state_dict(encoder.gate.state_dict())
     low, high = original.classifier.low_classifier, original.classifier.high_classifier
     weight = torch.cat([low.weight, high.weight], dim=1)
-    image = torch.randn(1, 3, 9, 9)  # one high feature: the kind of interpolation is no matter
+    image = torch.randn(1, 3, 9, 9)  # one high feature: the kind of interpolation does not matter
     with torch.no_grad():
         logits = nn.functional.conv2d(encoder(image), weight, low.bias + high.bias)
         expected = original.classifier(original.backbone(image))
@@ -130,7 +130,7 @@ def with_options(config, num_classes):
 """
 
 
-def test_what_breaks_the_contract_is_said_at_once(in_folder, tmp_path: Path) -> None:
+def test_a_network_that_breaks_the_contract_is_refused_at_once(in_folder, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     in_folder(tmp_path)
     images = torch.zeros(1, 3, 8, 8)
@@ -148,7 +148,7 @@ def test_what_breaks_the_contract_is_said_at_once(in_folder, tmp_path: Path) -> 
     assert network.dropout.p == 0.25
 
 
-def test_dropout_inside_an_encoder_is_pointed_out() -> None:
+def test_dropout_inside_an_encoder_is_warned_of() -> None:
     encoder = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout2d(0.2))
     encoder.stride, encoder.out_channels = 1, 8
     with pytest.warns(UserWarning, match="noise to the pseudo labels"):

@@ -34,14 +34,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", params=CONTRACTS, ids="-".join)
 def outline(request: pytest.FixtureRequest):
-    """A network without values (shapes alone), what it promises, and its backbone's name."""
+    """A network on the meta device, its contract, and its backbone's name."""
     with torch.device("meta"):
         return build(*request.param), *CONTRACTS[request.param], request.param[1]
 
 
 @pytest.fixture(scope="module", params=[("deeplabv3plus", "resnet50"), ("pspnet", "vgg16")])
 def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
-    """One network of either kind, of the smaller backbone."""
+    """One network of either kind, with the smaller backbone."""
     return build(*request.param)
 
 
@@ -91,7 +91,7 @@ def test_no_noise_reaches_the_pseudo_labels(outline) -> None:
 def test_features_lie_where_the_grid_says(network, seed: int) -> None:
     """With mirror-symmetric kernels the features of a mirrored image are the mirrored features.
 
-    That holds on sizes on which the grid claims to be symmetric, and only if its offset is right.
+    That holds on sizes on which the grid is symmetric, and only if its offset is right.
     """
     symmetric = copy.deepcopy(network).eval()
     for module in symmetric.modules():
@@ -135,7 +135,7 @@ def test_the_network_compiles_as_one_graph(network) -> None:
     torch.compiler.reset()
 
 
-def test_a_single_training_image_is_refused_with_what_is_needed(network) -> None:
+def test_a_single_training_image_is_refused_with_the_least_batch(network) -> None:
     image = torch.randn(1, 3, 33, 33)
     with pytest.raises(ValueError, match="at least 2 images a process"):
         network.train()(image)
@@ -161,7 +161,7 @@ def test_settings_that_do_not_suit_the_network_are_named(changes: dict, words: l
 
 
 class _Coordinates(nn.Module):
-    """An encoder whose features are the coordinates of the pixels on which they are centered."""
+    """An encoder whose features are the coordinates of their center pixels."""
 
     out_channels = 2
 

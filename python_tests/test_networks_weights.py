@@ -1,4 +1,4 @@
-"""Pretrained weights come in whole, from either kind of file, with either stride placement."""
+"""Pretrained weights are loaded whole, from either kind of file, with either stride placement."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def tiny_backbone() -> nn.Module:
 def test_a_dilated_backbone_computes_what_the_classifier_s_did(
     stride_in: str, seed: int, tmp_path: Path
 ) -> None:
-    """Trained strided, used dilated: at every second position nothing changes, in both placements.
+    """Trained strided, used dilated: every second position is equal, in both placements.
 
-    Through a file in fp16, read by the network's own options.
+    The weights go through a file in fp16.
     """
     torch.manual_seed(seed)
     trained = torchvision.models.resnet50().eval()
@@ -206,7 +206,7 @@ def test_a_file_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1"])
-def test_without_a_network_a_torchvision_name_says_where_to_put_the_file(
+def test_offline_a_torchvision_name_says_where_to_put_the_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: object, **__: object) -> None:
@@ -228,7 +228,7 @@ def test_without_a_network_a_torchvision_name_says_where_to_put_the_file(
         ("vgg16", "IMAGENET1K_FEATURES", ["allowed are IMAGENET1K_V1, DEFAULT"]),  # other inputs
     ],
 )
-def test_a_wrong_torchvision_name_lists_the_right_ones(
+def test_an_unknown_torchvision_name_lists_the_known_ones(
     architecture: str, name: str, words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -237,7 +237,7 @@ def test_a_wrong_torchvision_name_lists_the_right_ones(
         assert word in str(error.value)
 
 
-def test_where_a_checkpoint_follows_the_weights_are_not_read() -> None:
+def test_weights_are_not_read_if_a_checkpoint_follows() -> None:
     config = NetworkConfig(name="pspnet", backbone="vgg16", weights="gone.pth")
     build_network(config, CLASSES, pretrained=False)
     with pytest.raises(ConfigError, match=r"gone\.pth"):

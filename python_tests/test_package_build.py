@@ -1,4 +1,4 @@
-"""What is built says so, what does not fit says what to do, and the packages are whole."""
+"""Builds report their versions, a mismatch says what to do, and the packages are complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cac_ext._load import check_torch_version
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_build_info_tells_what_runs():
+def test_build_info_reports_what_runs():
     info = cac_ext.build_info()
     assert info["version"] == cac_ext.__version__
     assert info["torch_running"] == torch.__version__
@@ -44,7 +44,7 @@ def test_a_patch_release_of_torch_is_accepted():
 
 @pytest.mark.parametrize("openmp", [True, False])
 def test_a_compiler_without_openmp_is_not_asked_for_it(openmp: bool, tmp_path: Path):
-    """As Apple's, which stops at the flag."""
+    """Such as Apple's, which stops at the flag."""
     compiler = tmp_path / "c++"
     refuse = "" if openmp else 'case " $* " in *" -fopenmp "*) exit 1;; esac\n'
     compiler.write_text(f'#!/bin/sh\n{refuse}exec c++ "$@"\n')
@@ -61,7 +61,7 @@ def test_a_compiler_without_openmp_is_not_asked_for_it(openmp: bool, tmp_path: P
 
 def build(kind: str, source: Path, target: Path) -> Path:
     code = f"from setuptools.build_meta import build_{kind} as b; print(b({str(target)!r}))"
-    # Whether CUDA builds is another test's promise; here it would only take minutes.
+    # Without CUDA, which would take minutes and has its own test.
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=source,
@@ -88,7 +88,7 @@ def test_the_sdist_holds_all_sources_and_builds_a_wheel_that_holds_none(tmp_path
             for m in archive.getmembers()
             if m.name.count("/") == 1 and m.name.endswith("/PKG-INFO")
         )
-        # Sources fit any torch that is new enough; what is built fits one minor version.
+        # Sources fit any torch that is new enough, a wheel only one minor version.
         assert "Requires-Dist: torch>=2.11\n" in archive.extractfile(info).read().decode()
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = (p for p in tmp_path.iterdir() if p.is_dir())
@@ -114,7 +114,7 @@ def test_the_sdist_holds_all_sources_and_builds_a_wheel_that_holds_none(tmp_path
     )
     assert str(tmp_path) in loaded.stdout
 
-    # A second build compiles what has changed, and holds no module that is gone.
+    # A second build compiles only the changed source and omits the removed module.
     (objects,) = unpacked.glob("build/torch-*")
     before = {path: path.stat().st_mtime_ns for path in objects.rglob("*.o")}
     (unpacked / "csrc/ops/checks.cpp").touch()

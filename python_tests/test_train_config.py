@@ -1,4 +1,4 @@
-"""A wrong configuration is an error that names the key and says what is allowed."""
+"""A wrong setting is an error that names the key and the allowed values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_base_is_overridden_by_the_file_and_the_file_by_the_command(tmp_path: 
 
 
 def test_the_labelled_images_can_go_with_the_seed(tmp_path: Path) -> None:
-    """As for means over several lists of labelled images, in place of one list."""
+    """For means over several lists of labelled images instead of one list."""
     path = tmp_path / "lists.yaml"
     path.write_text("base: synthetic\ndata:\n  split_seed: ${seed}\n")
     table = TABLES["table3"]
@@ -71,7 +71,7 @@ def test_help_says_how_lists_go_with_seeds(command: str, capsys: pytest.CaptureF
         ("schedule=5", ["schedule", "section", "schedule.epochs"]),
         ("schedule.epochs=0", ["schedule.epochs", "greater than 0", "0"]),
         ("method.iou_range=[0.5,0.1]", ["method.iou_range", "low <= high"]),
-        ("augment.flip=2", ["augment.flip", "within 0 and 1"]),
+        ("augment.flip=2", ["augment.flip", "between 0 and 1"]),
         ("seed", ["key=value", "seed"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every number of a configuration has bounds, which the schema holds beside it."""
+"""Every number of a configuration has bounds, which stand beside it in the schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cac_ext.train.errors import ConfigError
 
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
-    """Key, type and field of every key that is no section."""
+    """Key, type and field of every key that is not a section."""
     hints = get_type_hints(schema)
     for f in fields(schema):
         if is_dataclass(hints[f.name]):
@@ -48,7 +48,7 @@ def test_every_number_refuses_what_is_out_of_its_bounds(key: str, hint: Any, f: 
     assert "bounds" in f.metadata, f"{key} has no bounds: make it by bounds.number"
     bounds = f.metadata["bounds"]
     each = [bounds] if isinstance(bounds, Bounds) else list(bounds)
-    base = None  # of a number that stands alone
+    base = None  # for a single number
     if typing.get_origin(hint) in (list, tuple):
         base = list(_get(load("voc"), key))
         each = [bounds] * len(base) if isinstance(bounds, Bounds) else each
@@ -78,13 +78,13 @@ def _get(config: Config, key: str) -> Any:
         ("optimizer.momentum=-1", ["optimizer.momentum", "at least 0 and below 1", "-1"]),
         ("optimizer.momentum=1", ["optimizer.momentum", "below 1"]),
         ("optimizer.learning_rate=inf", ["optimizer.learning_rate", "greater than 0", "inf"]),
-        ("optimizer.poly_power=-1", ["optimizer.poly_power", "within 0 and 100"]),
-        ("augment.flip=nan", ["augment.flip", "within 0 and 1", "nan"]),
+        ("optimizer.poly_power=-1", ["optimizer.poly_power", "between 0 and 100"]),
+        ("augment.flip=nan", ["augment.flip", "between 0 and 1", "nan"]),
         ("augment.jitter_strength=[0.1,0.1,0.1,0.6]", ["augment.jitter_strength", "0.5", "0.6"]),
         ("augment.jitter_strength=[0.1]", ["augment.jitter_strength", "4"]),
         ("method.iou_range=[0.1,0.5,1]", ["method.iou_range", "2"]),
         ("method.iou_range=[nan,1]", ["method.iou_range", "nan"]),
-        ("method.temperature=1e-9", ["method.temperature", "within 0.001"]),
+        ("method.temperature=1e-9", ["method.temperature", "between 0.001"]),
         ("image_classifier.scales=[]", ["image_classifier.scales", "at least one"]),
         ("image_classifier.background=0.9", ["image_classifier.foreground", "0.9"]),
         ("network.dropout=1", ["network.dropout", "below 1"]),

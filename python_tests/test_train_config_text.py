@@ -1,4 +1,4 @@
-"""A text is what was typed, on the command line and in YAML; a number is never made of one."""
+"""A text stays as typed, on the command line and in YAML; it never becomes a number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cac_ext.train.experiments.ablate import load_row
 from cac_ext.train.experiments.compare import plan
 from cac_ext.train.experiments.tables import find_table
 
-#: What YAML alone takes for a number, a truth value, a date, none, a list or a comment.
+#: Texts that plain YAML takes for a number, a truth value, a date, none, a list or a comment.
 TEXTS = [
     "2021_01_01",
     "007",
@@ -105,7 +105,7 @@ def test_lists_of_texts_hold_texts() -> None:
     assert config.data.class_names == ["on", "off", "1", "007", "a, b", "null"]
 
 
-def test_options_without_a_type_become_plain_numbers_and_else_stay_text(tmp_path: Path) -> None:
+def test_options_without_a_type_become_plain_numbers_or_stay_text(tmp_path: Path) -> None:
     given = {
         "depth": ("3", 3),
         "eps": ("1e-5", 1e-5),
@@ -145,7 +145,7 @@ def test_another_key_s_value_is_filled_in_and_a_literal_one_kept(tmp_path: Path)
 
 
 @pytest.mark.parametrize("text", ["1:30", "0x10", "1e3", "1.0", "2021-01-01", "on", "one", "null"])
-def test_what_is_no_decimal_number_is_no_seed(text: str) -> None:
+def test_only_a_decimal_number_is_a_seed(text: str) -> None:
     with pytest.raises(ConfigError, match="seed"):
         load("synthetic", [f"seed={text}"])
 
@@ -162,7 +162,7 @@ def test_a_number_with_zeros_in_front_is_decimal(tmp_path: Path) -> None:
         ("run.compile=2", ["run.compile", "true or false", "2"]),
         ("data.class_names=road,car", ["data.class_names", "list", "[a, b]", "road,car"]),
         ("method.iou_range=0.5", ["method.iou_range", "list"]),
-        ("data.root.x=1", ["data.root.x", "none below"]),
+        ("data.root.x=1", ["data.root.x", "no keys below"]),
         ("data.class_names=[a", ["data.class_names", "cannot read"]),
         ("name=", ["name", "not empty"]),
     ],
@@ -211,7 +211,7 @@ def test_methods_and_rows_keep_the_text_of_their_settings() -> None:
     assert load_row(table, row).data.labelled_ratio == "1/8"
 
 
-def test_a_run_with_such_names_goes_on_from_its_folder(tmp_path: Path) -> None:
+def test_a_run_with_such_names_resumes_from_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     texts = ["name=1:30", "data.labelled_ratio=0.50", "network.options={}"]
     command = ["train", "synthetic", *TINY_RUN, *texts, "method.unsupervised_weight=0"]

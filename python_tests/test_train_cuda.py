@@ -18,7 +18,7 @@ from watched_training import assert_same_training, holds_for_a_draw, watched_tra
 from cac_ext.train import loop
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
-from cac_ext.train.experiments import compare
+from cac_ext.train.experiments import compare, engine
 from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.loop import train
 from cac_ext.train.runs.checkpoint import read_checkpoint
@@ -138,7 +138,7 @@ def test_a_later_run_of_a_comparison_does_not_count_the_memory_of_an_earlier(
         occupied.append(torch.cuda.memory_allocated() if device == "cuda" else 0)
         return train(*arguments, **options)
 
-    monkeypatch.setattr(compare, "train", watched)
+    monkeypatch.setattr(engine, "train", watched)
     settings = [*TINY, f"device={device}", "network.width=128"]
     runs = compare.plan("synthetic", settings, ["sup_only", "cac"], [0])
     compare.compare(runs, tmp_path, progress=False)

@@ -270,7 +270,7 @@ def test_a_full_disk_names_the_log_and_says_how_to_resume(
         assert main(["train", "synthetic", *TINY, "--folder", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert str(tmp_path / "metrics.jsonl") in message
-    assert f"To go on: cac-ext resume {tmp_path}" in message
+    assert f"To resume: cac-ext resume {tmp_path}" in message
     assert read_checkpoint(tmp_path / "checkpoint.pt")["iteration"] == 2
 
 

@@ -50,7 +50,7 @@ def test_a_file_that_breaks_in_the_middle_costs_no_finished_step(
         assert main(["train", "synthetic", *overrides, "--folder", str(folder)]) == 2
     message = capsys.readouterr().err
     assert "broken.jpg" in message
-    assert f"To go on: cac-ext resume {folder}" in message
+    assert f"To resume: cac-ext resume {folder}" in message
     assert "Traceback" not in message
     assert read_checkpoint(folder / "checkpoint.pt")["iteration"] == 6
     if not workers:

@@ -1,4 +1,4 @@
-"""Names of classes in any script, and as many classes as a mask holds, up to the pictures."""
+"""Class names in any script, and as many classes as a mask holds, also in pictures."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def legend_of(names: list[str], masks: list[torch.Tensor]) -> list[str]:
     add_legend(figure, Classes(names, 255, None), masks)
     set_fonts(figure)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no glyph is missing, no label left out
+        warnings.simplefilter("error")  # no glyph missing, no label left out
         figure.draw_without_rendering()
     return [text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()]
 
@@ -123,7 +123,7 @@ def test_a_legend_of_many_classes_names_those_that_are_seen() -> None:
     assert legend_of(names[:30], [torch.tensor([3])]) == names[:30]
 
 
-def test_names_that_no_font_has_are_told_by_their_class(tmp_path: Path) -> None:
+def test_names_that_no_font_has_are_shown_as_their_class(tmp_path: Path) -> None:
     shown = legend_of(NAMES, [])
     assert shown[2:5] == ["_background_", "$a$ b_$", "é ж"]
     assert shown[5] == "class 5"
@@ -135,7 +135,7 @@ def test_names_that_no_font_has_are_told_by_their_class(tmp_path: Path) -> None:
 
 
 def test_a_font_that_has_the_letters_steps_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an installed font that knows more than the default, here made of what it lacks."""
+    """An installed font with letters that the default lacks."""
     known = figure_text._characters
     monkeypatch.setattr(
         figure_text, "_installed", lambda: {"Other": "other.ttf", "SimHei": "simhei.ttf"}
@@ -177,7 +177,7 @@ def test_no_name_is_a_traceback_on_a_terminal_of_ascii(
 @pytest.mark.parametrize(
     ("shell", "environment"),
     [("{} config voc 'name=实验'", {"LC_ALL": "C"}), ("{} config voc | true", {})],
-    ids=["C locale", "a reader that has enough"],
+    ids=["C locale", "a reader that closes early"],
 )
 def test_a_command_ends_without_a_traceback(shell: str, environment: dict[str, str]) -> None:
     ended = subprocess.run(

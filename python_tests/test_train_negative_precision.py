@@ -25,8 +25,8 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import DataError
 from cac_ext.train.loop import train
-from cac_ext.train.methods.cac import Truth
 from cac_ext.train.methods.consistency import Anchors, Overlap
+from cac_ext.train.methods.directional_contrast import Truth
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runs.checkpoint import read_checkpoint
@@ -113,7 +113,7 @@ def test_a_step_pairs_its_active_anchors_with_the_negatives_of_the_bank(
     for step in range(4):
         pairs = make_pairs(side, empty=step == 3)  # in the last step nothing to compare
         phase = step_of(method, labelled, pairs, step)
-        outputs = method._latest
+        outputs = method.contrast._latest
         anchors, negatives = [], []
         views = zip(pairs[:2], outputs.pseudo_labels.chunk(2), outputs.anchors, strict=True)
         for view, labels, active in views:
@@ -164,7 +164,7 @@ def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
     """Of three steps with ``count`` of two shares; each share's values follow from the seed."""
     found = []
     method, _ = make_method("method.step_save=1")
-    method.context = replace(method.context, processes=current())
+    method.contrast.context = replace(method.context, processes=current())
     for step in range(3):
         shares = []
         for share in range(first, first + count):
@@ -174,7 +174,7 @@ def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
         classes = torch.cat([share[0] for share in shares], dim=1)  # [6, 50 count]
         active = torch.cat([share[1] for share in shares], dim=1)
         empty = torch.zeros(0)
-        precision = method._precision(
+        precision = method.contrast._precision(
             Overlap(empty, empty, classes[2]),
             Overlap(empty, empty, classes[3]),
             Truth(negatives=classes[4], overlap=classes[5]),
@@ -200,7 +200,7 @@ def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
     image = torch.stack([rows + 100, columns + 100, rows + columns]).to(torch.uint8)
     sample = {"image": image, "name": "coordinates", "truth": truth, "mask": truth}
     config = AugmentConfig(
-        crop_size=64, unlabelled_scale=(scale, scale), flip=0.5, blur=0.0, jitter=0.0, grey=0.0
+        crop_size=64, unlabelled_scale=(scale, scale), flip=0.5, blur=0.0, jitter=0.0, gray=0.0
     )
     augment = CropPairAugment(config, CropPairSampler(64, grid, (0.1, 1.0), 0.5), -1)
     for _ in range(12):

@@ -94,6 +94,6 @@ def test_waiting_for_a_shape_would_be_noticed(tmp_path: Path) -> None:
         )
 
     method = make_method("default")
-    method.loss = filtered
+    method.contrast.loss = filtered
     with pytest.raises(DynamicOutputShapeException):
         take_steps_without_values(method, tmp_path)

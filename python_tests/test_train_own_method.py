@@ -153,4 +153,4 @@ def test_whole_crops_show_one_part_and_draw_as_asked(seed: int) -> None:
     assert not torch.equal(coloured.strong[0], coloured.weak)
 
 
-NO_COLOURS = ("jitter", "grey", "blur")
+NO_COLOURS = ("jitter", "gray", "blur")

@@ -28,7 +28,7 @@ from cac_ext.train.figures.panels import (
 )
 from cac_ext.train.inference import predict
 from cac_ext.train.loop import train
-from cac_ext.train.methods import cac
+from cac_ext.train.methods import directional_contrast
 from cac_ext.train.networks import build_network
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runs import log as run_log
@@ -81,14 +81,14 @@ def test_every_evaluation_shows_predictions_and_the_current_crop_pair(
     def step_and_keep(method, state, batches, *rest):
         phases = take_step(method, state, batches, *rest)
         if "crop_pairs" in batches:
-            steps.append((batches["crop_pairs"], method._latest))
+            steps.append((batches["crop_pairs"], method.contrast._latest))
         return phases
 
     take_step = loop.take_step
     monkeypatch.setattr(loop, "take_step", step_and_keep)
     for module, name, tag in (
         (run_log, "predictions_figure", "validation/predictions"),
-        (cac, "crop_pair_figure", "train/crop_pair"),
+        (directional_contrast, "crop_pair_figure", "train/crop_pair"),
     ):
         monkeypatch.setattr(module, name, kept(tag, getattr(module, name)))
     train(

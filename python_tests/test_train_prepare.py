@@ -1,4 +1,4 @@
-"""A run makes the pseudo labels that it needs: alone or by several processes, killed or not."""
+"""A run makes the pseudo labels that it needs: in one or several processes, killed or not."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_train_makes_the_pseudo_labels_in_its_own_folder(
 
 
 def _die(command: list[str], stage: str, number: signal.Signals, told: Path) -> None:
-    """Runs the command and sends this process the signal in the middle of a stage."""
+    """Runs the command; this process gets the signal in the middle of a stage."""
     seen = 0
 
     def after(count: int, function):
@@ -125,13 +125,13 @@ def _die(command: list[str], stage: str, number: signal.Signals, told: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
-def test_a_run_that_ends_in_any_stage_goes_on(
+def test_a_run_that_ends_in_any_stage_resumes(
     number: signal.Signals, tmp_path: Path, seed: int
 ) -> None:
     broken = tmp_path / "run"
     command = _command(seed, broken)
     assert main(command) == 0
-    whole = broken.rename(tmp_path / "whole")  # the checkpoint tells where the labels were
+    whole = broken.rename(tmp_path / "whole")  # the checkpoint says where the labels were
     for stage in ("teacher", "teacher_labels", "classifier", "activation_labels", "student"):
         child = processes.start(_die, command, stage, number, tmp_path / "stderr")
         child.join()
@@ -139,7 +139,7 @@ def test_a_run_that_ends_in_any_stage_goes_on(
             assert child.exitcode == -signal.SIGKILL, stage
         else:
             assert child.exitcode == 143, stage
-            assert f"To go on: cac-ext resume {broken}" in (tmp_path / "stderr").read_text()
+            assert f"To resume: cac-ext resume {broken}" in (tmp_path / "stderr").read_text()
         command = ["resume", str(broken)]
     assert main(command) == 0
     assert_same_run(whole, broken)
@@ -169,7 +169,7 @@ def test_several_processes_make_them_together(tmp_path: Path, seed: int, monkeyp
         path = Path(name, "pseudo_labels.json")
         assert (folder / path).read_text() == (tmp_path / path).read_text()
 
-    # `compare` as well, where what is made is shared.
+    # `compare` too, where runs share the labels.
     command = ["compare", "synthetic", *TINY, "--methods", "sup_only,self_training"]
     assert processes.run_together(2, main, [*command, "--folder", str(tmp_path / "both")]) == [0, 0]
     assert len(list((tmp_path / "both" / "teacher-labels-seed0").glob("*.png"))) == 6
@@ -187,7 +187,7 @@ def test_a_teacher_s_labels_are_made_from_the_command_line(
     assert f"{masks}: 6 images" in told
     assert f"self_training.pseudo_labels={masks}" in told
 
-    # They are what the teacher is sure of.
+    # They are the classes of which the teacher is sure.
     run = load_run(teacher)
     images = build_datasets(run.config.data).unlabelled
     network = run.network
@@ -204,7 +204,7 @@ def test_a_teacher_s_labels_are_made_from_the_command_line(
     assert report["labelled"] == pytest.approx(sure / (6 * 48 * 48))
     assert report["accuracy"] == pytest.approx(agree / sure)
 
-    # Another threshold has other labels, which need another folder.
+    # Another threshold gives other labels, which need another folder.
     strict = ["self-training", "make-labels", str(teacher)]
     strict += ["self_training.confidence_threshold=0.9999"]
     assert main(strict) == 2
@@ -239,7 +239,7 @@ def _fail(end: str) -> None:
     raise ArithmeticError
 
 
-def test_a_failure_of_one_process_is_told_to_those_who_wait(tmp_path: Path, seed: int) -> None:
+def test_a_failure_of_one_process_reaches_those_who_wait(tmp_path: Path, seed: int) -> None:
     began = time.monotonic()
     failed, *told = processes.run_together(3, _outlive, "raise")
     assert failed == "failed"
@@ -299,7 +299,7 @@ def test_a_student_needs_no_more_than_its_section(tmp_path: Path, seed: int) -> 
     command = ["compare", "synthetic", *TINY, "--methods", "sup_only,self_training"]
     command += ["self_training.confidence_threshold=0.3", "weak.image_labels=labels.txt"]
     assert main([*command, "--folder", str(tmp_path)]) == 0
-    # Labels that another threshold made are not taken for this one's.
+    # Labels made with another threshold are not reused.
     shutil.rmtree(tmp_path / "self_training-seed0")
     command += ["self_training.confidence_threshold=0.6", "--folder", str(tmp_path)]
     assert main(command) == 2

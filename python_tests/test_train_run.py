@@ -18,7 +18,7 @@ from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import CheckpointError
-from cac_ext.train.experiments import compare
+from cac_ext.train.experiments import compare, engine
 from cac_ext.train.figures.panels import save_panel
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork
@@ -231,7 +231,7 @@ def test_compare_keeps_the_networks_of_its_picture_alone(
 ) -> None:
     """So that the memory of a run is not that of the runs before it."""
     networks, alive = [], []
-    trained = compare.train
+    trained = engine.train
 
     def watched(*arguments, **options):
         alive.append([network() is not None for network in networks])
@@ -239,7 +239,7 @@ def test_compare_keeps_the_networks_of_its_picture_alone(
         networks.append(weakref.ref(result.network))
         return result
 
-    monkeypatch.setattr(compare, "train", watched)
+    monkeypatch.setattr(engine, "train", watched)
     overrides = [*TINY, "schedule.epochs=1"]
     runs = compare.plan("synthetic", overrides, ["sup_only", "cac"], [4, 5])
     compare.compare(runs, tmp_path, progress=False)

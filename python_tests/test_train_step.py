@@ -55,7 +55,7 @@ def test_a_negative_is_a_projection_with_its_pseudo_label_and_no_gradient(seed: 
     method, labelled, pairs = make_step(seed, "method.selected_num=7")
     balance_classes(method.model, pairs)
     step_of(method, labelled, pairs)
-    state = method.bank.state_dict()
+    state = method.contrast.bank.state_dict()
     (features,), (labels,) = state["features"], state["labels"]  # [M, C], [M]
     assert len(features) == len(labels) == 14
     assert not features.requires_grad

@@ -104,7 +104,7 @@ def test_tables_are_listed_and_shown(option: list[str], capsys: pytest.CaptureFi
     assert expected in shown
 
 
-def test_a_table_runs_to_its_end_and_goes_on(
+def test_a_table_runs_to_its_end_and_resumes(
     tmp_path: Path, seed: int, capsys: pytest.CaptureFixture
 ) -> None:
     command = ["ablate", "table3", "--config", "synthetic", "--seeds", str(seed % 1000)]

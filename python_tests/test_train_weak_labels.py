@@ -91,7 +91,7 @@ def test_the_weight_rises_over_the_first_tenth() -> None:
 def test_a_view_s_mask_shows_what_the_view_shows(seed: int) -> None:
     """Of an image that is its own mask, view and mask agree under every crop, scale and flip."""
     torch.manual_seed(seed)
-    config = load("synthetic", ["augment.jitter=0", "augment.grey=0", "augment.blur=0"]).augment
+    config = load("synthetic", ["augment.jitter=0", "augment.gray=0", "augment.blur=0"]).augment
     sampler = CropPairSampler(33, FeatureGrid(4), (0.1, 1.0), 0.5)
     augment = CropPairAugment(config, sampler, 255)
     mask = torch.zeros(48, 40, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Every implementation by its name; add one by writing its file and naming it here."""
+"""Every implementation by its name; to add one, write its file and name it here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one interface behind which every implementation of the loss is measured."""
+"""The interface behind which every implementation of the loss is measured."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ class Implementation(ABC):
     name: str
     #: One line for ``--help`` and the report.
     description: str
-    #: ``eps`` of the semantics it follows; the oracle is asked for the same.
+    #: ``eps`` of its equations; the oracle gets the same.
     eps: float = 0.0
     #: Where it runs.
     devices: tuple[str, ...] = ("cpu", "cuda")
-    #: Input types measured on a CPU unless others are asked for; on a GPU it is always both.
+    #: Input types measured on a CPU by default; on a GPU they are float32 and bfloat16.
     cpu_dtypes: tuple[str, ...] = ("float32",)
-    #: Whether the first call at a new size compiles, so that it must never be timed.
+    #: Whether the first call at a new size compiles and must never be timed.
     compiles: bool = False
 
     @abstractmethod
     def loss(self, inputs: Inputs) -> Tensor:
-        """Both directions' loss as a scalar, differentiable in ``features1`` and ``features2``."""
+        """Scalar loss of both directions, differentiable in ``features1`` and ``features2``."""
 
     @abstractmethod
     def executed_operations(self, workload: Workload, phase: str) -> int:
-        """Operations of the matrix products it really runs in ``phase``."""
+        """Operations of the matrix products that it really runs in ``phase``."""
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run there, or None."""
         if device.type not in self.devices:
-            return f"it is for {' and '.join(self.devices)} alone"
+            return f"it runs on {' and '.join(self.devices)} alone"
         if device.type == "cpu" and dtype == torch.float16:
             return "float16 matrix products are not accelerated on this kind of processor"
         return None

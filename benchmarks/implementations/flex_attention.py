@@ -1,9 +1,11 @@
-"""FlexAttention with values = keys: its output and log-sum-exp hold the loss and the gradient."""
+"""FlexAttention with values = keys: output and log-sum-exp give the gradient and the loss."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,12 @@ from benchmarks.implementations.base import Implementation
 from benchmarks.implementations.one_pass import Sorted, one_pass_loss
 from benchmarks.operations import Workload
 
-#: The fastest of 128, 256 and 512 on two AMX cores; what FlexAttention recommends on a GPU.
+#: CPU: the fastest of 128, 256 and 512 on two AMX cores. GPU: as FlexAttention recommends.
 BLOCK = {"cpu": 256, "cuda": 128}
 
 
 def _block_mask(sort: Sorted) -> BlockMask:
     """Blocks of one shared class are skipped; blocks without a shared class need no mask."""
-
     block = BLOCK[sort.anchors.device.type]
 
     def bounds(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def _block_mask(sort: Sorted) -> BlockMask:
 
     anchor_labels, negative_labels = sort.anchor_labels, sort.negative_labels
 
-    def differs(batch, head, row, column):
+    def differs(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return anchor_labels[row] != negative_labels[column]
 
     partial, full = compressed(~apart & ~same), compressed(apart)
@@ -54,7 +55,7 @@ def _block_mask(sort: Sorted) -> BlockMask:
     )
 
 
-#: Channels added for the sink on a CPU; one is needed, the others keep rows aligned.
+#: Channels added for the sink on a CPU: one holds it, the others keep rows aligned.
 SINK_CHANNELS = 8
 
 
@@ -65,9 +66,9 @@ class FlexAttention(Implementation):
     compiles = True
 
     def __init__(self, compiled: bool = True) -> None:
-        self._attention = (
-            torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
-        )
+        self._attention: Callable[..., Any] = flex_attention
+        if compiled:
+            self._attention = torch.compile(flex_attention, dynamic=False)
 
     def loss(self, inputs: Inputs) -> Tensor:
         on_cpu = inputs.features1.device.type == "cpu"
@@ -89,12 +90,13 @@ class FlexAttention(Implementation):
     def _attend_with_sink(self, sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """For the CPU, where torch compiles FlexAttention without the log-sum-exp.
 
-        One more key, a sink of a class of its own, has the same known logit for every anchor; its
-        attention weight, read off a channel that only the sink's value has, tells the sum.
+        One more key, the sink, has a class that no anchor has and the same known logit for every
+        anchor. Its attention weight, read from a channel that only the sink's value has, gives the
+        sum.
         """
         channels = sort.anchors.shape[1]
-        # Of the size of the sum to expect, so that neither weight vanishes beside the other; as a
-        # multiple of 1/4 it is exact in bfloat16.
+        # About the expected sum, so that neither weight vanishes beside the other. A multiple of
+        # 1/4 is exact in bfloat16.
         logit = math.ceil(4 * math.log(len(sort.negatives))) / 4
         anchors = F.pad(sort.anchors, (0, SINK_CHANNELS))  # [M, C + 8]
         anchors[:, channels] = logit
@@ -111,5 +113,5 @@ class FlexAttention(Implementation):
         return scale * (1 - sink), output[:, :channels] * scale[:, None] if with_gradient else None
 
     def executed_operations(self, workload: Workload, phase: str) -> int:
-        # Attention forms its output whether or not a gradient is wanted.
+        # Attention forms its output with or without a gradient.
         return 0 if phase == "backward" else workload.one_pass_operations("both")

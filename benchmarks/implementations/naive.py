@@ -1,4 +1,4 @@
-"""The equations typed in: both A x N matrices held whole, the gradient left to autograd."""
+"""The equations as written: both A x N matrices held whole, the gradient by autograd."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The authors' algorithm: negatives in chunks of 8,000, each recomputed in the backward pass.
 
-Written from the description of their released code: the first chunk, with the positive, gives every
-row its maximum (masked negatives included); all chunks add up their masked exponentials under
-gradient checkpointing; 1e-8 is added to the denominator and again inside the logarithm.
+Written from the description of their released code. The first chunk, with the positive, gives the
+maximum of every row (masked negatives included). All chunks add up their masked exponentials under
+gradient checkpointing. 1e-8 is added to the denominator and again inside the logarithm.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Official(Implementation):
         return official_loss(inputs)
 
     def executed_operations(self, workload: Workload, phase: str) -> int:
-        # Forward; then the same again plus the gradient's product in the backward pass.
+        # Forward; backward computes it again and adds the product of the gradient.
         passes = {"forward": 1, "backward": 2, "both": 3}[phase]
         return 2 * workload.channels * workload.all_pairs * passes
 

@@ -1,13 +1,14 @@
-"""What a user can save by hand in PyTorch, shared by the strong rivals.
+"""The savings that a user can program by hand in PyTorch, shared by the strong rivals.
 
 Active anchors only, anchors and negatives sorted by label, loss and gradient from one pass over the
-negatives. How that pass is done (`attend`) is each rival's own affair.
+negatives. Each rival does that pass in another way (`Attend`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,24 +28,24 @@ class Sorted:
     classes: int
 
     def class_offsets(self, labels: Tensor) -> list[int]:
-        """Of its own sorted labels: class c is at ``[offsets[c], offsets[c + 1])``."""
+        """Bounds of each class in sorted labels: c is at ``[offsets[c], offsets[c + 1])``."""
         return [0, *labels.bincount(minlength=self.classes).cumsum(0).tolist()]
 
 
 #: ``attend(sorted, with_gradient) -> sums [M], weighted [M, C] or None``: the sum of
-#: exp(cos / temperature) over negatives of another class, and the sum of the negatives so weighted.
+#: exp(cos / temperature) over negatives of another class, and the negatives summed by that weight.
 Attend = Callable[[Sorted, bool], tuple[Tensor, Tensor | None]]
 
 
 def _normalize_(features: Tensor) -> Tensor:
-    """Rows ``[R, C]`` made unit length in place; their lengths ``[R, 1]``."""
+    """Scales rows ``[R, C]`` to unit length in place; returns their lengths ``[R, 1]``."""
     norm = features.norm(dim=1, keepdim=True).clamp_(min=1e-12)
     features.div_(norm)
     return norm
 
 
 def _gather(view1: Tensor, view2: Tensor, rows: Tensor) -> Tensor:
-    """``[R, C]`` float32: rows of both views, counted through, without joining these."""
+    """Rows ``[R, C]`` float32 of the views ``[A, C]``; row A + i is row i of the second."""
     A, C = view1.shape
     second = rows >= A
     result = view1.new_empty((len(rows), C), dtype=torch.float32)
@@ -57,9 +58,17 @@ class OnePassLoss(torch.autograd.Function):
     """Loss of both directions ``[2, A]``; the gradient is formed in the forward pass."""
 
     @staticmethod
-    def forward(ctx, features1, features2, active, labels, negatives, negative_labels, attend):
+    def forward(
+        ctx: Any,
+        features1: Tensor,  # [A, C]
+        features2: Tensor,  # [A, C]
+        active: Tensor,  # [2, A] bool
+        labels: Tensor,  # [2, A]
+        negatives: Tensor,  # [N, C]
+        negative_labels: Tensor,  # [N]
+        attend: Attend,
+    ) -> Tensor:
         A, C = features1.shape
-        with_gradient = any(ctx.needs_input_grad[:2])
         rows = active.flatten().nonzero().squeeze(1)  # [M], below A: view 1 -> view 2
         rows = rows[labels.flatten()[rows].argsort()]
         anchors = _gather(features1, features2, rows)  # [M, C]
@@ -80,14 +89,14 @@ class OnePassLoss(torch.autograd.Function):
                 negative_labels=bank_labels,
                 classes=int(torch.cat([anchor_labels, bank_labels[-1:]]).max()) + 1,
             ),
-            with_gradient,
+            any(ctx.needs_input_grad[:2]),
         )
         sums = sums[:, None]  # [M, 1]
         loss = sums.new_zeros(2 * A)
         loss[rows] = (sums / positive_exp).log1p().squeeze(1)
-        if with_gradient:
+        if weighted is not None:
             total = sums + positive_exp
-            # dl/d(unit anchor); then onto the tangent plane of the sphere, divided by the length.
+            # dl/d(unit anchor), projected onto the tangent plane of the sphere, over the length.
             gradient = (weighted - sums * positives).div_(total * TEMPERATURE)  # [M, C]
             radial = (gradient * anchors).sum(1, keepdim=True)
             gradient.addcmul_(radial, anchors, value=-1).div_(norm)
@@ -97,7 +106,7 @@ class OnePassLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, loss_gradient):
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient, rows = ctx.saved_tensors
         A, C, dtype = ctx.like
         result = gradient.new_zeros((2 * A, C), dtype=dtype)

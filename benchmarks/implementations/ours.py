@@ -9,12 +9,13 @@ import cac_ext
 from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Inputs
 from benchmarks.implementations.base import Implementation
 from benchmarks.operations import Workload
+from cac_ext import _C
 
 
 class Ours(Implementation):
     name = "ours"
     description = "cac_ext.directional_contrastive_loss, sorting of the negatives included"
-    cpu_dtypes = ("float32", "float32-high", "bfloat16")
+    cpu_dtypes: tuple[str, ...] = ("float32", "float32-high", "bfloat16")
 
     def loss(self, inputs: Inputs) -> Tensor:
         return cac_ext.directional_contrastive_loss(
@@ -35,7 +36,7 @@ class Ours(Implementation):
 
 
 class OursAvx512(Ours):
-    """As on a processor that has nothing better, while the rivals keep all that this one has."""
+    """As on a processor without AMX; rivals keep every instruction set of this one."""
 
     capability = "avx512"
     name = "ours-avx512"
@@ -44,15 +45,15 @@ class OursAvx512(Ours):
     cpu_dtypes = ("float32",)
 
     def loss(self, inputs: Inputs) -> Tensor:
-        before = cac_ext._C.cpu_capability()
-        cac_ext._C.limit_cpu_capability(self.capability)
+        before = _C.cpu_capability()
+        _C.limit_cpu_capability(self.capability)
         try:
             return super().loss(inputs)
         finally:
-            cac_ext._C.limit_cpu_capability(before)
+            _C.limit_cpu_capability(before)
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if self.capability not in cac_ext._C.cpu_capabilities():
+        if self.capability not in _C.cpu_capabilities():
             return f"this processor has no {self.capability}"
         return super().unsupported(device, dtype)
 

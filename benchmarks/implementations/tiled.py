@@ -1,7 +1,7 @@
 """The strongest plain-PyTorch loss a user could write by hand: tiles of matrix products.
 
-Labels are sorted, so the negatives of one class are an interval: tiles of a single class of anchors
-leave it out, tiles that hold several rare classes put zeros into it.
+Labels are sorted, so the negatives of one class are an interval. Tiles of anchors of a single class
+leave it out; tiles of several rare classes set it to zero.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from benchmarks.implementations.base import Implementation
 from benchmarks.implementations.one_pass import Sorted, one_pass_loss
 from benchmarks.operations import Workload
 
-#: Anchors and negatives of a tile, by bytes of an element. The fastest of twenty shapes from
-#: 256 x 512 to 2,048 x 8,192 on two AMX cores; on a GPU a tile is large enough to fill it.
+#: Anchors and negatives of a tile, by bytes of an element. CPU: the fastest of twenty shapes from
+#: 256 x 512 to 2,048 x 8,192 on two AMX cores. GPU: large enough to fill it.
 TILE = {
     "cpu": {4: (1_024, 2_048), 2: (2_048, 1_024)},
     "cuda": dict.fromkeys((2, 4), (4_096, 16_384)),
@@ -26,7 +26,7 @@ TILE = {
 
 
 def _anchor_tiles(offsets: list[int], size: int) -> Iterator[tuple[int, int, int, int]]:
-    """``(row, row_end, first, last)`` with classes [first, last); frequent ones have own tiles."""
+    """``(row, row_end, first, last)`` with classes [first, last); a frequent class stands alone."""
     classes = len(offsets) - 1
     c = 0
     while c < classes:
@@ -36,7 +36,7 @@ def _anchor_tiles(offsets: list[int], size: int) -> Iterator[tuple[int, int, int
         else:  # as many rare classes as fit
             while c < classes and offsets[c + 1] - offsets[first] <= size:
                 c += 1
-        # Equal cuts, so that no sliver is left at the end of a class.
+        # Equal cuts: no sliver remains at the end of a class.
         rows = offsets[c] - offsets[first]
         pieces = -(-rows // size)
         cuts = [offsets[first] + rows * i // max(pieces, 1) for i in range(pieces + 1)]
@@ -59,7 +59,7 @@ def attend_tiled(sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | No
     sums = torch.zeros(M, device=sort.anchors.device)  # [M]
     weighted = sums.new_zeros(M, C) if with_gradient else None
     scores = sort.anchors.new_empty(rows * columns)
-    # On a CPU torch adds up in float32 anyway, and a float32 result would cost a copy of the tile.
+    # On a CPU torch adds in float32 anyway; asking for a float32 result would copy the tile.
     sum_dtype = torch.float32 if scores.is_cuda else None
 
     for row, row_end, first, last in _anchor_tiles(anchor_offsets, rows):
@@ -82,7 +82,7 @@ def attend_tiled(sort: Sorted, with_gradient: bool) -> tuple[Tensor, Tensor | No
                             bottom = anchor_offsets[c + 1] - row
                             tile[top:bottom, left:right] = 0
                 sums[row:row_end] += tile.sum(1, dtype=sum_dtype)
-                if with_gradient:
+                if weighted is not None:
                     if tile.dtype == torch.float32:
                         weighted[row:row_end].addmm_(tile, negatives)
                     elif tile.is_cuda:

@@ -1,4 +1,4 @@
-"""``python -m cac_ext.train``: the command ``cac-ext`` where it is not on the path."""
+"""``python -m cac_ext.train`` is ``cac-ext``, also if that is not on the path."""
 
 import sys
 

@@ -118,7 +118,7 @@ def small_images_remark(config: Config, splits: DatasetSplits, grid: FeatureGrid
         ConfigError: no crop pair can have an IoU in ``method.iou_range``.
     """
     images = splits.labelled if splits.unlabelled is None else splits.unlabelled
-    still = replace(config.augment, jitter=0.0, blur=0.0, grey=0.0)
+    still = replace(config.augment, jitter=0.0, blur=0.0, gray=0.0)
     sampler = CropPairSampler(still.crop_size, grid, config.method.iou_range, still.flip)
     augment = CropPairAugment(still, sampler)
     empty = 0

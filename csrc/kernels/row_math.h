@@ -1,14 +1,17 @@
 // The scalar mathematics of one anchor, shared by the CPU and the CUDA kernels.
 //
-// The kernels leave per anchor  S = sum_n r(a, n)  in the form log S, and O = sum_n r(a, n) n.
-// Here that becomes the loss and the two weights of its gradient with respect to the unit anchor
+// The kernels leave for each anchor
 //
-//     dl/da = ( weight_negatives * O / S  -  weight_positive * p ) / tau .
+//     log sum,  sum = sum_n r(a, n)      and      weighted = sum_n r(a, n) n .
+//
+// Here they become the loss and the two weights of its gradient with respect to the unit anchor:
+//
+//     dl/da = ( weight_negatives * weighted / sum  -  weight_positive * p ) / tau .
 #pragma once
 
 #include <cmath>
 
-#include "kernels/contrastive.h"
+#include "kernels/problem.h"
 
 #if defined(__CUDACC__)
 #define CAC_HOST_DEVICE __host__ __device__ __forceinline__
@@ -18,28 +21,28 @@
 
 namespace cac {
 
-// A vector of this length or less is divided by it, as in torch.nn.functional.normalize. It has no
+// A row of this length or less is divided by it, as in torch.nn.functional.normalize. It has no
 // direction that a gradient could turn, so its gradient is 0.
 constexpr double kMinNorm = 1e-12;
 
 template <typename T>
-struct RowResult {
+struct AnchorResult {
   T value;
   T weight_negatives;
   T weight_positive;
 };
 
-// log_sum: log S in units of logits, -inf if no negative differs; positive: cos(a, p) / tau;
-// row_max: see ContrastiveProblem::eps, read only if eps > 0.
+// log_sum: in units of logits, -inf if no negative is of another class; positive: cos(a, p) / tau;
+// row_max: the row maximum, read only if eps > 0.
 template <typename T>
-CAC_HOST_DEVICE RowResult<T> row_result(Objective objective, T log_sum, T positive, T eps,
-                                        T row_max) {
+CAC_HOST_DEVICE AnchorResult<T> anchor_result(Objective objective, T log_sum, T positive, T eps,
+                                              T row_max) {
   if (objective == Objective::kLogSumExp) {
     return {log_sum, T(1), T(0)};
   }
   if (eps == T(0)) {
-    // -log(r_p / (r_p + S)) = log(1 + S / r_p), and 1 - P_+ = S / (r_p + S): both free of the
-    // cancellation that 1 - r_p / Z suffers when the positive dominates.
+    // With r = r(a, p): -log(r / (r + sum)) = log(1 + sum / r), and the weight 1 - r / (r + sum) =
+    // sum / (r + sum). Both avoid the cancellation that the left sides suffer when r dominates.
     const T margin = log_sum - positive;
     const T small = std::exp(margin < T(0) ? margin : -margin);
     const T value = (margin > T(0) ? margin : T(0)) + std::log1p(small);
@@ -49,7 +52,7 @@ CAC_HOST_DEVICE RowResult<T> row_result(Objective objective, T log_sum, T positi
   const T positive_exp = std::exp(positive - row_max);
   const T negative_exp = std::exp(log_sum - row_max);
   const T denominator = positive_exp + negative_exp + eps;
-  // A negative beyond the first ones can exceed the row maximum by any amount. The positive's
+  // A negative that is not a leading one can exceed the row maximum by any amount. The positive's
   // probability is then 0, and so is the gradient.
   if (negative_exp > T(0) && negative_exp / T(2) == negative_exp)
     return {-std::log(eps), T(0), T(0)};

@@ -12,8 +12,8 @@
 namespace cac {
 namespace {
 
-// Elements of a part of the A x N matrix.
-constexpr int64_t kPartElements = int64_t{1} << 22;
+// Elements of a block of the A x N matrix.
+constexpr int64_t kBlockElements = int64_t{1} << 22;
 
 at::ScalarType scalar_type(DType type) {
   switch (type) {
@@ -31,7 +31,7 @@ at::ScalarType scalar_type(DType type) {
 
 struct UnitRows {
   at::Tensor rows;   // [R, C]
-  at::Tensor norms;  // [R, 1] before; undefined without normalization
+  at::Tensor norms;  // [R, 1] lengths before; undefined without normalization
 };
 
 UnitRows unit_rows(const at::Tensor& features, bool normalize) {
@@ -46,15 +46,15 @@ UnitRows unit_rows(const at::Tensor& features, bool normalize) {
   return {at::where(norms.le(kMinNorm), features / kMinNorm, unit), norms};
 }
 
-// The tensor form of row_result (kernels/row_math.h); all [R, 1].
-struct RowResults {
+// The tensor form of anchor_result (kernels/row_math.h); all [R, 1].
+struct AnchorResults {
   at::Tensor value;
   at::Tensor weight_negatives;
   at::Tensor weight_positive;
 };
 
-RowResults row_results(Objective objective, const at::Tensor& log_sum, const at::Tensor& positive,
-                       double eps, const at::Tensor& row_max) {
+AnchorResults anchor_results(Objective objective, const at::Tensor& log_sum,
+                             const at::Tensor& positive, double eps, const at::Tensor& row_max) {
   if (objective == Objective::kLogSumExp) {
     return {log_sum, at::ones_like(log_sum), at::zeros_like(log_sum)};
   }
@@ -68,7 +68,7 @@ RowResults row_results(Objective objective, const at::Tensor& log_sum, const at:
   const at::Tensor denominator = positive_exp + negative_exp + eps;
   const at::Tensor probability = positive_exp / denominator;
   const at::Tensor scale = probability / (probability + eps);
-  // See row_result for what an infinite sum means.
+  // See anchor_result for the meaning of an infinite sum.
   const at::Tensor beyond = negative_exp.isinf();
   return {(probability + eps).log().neg(), at::where(beyond, 0, scale * negative_exp / denominator),
           at::where(beyond, 0, scale * (negative_exp + eps) / denominator)};
@@ -108,7 +108,7 @@ void AtenBackend::prepare_rows(const PrepareRows& rows) const {
   destination.narrow(1, 0, rows.channels).copy_(unit_rows(sorted, rows.normalize).rows);
 }
 
-void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
+void AtenBackend::solve(const ContrastiveProblem& problem) const {
   const int64_t num_anchors = problem.num_anchors;
   const int64_t num_negatives = problem.num_negatives;
   const int64_t channels = problem.channels;
@@ -142,29 +142,29 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
   const at::Tensor ignored =
       num_valid.defined() ? columns.ge(num_valid) : at::zeros_like(columns, at::kBool);  // [N]
 
-  const int64_t part_rows =
-      std::max<int64_t>(1, kPartElements / std::max<int64_t>(1, num_negatives));
-  for (int64_t first = 0; first < num_anchors; first += part_rows) {
-    const int64_t rows = std::min(part_rows, num_anchors - first);
-    const auto part = [&](const at::Tensor& tensor) { return tensor.narrow(0, first, rows); };
-    const at::Tensor is_active = part(direction).ne(kInactive).unsqueeze(1);  // [R, 1]
-    at::Tensor anchors = part(view1).to(wide);
+  const int64_t block_anchors =
+      std::max<int64_t>(1, kBlockElements / std::max<int64_t>(1, num_negatives));
+  for (int64_t first = 0; first < num_anchors; first += block_anchors) {
+    const int64_t count = std::min(block_anchors, num_anchors - first);  // R
+    const auto block = [&](const at::Tensor& tensor) { return tensor.narrow(0, first, count); };
+    const at::Tensor is_active = block(direction).ne(kInactive).unsqueeze(1);  // [R, 1]
+    at::Tensor anchors = block(view1).to(wide);
     at::Tensor positives;
     if (has_positive) {
-      const at::Tensor swapped = part(direction).eq(kTowards1).unsqueeze(1);
-      positives = part(view2).to(wide);
+      const at::Tensor swapped = block(direction).eq(kSecondToFirst).unsqueeze(1);
+      positives = block(view2).to(wide);
       std::tie(anchors, positives) =
           std::pair(at::where(swapped, positives, anchors), at::where(swapped, anchors, positives));
     }
     const UnitRows unit = unit_rows(anchors, problem.normalize);
 
     const at::Tensor logits = unit.rows.matmul(negatives.t()) * scale;  // [R, N]
-    const at::Tensor same_class = columns.ge(part(begin).unsqueeze(1))
-                                      .logical_and_(columns.lt(part(end).unsqueeze(1)))
+    const at::Tensor same_class = columns.ge(block(begin).unsqueeze(1))
+                                      .logical_and_(columns.lt(block(end).unsqueeze(1)))
                                       .logical_or_(ignored);  // [R, N]
     constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
     const at::Tensor masked = logits.masked_fill(same_class, kMinusInfinity);
-    const at::Tensor none = at::full({rows, 1}, kMinusInfinity, masked.options());
+    const at::Tensor none = at::full({count, 1}, kMinusInfinity, masked.options());
     at::Tensor largest = at::cat({masked, none}, 1).amax({1}, /*keepdim=*/true);  // [R, 1]
     largest = largest.masked_fill(largest.eq(kMinusInfinity), 0);
     const at::Tensor exponentials = (masked - largest).exp();      // [R, N]
@@ -183,9 +183,9 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
       leading = leading.masked_fill(ignored.index_select(0, leading_rows), kMinusInfinity);
       row_max = at::cat({leading, positive_logit}, 1).amax({1}, /*keepdim=*/true);
     }
-    const RowResults result =
-        row_results(problem.objective, log_sum, positive_logit, problem.eps, row_max);
-    part(values).copy_(at::where(is_active, result.value, 0).squeeze(1));
+    const AnchorResults result =
+        anchor_results(problem.objective, log_sum, positive_logit, problem.eps, row_max);
+    block(values).copy_(at::where(is_active, result.value, 0).squeeze(1));
     if (!wants_gradient) continue;
 
     const at::Tensor mean = exponentials.matmul(negatives) / sum;  // [R, C]
@@ -193,11 +193,11 @@ void AtenBackend::contrastive(const ContrastiveProblem& problem) const {
     if (has_positive) gradient = gradient - result.weight_positive * positive_unit.rows;
     gradient = gradient * scale;
     if (problem.normalize) {
-      // Through x / |x|: what is left is tangent to the sphere.
+      // Chain through x / |x|: the projection onto the tangent plane, divided by |x|.
       const at::Tensor radial = (gradient * unit.rows).sum(1, /*keepdim=*/true) * unit.rows;
       gradient = at::where(unit.norms.gt(kMinNorm), (gradient - radial) / unit.norms, 0);
     }
-    part(gradients).copy_(at::where(is_active, gradient, 0));
+    block(gradients).copy_(at::where(is_active, gradient, 0));
   }
 }
 

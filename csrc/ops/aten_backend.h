@@ -1,6 +1,7 @@
 // A backend of plain ATen operations: slow, but for any type, any number of channels, any device.
 //
-// Devices fall back on it where their kernels end; the A x N matrix is cut into rows of anchors.
+// Devices use it for what their kernels do not cover. It computes the A x N matrix in blocks of
+// anchors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,10 +20,10 @@ class AtenBackend final : public Backend {
   bool reads_values() const override;
   void check_finite(const at::Tensor& features, const char* name) const override;
   void prepare_rows(const PrepareRows& rows) const override;
-  void contrastive(const ContrastiveProblem& problem) const override;
+  void solve(const ContrastiveProblem& problem) const override;
 
  private:
-  // The memory as a tensor, without a copy. `pointer` may be null if there is no element.
+  // The memory as a tensor, without a copy. `pointer` may be null if the tensor is empty.
   at::Tensor wrap(const void* pointer, at::IntArrayRef sizes, at::IntArrayRef strides,
                   at::ScalarType type) const;
 

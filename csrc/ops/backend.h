@@ -1,9 +1,9 @@
-// What a device supplies to the operators; everything else about them is written once, in ATen.
+// What a device supplies to the operators; all else is written once, in ATen.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include "kernels/contrastive.h"
+#include "kernels/problem.h"
 
 namespace cac {
 
@@ -17,18 +17,18 @@ class Backend {
   // Prepared negatives have their channels padded to a multiple of this.
   virtual int64_t channel_multiple(at::ScalarType compute_type) const = 0;
 
-  // Whether kernels read prepared negatives of this type.
+  // Whether the kernels take prepared negatives of this type.
   virtual bool multiplies(at::ScalarType negatives) const = 0;
 
-  // Whether the host sees values without waiting, so that they can be checked.
+  // Whether the host can read values without waiting for the device, so that they are checked.
   virtual bool reads_values() const = 0;
 
-  // Throws ValueError that says where features [A, C] are not finite. A device whose values the
-  // host cannot see without waiting does nothing: nan and inf then show in the loss.
+  // Throws a ValueError with the position of an element of features [A, C] that is not finite. Does
+  // nothing if the host cannot read values without waiting: nan and inf then show in the loss.
   virtual void check_finite(const at::Tensor& features, const char* name) const = 0;
 
   virtual void prepare_rows(const PrepareRows& rows) const = 0;
-  virtual void contrastive(const ContrastiveProblem& problem) const = 0;
+  virtual void solve(const ContrastiveProblem& problem) const = 0;
 };
 
 void register_backend(at::DeviceType device, const Backend* backend);

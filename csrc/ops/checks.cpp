@@ -73,7 +73,7 @@ void check_alike(const at::Tensor& tensor, const char* name, const at::Tensor& l
 void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labels,
                     const at::Tensor& leading_rows, const at::Tensor& num_valid,
                     const at::Tensor& features) {
-  constexpr const char* kAdvice = "; prepare them by prepare_negatives() where they are used";
+  constexpr const char* kAdvice = "; prepare them with prepare_negatives() on this device";
   TORCH_CHECK_VALUE(negatives.device() == features.device(), "negatives must be on ",
                     features.device(), " like the features, but are on ", negatives.device());
   TORCH_CHECK_VALUE(negatives.dim() == 2 && negatives.is_contiguous(),
@@ -85,7 +85,7 @@ void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labe
       negatives.scalar_type(), " negatives and ", features.scalar_type(), " features");
   const Backend& backend = backend_for(features.device().type());
   TORCH_CHECK_TYPE(backend.multiplies(negatives.scalar_type()), "negatives of type ",
-                   negatives.scalar_type(), " cannot be multiplied here", kAdvice);
+                   negatives.scalar_type(), " cannot be multiplied on this device", kAdvice);
   const int64_t multiple = backend.channel_multiple(negatives.scalar_type());
   const int64_t channels = (features.size(1) + multiple - 1) / multiple * multiple;
   TORCH_CHECK_VALUE(negatives.size(1) == channels, "negatives must have ", features.size(1),
@@ -121,7 +121,7 @@ void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labe
   if (!leading_rows.defined()) return;
   const int64_t* leading = leading_rows.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < leading_rows.size(0); ++i) {
-    // The rows that count come first.
+    // Negatives that count come first.
     const bool fits = 0 <= leading[i] && leading[i] < (i < valid ? valid : rows);
     TORCH_CHECK_VALUE(fits, "leading_rows[", i, "] is ", leading[i], ", but must be a row below ",
                       i < valid ? valid : rows, kAdvice);

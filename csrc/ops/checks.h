@@ -1,4 +1,4 @@
-// Argument checks of all operators. Each names the argument, what came and what was needed.
+// Argument checks of all operators. Each names the argument, what is needed and what was given.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,9 +19,9 @@ void check_confidences(const at::Tensor& confidences, const char* name, int64_t 
 void check_alike(const at::Tensor& tensor, const char* name, const at::Tensor& like,
                  const char* like_name);
 
-// What prepare_negatives() returned, for features of this type, device and number of channels.
-// `leading_rows` may be undefined. On the CPU the values are checked too: whatever is given,
-// nothing is read beyond an end.
+// The tensors that prepare_negatives() returns, for features of this type, device and number of
+// channels. `leading_rows` may be undefined. On the CPU the values are checked too, so that the
+// kernels never read beyond the end of a tensor.
 void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labels,
                     const at::Tensor& leading_rows, const at::Tensor& num_valid,
                     const at::Tensor& features);

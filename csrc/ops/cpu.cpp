@@ -1,19 +1,19 @@
-// The CPU backend: torch's threads around the torch-free kernels.
+// The CPU backend: runs the torch-free kernels on torch's threads.
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <atomic>
 
-#include "kernels/cpu/contrastive.h"
 #include "kernels/cpu/cpu_capability.h"
+#include "kernels/cpu/solver.h"
 #include "ops/backend.h"
-#include "ops/contrastive.h"
+#include "ops/operators.h"
 
 namespace cac {
 namespace {
 
-// Threads draw tasks from a queue, because their costs differ by what the masks let them skip.
+// Threads draw tasks from a queue, because the masks make some tasks much cheaper than others.
 void parallel_for(int64_t tasks, const std::function<void(int64_t)>& body) {
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1, [&](int64_t, int64_t) {
@@ -21,7 +21,7 @@ void parallel_for(int64_t tasks, const std::function<void(int64_t)>& body) {
   });
 }
 
-// In the type itself.
+// Multiplies in the given type.
 cpu::Arithmetic arithmetic_of(DType type) {
   switch (type) {
     case DType::kFloat64:
@@ -33,8 +33,8 @@ cpu::Arithmetic arithmetic_of(DType type) {
   }
 }
 
-// Below this length the second and third bfloat16 parts of a float32 are subnormal, which AMX takes
-// for zero.
+// Below this length the second and third bfloat16 parts of a float32 are subnormal, which AMX
+// treats as zero.
 constexpr double kShortNegatives = 1e-20;
 
 // Null if no kernel in use multiplies negatives of this type.
@@ -79,7 +79,7 @@ class CpuBackend final : public Backend {
   }
 
   bool multiplies(at::ScalarType negatives) const override {
-    if (negatives == at::kBFloat16) {  // not with every instruction set
+    if (negatives == at::kBFloat16) {  // only some instruction sets
       return cpu::find_tile_kernel(cpu::Arithmetic::kBFloat16) != nullptr;
     }
     return negatives == at::kDouble || negatives == at::kFloat;
@@ -87,14 +87,14 @@ class CpuBackend final : public Backend {
 
   bool reads_values() const override { return true; }
 
-  void contrastive(const ContrastiveProblem& given) const override {
+  void solve(const ContrastiveProblem& given) const override {
     ContrastiveProblem problem = given;
     if (given.num_valid != nullptr) {
       problem.num_negatives = std::min(given.num_negatives, *given.num_valid);
       problem.num_leading_rows = std::min(given.num_leading_rows, *given.num_valid);
     }
     const cpu::TileKernel* kernel = find_kernel(problem.negative_dtype);
-    TORCH_INTERNAL_ASSERT(kernel != nullptr, "check_prepared() lets nothing else pass");
+    TORCH_INTERNAL_ASSERT(kernel != nullptr, "check_prepared() refuses other types");
     double largest_logit = 0;
     if (!problem.normalize) {
       const cpu::Magnitudes found = cpu::measure_magnitudes(problem, parallel_for);
@@ -108,7 +108,7 @@ class CpuBackend final : public Backend {
         kernel = cpu::find_tile_kernel(cpu::Arithmetic::kVectorFloat32);
       }
     }
-    cpu::contrastive(problem, largest_logit, *kernel, parallel_for);
+    cpu::solve(problem, largest_logit, *kernel, parallel_for);
   }
 };
 

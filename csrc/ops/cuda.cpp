@@ -1,5 +1,5 @@
-// The CUDA backend: torch's allocator, streams and precision settings around the torch-free
-// kernels.
+// The CUDA backend: runs the torch-free kernels with torch's allocator, streams and precision
+// settings.
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -8,15 +8,15 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "kernels/cuda/contrastive.h"
+#include "kernels/cuda/launch.h"
 #include "ops/aten_backend.h"
 #include "ops/backend.h"
-#include "ops/contrastive.h"
+#include "ops/operators.h"
 
 namespace cac {
 namespace {
 
-// 80 for sm_80. Where no GPU is at hand (tracing with fake tensors) what every recent one has.
+// 80 for sm_80. Without a GPU (tracing with fake tensors) it is assumed to be recent.
 int current_architecture() {
   if (c10::cuda::device_count() == 0) return 80;
   const int device = c10::cuda::current_device();
@@ -31,7 +31,7 @@ class CudaBackend final : public Backend {
  public:
   at::ScalarType compute_type(at::ScalarType features) const override {
     if (features == at::kDouble) return fallback_.compute_type(features);
-    // Turing multiplies neither bfloat16 nor TF32; float16 holds unit vectors as closely.
+    // Turing multiplies neither bfloat16 nor TF32; float16 is as accurate for unit vectors.
     const bool turing = current_architecture() < 80;
     if (features == at::kFloat) {
       const auto precision = at::globalContext().float32MatmulPrecision();
@@ -51,30 +51,29 @@ class CudaBackend final : public Backend {
 
   bool reads_values() const override { return false; }
 
-  // To look at the values the host would have to wait for the device.
+  // The host would have to wait for the device to read the values.
   void check_finite(const at::Tensor&, const char*) const override {}
 
   void prepare_rows(const PrepareRows& rows) const override {
     if (!has_kernels(rows.source_dtype, rows.padded_channels)) return fallback_.prepare_rows(rows);
-    cuda::run_prepare_rows(rows, c10::cuda::getCurrentCUDAStream());
+    cuda::prepare_rows(rows, c10::cuda::getCurrentCUDAStream());
   }
 
-  void contrastive(const ContrastiveProblem& problem) const override {
+  void solve(const ContrastiveProblem& problem) const override {
     if (!has_kernels(problem.feature_dtype, problem.padded_channels)) {
-      return fallback_.contrastive(problem);
+      return fallback_.solve(problem);
     }
     const cuda::Arithmetic arithmetic = arithmetic_of(problem);
-    if (!cuda::fits_device(problem, arithmetic)) return fallback_.contrastive(problem);
+    if (!cuda::fits_device(problem, arithmetic)) return fallback_.solve(problem);
     TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(problem.negatives) % 16 == 0,
                       "prepared negatives must begin at a multiple of 16 bytes; pass them as "
                       "prepare_negatives() returned them");
-    const cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic);
+    const cuda::LaunchPlan plan = cuda::plan_launch(problem, arithmetic);
     const auto bytes = static_cast<int64_t>(cuda::workspace_bytes(problem, plan));
     const at::Tensor workspace =
         at::empty({bytes}, at::TensorOptions().device(at::kCUDA).dtype(at::kByte));
-    // The allocator hands the memory on only to work that is queued behind this on the stream.
-    cuda::run_contrastive(problem, plan, workspace.mutable_data_ptr(),
-                          c10::cuda::getCurrentCUDAStream());
+    // The allocator reuses the memory only for work queued after this on the stream.
+    cuda::solve(problem, plan, workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
   }
 
  private:
@@ -106,8 +105,8 @@ class CudaBackend final : public Backend {
 const CudaBackend backend;
 const bool registered = (register_backend(at::kCUDA, &backend), true);
 
-// The operator with the device of its first tensor current. That tensor may lie on the CPU, another
-// one having brought the call here: the operator says which one does not belong.
+// Runs the operator with the device of its first tensor as the current one. That tensor may be on
+// the CPU if a later one is on CUDA; the operator's checks then name the mismatch.
 template <auto kOperator>
 struct OnDevice;
 

@@ -1,5 +1,5 @@
-// The importable module cac_ext._C: loading it registers the operators; its functions tell what was
-// built and what runs.
+// The importable module cac_ext._C: loading it registers the operators; its functions report what
+// was built and what runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -30,7 +30,8 @@ PYBIND11_MODULE(_C, m) {
         return backend.channel_multiple(static_cast<at::ScalarType>(dtype));
       },
       pybind11::arg("device"), pybind11::arg("dtype"),
-      "Prepared negatives of this type (as at::ScalarType) are padded to a multiple of it.");
+      "The multiple to which channels of prepared negatives of this type (as at::ScalarType) are "
+      "padded.");
   m.def(
       "replace_cpu_backend_by_aten",
       [](bool replace) {
@@ -39,5 +40,6 @@ PYBIND11_MODULE(_C, m) {
         cac::register_backend(at::kCPU, replace ? &aten : kernels);
       },
       pybind11::arg("replace"),
-      "Run on the CPU what other devices fall back on where their kernels end; for tests.");
+      "Run on the CPU the backend of plain ATen operations, to which other devices fall back; for "
+      "tests.");
 }

@@ -1,7 +1,7 @@
 """Runs calls of the CUDA sources on the device emulation.
 
-`builds.build` gives the `emulate` program, optionally with sanitizers or with a source changed;
-`Emulator.run` writes calls to a file, lets the program run them and reads the outcome.
+`builds.build` compiles the `emulate` program, optionally with sanitizers or with changed sources;
+`Emulator.run` writes calls to a file, runs the program and reads the outcomes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IGNORED = torch.iinfo(torch.int64).max
 
 
 class EmulationError(AssertionError):
-    """The program ended with an error: misuse of the device, or a sanitizer's finding."""
+    """The program ended with an error: misuse of the device, or a sanitizer's report."""
 
 
 @dataclasses.dataclass
@@ -54,9 +54,9 @@ class Call:
     valid: Tensor | None = None  # [N] bool, the negatives that count; None: all
     # How the device runs it.
     multiprocessors: int = 2
-    schedule: int = 0
+    execution_order: int = 0  # of warps and blocks: 0 first to last, 1 last to first, else a seed
     max_workers: int = 0  # 0: as planned
-    wave_tiles: int = 0
+    wave_tiles: int = 0  # 0: as planned
 
 
 @dataclasses.dataclass
@@ -84,7 +84,7 @@ def serialize(call: Call) -> bytes:
     number, negative_dtype = ARITHMETICS[call.arithmetic]
     num_anchors, channels = call.features1.shape
     num_negatives = call.negatives.shape[0]
-    # Those that do not count come last, in the order in which they were given.
+    # Negatives that do not count come last, in the given order.
     labels = call.negative_labels.long()
     valid = torch.ones_like(labels, dtype=torch.bool) if call.valid is None else call.valid
     labels, order = torch.sort(torch.where(valid, labels, IGNORED), stable=True)
@@ -115,7 +115,7 @@ def serialize(call: Call) -> bytes:
         call.features1.dtype.itemsize,
         negative_dtype.itemsize,
         call.multiprocessors,
-        call.schedule,
+        call.execution_order,
         call.max_workers,
         call.wave_tiles,
         -1 if call.valid is None else int(valid.sum()),
@@ -132,14 +132,14 @@ def serialize(call: Call) -> bytes:
 
 @dataclasses.dataclass
 class Emulator:
-    """Runs calls on the emulated device by the program that ``builds.build`` made."""
+    """Runs calls on the emulated device with a program of ``builds.build``."""
 
     program: Path
 
     def plan(
         self, anchors: int, negatives: int, channels: int, arithmetic: str, multiprocessors: int
     ) -> dict[str, int]:
-        """How a call with a gradient would be cut into pieces: fields of ``LaunchPlan`` and
+        """The launch plan of a call with a gradient: fields of ``LaunchPlan`` and
         ``workspace_bytes``. One block runs on a multiprocessor at a time."""
         number, dtype = ARITHMETICS[arithmetic]
         numbers = (number, anchors, negatives, channels, FEATURE_DTYPES[dtype], multiprocessors)

@@ -1,8 +1,8 @@
-"""Compiles the CUDA sources against the device emulation, and keeps what was compiled.
+"""Compiles the CUDA sources against the device emulation, and keeps the objects.
 
-Objects and programs lie in ``build/cuda_emulation`` of the repository, named by a hash of all that
-goes into them, so that a source is compiled once and not once a run of the tests. Any number of
-processes may build at a time.
+Objects and programs are in ``build/cuda_emulation`` of the repository, named by a hash of their
+inputs, so that unchanged sources are compiled once, not in every test run. Any number of processes
+may build at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 #: The kernels take longer to compile than to run; most of a run is the emulation.
 EMULATION_LEVEL, KERNEL_LEVEL, SANITIZED_KERNEL_LEVEL = "-O1", "-Og", "-O0"
 
-#: So many of the files used last stay; others go when no one has used them for an hour.
+#: This many of the most recently used files stay; others are removed after an hour without use.
 FILES_KEPT = 200
 SECONDS_KEPT = 3600
 
@@ -46,10 +46,10 @@ def build(
     csrc: Path = CSRC,
     only: Sequence[str] | None = None,
 ) -> Path:
-    """The program ``emulate``, compiled if need be.
+    """The program ``emulate``, compiled if necessary.
 
-    ``only`` names the sources (stems, for example ``stream_bf16``) that ``csrc`` and ``flags`` are
-    for; all others are those of the tree.
+    ``only`` names the sources (stems, for example ``stream_bf16``) to which ``csrc`` and ``flags``
+    apply; all others are compiled from the tree without them. ``None``: they apply to all.
     """
     remove_unused()
     kernels = [path.stem for path in (CSRC / "kernels" / "cuda").glob("*.cu")]
@@ -77,7 +77,7 @@ def build(
 
 
 def compiled(source: Path, csrc: Path, flags: Sequence[str]) -> Path:
-    """The object of one source, whose headers lie in ``csrc``."""
+    """The object of one source, with the headers in ``csrc``."""
 
     def compile_it(target: Path) -> None:
         command = [compiler(), *flags, f"-I{csrc}", f"-I{HERE}", "-w", "-x", "c++"]
@@ -108,7 +108,7 @@ def hash_of(*parts: str) -> str:
 
 
 def kept(name: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The file ``name`` that belongs to ``key``; ``make`` writes it where it is not there yet."""
+    """The file ``name`` for ``key``; ``make`` writes it if it does not exist yet."""
     path = KEPT / f"{key}-{name}"
     try:
         os.utime(path)  # used now
@@ -116,13 +116,13 @@ def kept(name: str, key: str, make: Callable[[Path], None]) -> Path:
         KEPT.mkdir(parents=True, exist_ok=True)
         unfinished = KEPT / f"{key}-{name}.{os.getpid()}"
         make(unfinished)
-        unfinished.replace(path)  # whole or not at all, whoever else is building it
+        unfinished.replace(path)  # never half written, even if another process builds it too
     return path
 
 
 @functools.cache
 def remove_unused() -> None:
-    """Once a process. What was used within the hour stays: another may be about to link it."""
+    """Once a process. Files used within the hour stay: another process may still link them."""
     files = []
     for path in KEPT.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # removed by another process
@@ -139,7 +139,7 @@ def run_command(command: list[str]) -> None:
 
 
 def mutate(csrc: Path, folder: Path, change: Callable[[str, str], str]) -> Path:
-    """A copy of ``csrc/kernels`` in which every file's text went through ``change(name, text)``."""
+    """A copy of ``csrc/kernels`` in which ``change(name, text)`` replaces the text of each file."""
     target = folder / "csrc"
     for path in (csrc / "kernels").rglob("*"):
         if path.suffix in {".h", ".cuh", ".cu"}:

@@ -17,8 +17,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Saves where one fiber is and goes on where another one was. swapcontext does it too, but asks the
-// kernel for the signal mask every time, which is most of what a run costs.
+// Saves the state of one fiber and resumes another. swapcontext does the same, but its system call
+// for the signal mask would take most of a run's time.
 #if defined(__x86_64__)
 extern "C" void cac_switch_stack(void** from, void* to);
 asm(R"(
@@ -72,13 +72,13 @@ struct Fiber {
   size_t stack_bytes = 0;
   void* sanitizer_stack = nullptr;
   State state = State::kReady;
-  std::vector<Copy> copies;    // under way
-  std::vector<size_t> groups;  // how many of them each committed group has, the oldest first
+  std::vector<Copy> copies;    // unfinished
+  std::vector<size_t> groups;  // number of copies in each committed group, the oldest first
   size_t uncommitted = 0;
 };
 
 struct Warp {
-  const char* name = nullptr;  // of the collective that is gathering
+  const char* name = nullptr;  // of the collective at which lanes wait
   int arrived = 0;
   Lanes lanes;
 };
@@ -91,8 +91,8 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<int> warp_order;
   int at_barrier = 0;
-  bool vote = false;      // of those who have come to the barrier
-  bool vote_was = false;  // of the last barrier
+  bool vote = false;       // of the threads at the barrier so far
+  bool last_vote = false;  // of the last complete barrier
   char* shared = nullptr;
   void (*body)(const void* params) = nullptr;
   const void* params = nullptr;
@@ -100,15 +100,15 @@ struct Block {
 
 Block block;
 Fiber host;
-int current = -1;  // thread that runs; -1: the host
+int current = -1;  // the running thread; -1: the host
 std::vector<std::unique_ptr<char[]>> stacks;
 
 void prepare_context(Fiber& fiber, void (*entry)()) {
 #if defined(__x86_64__)
-  // As cac_switch_stack leaves a stack: six registers, and where to go on.
+  // As cac_switch_stack leaves a stack: six registers and the return address.
   auto* top = reinterpret_cast<void**>(
       (reinterpret_cast<uintptr_t>(fiber.stack) + fiber.stack_bytes) / 16 * 16);
-  clear_gaps(top - 512, 512 * sizeof(void*));  // what the frames of a finished thread left
+  clear_gaps(top - 512, 512 * sizeof(void*));  // left by the frames of a finished thread
   std::fill(top - 8, top, nullptr);
   top[-2] = reinterpret_cast<void*>(entry);
   fiber.context = top - 8;
@@ -127,7 +127,7 @@ void finish_switch(Fiber& arrived, bool first_time) {
   size_t old_bytes = 0;
   __sanitizer_finish_switch_fiber(first_time ? nullptr : arrived.sanitizer_stack, &old_stack,
                                   &old_bytes);
-  // Whoever is first to leave the host's stack tells where that stack is.
+  // The first switch away from the host's stack reports where that stack is.
   if (host.stack == nullptr) {
     host.stack = const_cast<void*>(old_stack);
     host.stack_bytes = old_bytes;
@@ -151,8 +151,8 @@ void switch_fiber(Fiber& from, Fiber& to) {
   finish_switch(from, false);
 }
 
-// The next thread that can run: of this thread's warp if wanted and any, else of the first warp in
-// order.
+// The next thread that can run: one of this thread's warp if `same_warp_first`, else one of the
+// first warp in order; -1 if no thread can.
 int next_ready(bool same_warp_first) {
   const int warp = current / 32;
   for (int step = 1; same_warp_first && step <= 32; ++step) {
@@ -173,7 +173,10 @@ void run_another(bool same_warp_first = true) {
   if (next < 0) {
     const bool done = std::all_of(block.fibers.begin(), block.fibers.end(),
                                   [](const Fiber& f) { return f.state == State::kDone; });
-    if (!done) fail("deadlock: some threads of the block never reach what the others wait for");
+    if (!done)
+      fail(
+          "deadlock: some threads of the block never reach the barrier or collective that others "
+          "wait for");
     current = -1;
     switch_fiber(from, host);
     return;
@@ -192,16 +195,18 @@ void thread_main() {
   fail("a finished thread was resumed");
 }
 
-std::vector<int64_t> order(int64_t count, uint64_t schedule) {
+std::vector<int64_t> order_of(int64_t count, uint64_t execution_order) {
   std::vector<int64_t> result(count);
   std::iota(result.begin(), result.end(), 0);
-  if (schedule == 1) std::reverse(result.begin(), result.end());
-  if (schedule > 1) std::shuffle(result.begin(), result.end(), std::mt19937_64(schedule));
+  if (execution_order == 1) std::reverse(result.begin(), result.end());
+  if (execution_order > 1) {
+    std::shuffle(result.begin(), result.end(), std::mt19937_64(execution_order));
+  }
   return result;
 }
 
 void run_block(unsigned index, int shared_bytes) {
-  // No byte more than asked for, so that AddressSanitizer sees the first one beyond.
+  // Exactly the requested bytes, so that AddressSanitizer sees an access to the first one beyond.
   void* shared = nullptr;
   if (posix_memalign(&shared, 128, std::max(shared_bytes, 1)) != 0) fail("out of memory");
   std::memset(shared, 0xff, shared_bytes);
@@ -212,7 +217,7 @@ void run_block(unsigned index, int shared_bytes) {
   block.fibers.resize(block.threads);
   block.warps.assign(block.threads / 32, Warp{});
   for (int thread = 0; thread < block.threads; ++thread) {
-    // A warp's stacks at a time: every large allocation asks the kernel for memory.
+    // One allocation for the stacks of a warp, because every large one is a system call.
     if (static_cast<int>(stacks.size()) <= thread / 32) {
       stacks.emplace_back(new char[32 * kStackBytes]);
     }
@@ -265,10 +270,10 @@ void run_grid(int64_t blocks, int threads, int shared_bytes, void (*body)(const 
   block.body = body;
   block.params = params;
   block.warp_order.clear();
-  for (int64_t warp : order(threads / 32, settings.schedule)) {
+  for (int64_t warp : order_of(threads / 32, settings.execution_order)) {
     block.warp_order.push_back(static_cast<int>(warp));
   }
-  for (int64_t index : order(blocks, settings.schedule)) {
+  for (int64_t index : order_of(blocks, settings.execution_order)) {
     run_block(static_cast<unsigned>(index), shared_bytes);
   }
 }
@@ -306,7 +311,7 @@ void block_barrier() {
     return;
   }
   block.at_barrier = 0;
-  block.vote_was = std::exchange(block.vote, false);
+  block.last_vote = std::exchange(block.vote, false);
   for (Fiber& fiber : block.fibers) fiber.state = State::kReady;
   run_another(false);
 }
@@ -314,8 +319,8 @@ void block_barrier() {
 bool block_vote(bool predicate) {
   block.vote = block.vote || predicate;
   block_barrier();
-  // No thread can end the next barrier before this one has come to it.
-  return block.vote_was;
+  // The next barrier cannot complete before this thread reaches it.
+  return block.last_vote;
 }
 
 void issue_copy(char* destination, const void* source, bool valid) {

@@ -1,14 +1,13 @@
-// A CUDA device in C++, small and strict: what csrc/kernels/cuda/device.cuh offers the kernels,
-// carried out on the CPU.
+// A CUDA device in C++, small and strict: the functions of csrc/kernels/cuda/device.cuh on the CPU.
 //
 // The threads of a block are fibers. A collective (barrier, shuffle, ldmatrix, mma.sync, ...) holds
-// a fiber until the others it needs have come; which fiber runs meanwhile is set by `schedule`, so
-// that code which leans on a lucky order fails under another. Shared memory is an allocation of
+// a fiber until the others it needs arrive. `execution_order` decides which fiber runs meanwhile,
+// so that code which relies on one order fails under another. Shared memory is an allocation of
 // exactly the launched size, filled with NaN bits before every block. cp.async reads its source and
 // writes its destination only when the copy is waited for, and poisons the destination until then.
-// Misuse (threads of a warp at different collectives, a barrier some threads never reach, a
-// misaligned address) ends the process with a message. In the .cu sources the word `float` stands
-// for Float, whose arithmetic returns nan with a GPU's bits.
+// Misuse (threads of a warp at different collectives, a barrier that some threads never reach, a
+// misaligned address) ends the process with a message. In the .cu sources the word `float` means
+// Float, whose arithmetic returns nan with a GPU's bits.
 #pragma once
 
 #include <algorithm>
@@ -43,15 +42,15 @@ inline int2 make_int2(int x, int y) { return {x, y}; }
 
 namespace cac::emulation {
 
-// std::bit_cast, which C++17 does not have yet.
+// std::bit_cast, which C++17 lacks.
 template <class To, class From>
 constexpr To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   return __builtin_bit_cast(To, from);
 }
 
-// A float32 of the device. Every operation that gives nan gives this one, as on a GPU; x86 hands on
-// the bits of an operand instead, or returns 0xffc00000. Only copies keep the bits of a nan.
+// A float32 of the device. Every operation whose result is nan returns kNan, as on a GPU; x86
+// returns the bits of an operand or 0xffc00000 instead. Only copies keep the bits of a nan.
 class Float {
  public:
   static constexpr uint32_t kNan = 0x7fffffffu;
@@ -98,19 +97,19 @@ struct Settings {
   int resident_blocks = 1;
   // Order in which the warps of a block and the blocks of a grid run: 0 first to last, 1 last to
   // first, otherwise the seed of a random order.
-  uint64_t schedule = 0;
+  uint64_t execution_order = 0;
 };
 extern Settings settings;
 
-// Statistics of the launches so far, for tests that promise that work is skipped.
+// mma.sync instructions so far, for tests which promise that work is skipped.
 extern int64_t matrix_products;
 
-// `body(params)` is what every thread does.
+// Every thread runs body(params).
 void run_grid(int64_t blocks, int threads, int shared_bytes, void (*body)(const void* params),
               const void* params);
 
-// The operands and results of the 32 lanes of a warp meet here; `combine` runs once, when all 32
-// have come. Every lane must come to a collective of the same name.
+// The operands and results of the 32 lanes of a warp. `combine` runs once, when all 32 lanes have
+// arrived. All of them must be at a collective of the same name.
 struct Lanes {
   const void* operands[32];
   void* results[32];
@@ -139,10 +138,10 @@ Result collective(const char* name, const Operand& operand, Combine combine) {
 }
 
 void block_barrier();
-// A barrier that tells every thread whether one of them came with `predicate`.
+// A barrier that returns to every thread whether one of them passed a true `predicate`.
 bool block_vote(bool predicate);
 char* shared_memory();
-// Takes back what device::mark_gap did to this memory, so that it can be freed and used anew.
+// Undoes device::mark_gap for this memory, so that it can be freed and reused.
 void clear_gaps(void* begin, size_t bytes);
 [[noreturn]] void fail(const std::string& what);
 
@@ -156,7 +155,7 @@ void load_matrices(uint32_t (&matrices)[4], const char* row, bool transposed);
 
 }  // namespace cac::emulation
 
-// float2, exp, fmaf and so on for floats of the device.
+// float2, exp, fmaf and so on for Float.
 struct float2 {
   cac::emulation::Float x, y;
 };
@@ -182,7 +181,7 @@ inline cac::emulation::Float fmaf(cac::emulation::Float x, cac::emulation::Float
   return cac::emulation::Float::result(
       std::fma(static_cast<float>(x), static_cast<float>(y), static_cast<float>(z)));
 }
-// Never fused with what follows.
+// Never fused with the next operation.
 inline cac::emulation::Float __fmul_rn(cac::emulation::Float x, cac::emulation::Float y) {
   return x * y;
 }
@@ -287,7 +286,7 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 #endif
 constexpr int kArchitecture = CAC_EMULATED_ARCHITECTURE;
 
-// Counted from the beginning of the block's shared memory.
+// Offset from the beginning of the block's shared memory.
 using SharedAddress = uint32_t;
 
 inline char* dynamic_shared_memory() { return emulation::shared_memory(); }
@@ -333,7 +332,7 @@ inline void multiply_tf32(Float (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
   emulation::matrix_product(emulation::Format::kTensorFloat32, d, a, b0, b1);
 }
 
-// ex2.approx.ftz flushes subnormal results; its 2 ulp are not imitated.
+// ex2.approx.ftz flushes subnormal results; its error of 2 ulp is not imitated.
 inline Float exp2_approx(Float x) {
   const float result = std::exp2(static_cast<float>(x));
   return result < 1.17549435e-38f ? Float(0) : Float::result(result);
@@ -363,10 +362,10 @@ inline uint32_t pack_bf16(Float low, Float high) {
 
 inline void trap() { emulation::fail("trap"); }
 
-// 64 KiB on sm_75; otherwise the 99 KiB of sm_86, the least there is from sm_80 on.
+// 64 KiB on sm_75; otherwise the 99 KiB of sm_86, the minimum from sm_80 on.
 inline int max_shared_bytes() { return (kArchitecture < 800 ? 64 : 99) << 10; }
 
-// The architecture of whoever asks: kernels and host code are to be compiled for the same one.
+// The architecture of the calling code: kernels and host code must be compiled for the same one.
 template <class Kernel>
 int code_architecture(Kernel*) {
   return kArchitecture / 10;
@@ -381,7 +380,8 @@ int resident_blocks(Kernel*, int, int) {
 template <class Params>
 void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, cudaStream_t,
             const Params& params) {
-  if (shared_bytes > max_shared_bytes()) emulation::fail("more shared memory than there is");
+  if (shared_bytes > max_shared_bytes())
+    emulation::fail("the launch needs more shared memory than the device has");
   struct Launch {
     void (*kernel)(Params);
     const Params& params;

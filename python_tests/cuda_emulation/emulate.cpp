@@ -1,6 +1,5 @@
-// Runs requests on the emulated device: `emulate REQUEST RESULT`. Or prints how a call with a
-// gradient would be cut into pieces:
-// `emulate plan ARITHMETIC ANCHORS NEGATIVES CHANNELS DTYPE MULTIPROCESSORS`.
+// Runs requests on the emulated device: `emulate REQUEST RESULT`. Or prints the launch plan of a
+// call with a gradient: `emulate plan ARITHMETIC ANCHORS NEGATIVES CHANNELS DTYPE MULTIPROCESSORS`.
 //
 // A request file holds one call after the other as written by python_tests/cuda_emulation: a fixed
 // header, then the arrays. Every array becomes an allocation of its exact size.
@@ -11,7 +10,7 @@
 #include <vector>
 
 #include "device_emulation.h"
-#include "kernels/cuda/contrastive.h"
+#include "kernels/cuda/launch.h"
 
 namespace {
 
@@ -21,7 +20,7 @@ struct Header {
   int64_t objective, feature_dtype, num_anchors, channels, row_stride, with_positives;
   int64_t arithmetic, num_negatives, negative_stride, negative_dtype, padded_channels;
   int64_t num_leading_rows, normalize, with_gradient, element_bytes, negative_element_bytes;
-  int64_t multiprocessors, schedule, max_workers, wave_tiles;
+  int64_t multiprocessors, execution_order, max_workers, wave_tiles;
   int64_t num_valid;  // -1: all
   double temperature, eps;
 };
@@ -79,7 +78,7 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   const Buffer leading_rows(request, header.num_leading_rows * 8);
 
   emulation::settings.multiprocessors = static_cast<int>(header.multiprocessors);
-  emulation::settings.schedule = static_cast<uint64_t>(header.schedule);
+  emulation::settings.execution_order = static_cast<uint64_t>(header.execution_order);
   emulation::matrix_products = 0;
 
   const Buffer negatives(header.num_negatives * header.padded_channels *
@@ -95,7 +94,7 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   prepare.destination = negatives.data();
   prepare.destination_dtype = static_cast<DType>(header.negative_dtype);
   prepare.padded_channels = header.padded_channels;
-  cuda::run_prepare_rows(prepare, nullptr);
+  cuda::prepare_rows(prepare, nullptr);
 
   const Buffer values(header.num_anchors * 4);
   const Buffer gradients(header.with_gradient ? header.num_anchors * header.channels * 4 : 0);
@@ -127,11 +126,11 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
 
   const auto arithmetic = static_cast<cuda::Arithmetic>(header.arithmetic);
   require(cuda::fits_device(problem, arithmetic), "the problem does not fit the device");
-  cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic);
+  cuda::LaunchPlan plan = cuda::plan_launch(problem, arithmetic);
   if (header.max_workers > 0) plan.max_workers = header.max_workers;
   if (header.wave_tiles > 0) plan.wave_tiles = header.wave_tiles;
   const Buffer workspace(cuda::workspace_bytes(problem, plan));
-  cuda::run_contrastive(problem, plan, workspace.data(), nullptr);
+  cuda::solve(problem, plan, workspace.data(), nullptr);
   emulation::clear_gaps(workspace.data(), cuda::workspace_bytes(problem, plan));
 
   values.write(result);
@@ -153,7 +152,7 @@ void print_plan(char** numbers) {
   problem.gradients = &unused;
   emulation::settings.multiprocessors = std::atoi(numbers[5]);
   const auto arithmetic = static_cast<cuda::Arithmetic>(std::atoi(numbers[0]));
-  const cuda::LaunchPlan plan = cuda::plan_contrastive(problem, arithmetic);
+  const cuda::LaunchPlan plan = cuda::plan_launch(problem, arithmetic);
   std::printf("max_tiles %lld wave_tiles %lld max_workers %lld workspace_bytes %zu\n",
               static_cast<long long>(plan.max_tiles), static_cast<long long>(plan.wave_tiles),
               static_cast<long long>(plan.max_workers), cuda::workspace_bytes(problem, plan));
@@ -169,7 +168,7 @@ int main(int argc, char** argv) {
   require(argc == 3, "usage: emulate REQUEST RESULT");
   std::FILE* request = std::fopen(argv[1], "rb");
   std::FILE* result = std::fopen(argv[2], "wb");
-  require(request != nullptr && result != nullptr, "cannot open the files");
+  require(request != nullptr && result != nullptr, "cannot open REQUEST or RESULT");
   Header header;
   while (std::fread(&header, sizeof(header), 1, request) == 1) run(header, request, result);
   std::fclose(request);

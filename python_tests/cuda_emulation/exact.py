@@ -1,4 +1,4 @@
-"""The truth about a call of the kernels, in float64 and by formulas of its own (paper Eq. 1-8)."""
+"""The exact outcome of a call of the kernels, in float64, by separate formulas (paper Eq. 1-8)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LEADING_CHUNK = 8000
 @dataclasses.dataclass
 class Truth:
     values: Tensor  # [A]
-    gradients: Tensor  # [A, C], nan throughout a row that holds a nan or an infinity
+    gradients: Tensor  # [A, C], all nan in a row with a nan or an infinity
     lengths: Tensor  # [A] of the anchors' vectors
-    #: [A] what bounds the gradient's row before its terms cancel.
+    #: [A] bound of the gradient's row before its terms cancel.
     gradient_size: Tensor
-    #: [A] largest product of lengths that enters a logit.
+    #: [A] largest product of lengths in a logit.
     logit_size: Tensor
-    #: [A] what that product may be off by, for elements so near the middle between two numbers of
-    #: the arithmetic that float32 may round them otherwise than float64.
+    #: [A] possible error of that product, from elements so near the middle between two numbers of
+    #: the arithmetic that float32 and float64 may round them differently.
     logit_doubt: Tensor
 
 
 def round_to(arithmetic: str, x: Tensor) -> Tensor:
-    """``x`` as the arithmetic's products read it, float64."""
+    """``x`` rounded as the factors of the arithmetic's products, float64."""
     x = x.float()
     if arithmetic == "bf16":
         x = x.bfloat16()
@@ -44,7 +44,7 @@ def round_to(arithmetic: str, x: Tensor) -> Tensor:
 
 
 def rounding_doubt(arithmetic: str, x: Tensor) -> Tensor:
-    """[R] length of what lies between the roundings of a row a few float32 units apart."""
+    """[R] length of the difference between the roundings of a row a few float32 units apart."""
     return (round_to(arithmetic, x * (1 + 3e-7)) - round_to(arithmetic, x * (1 - 3e-7))).norm(dim=1)
 
 
@@ -53,14 +53,14 @@ def largest(x: Tensor) -> Tensor:
 
 
 def unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """Rows as they are compared, and their lengths [R, 1]."""
+    """Rows as they are compared, and their lengths [R, 1] before."""
     lengths = x.norm(dim=1, keepdim=True)
     return (x / lengths.clamp(min=MIN_NORM) if normalize else x), lengths
 
 
 def exact(call: Call, *, rounded: bool = False) -> Truth:
-    """Values and gradients. ``rounded``: of the products of rounded elements, which leaves to the
-    kernels nothing but the rounding of sums and probabilities."""
+    """Exact values and gradients. ``rounded``: for elements rounded as in the kernels' products, so
+    that the kernels differ only by the rounding of sums and probabilities."""
     tau, eps = call.temperature, call.eps
     view1 = call.features1.double()
     active = call.direction != 0
@@ -68,9 +68,9 @@ def exact(call: Call, *, rounded: bool = False) -> Truth:
         raw_anchors, raw_positives = view1, torch.zeros_like(view1)
     else:
         view2 = call.features2.double()
-        towards1 = (call.direction == 2)[:, None]
-        raw_anchors = torch.where(towards1, view2, view1)
-        raw_positives = torch.where(towards1, view1, view2)
+        second_to_first = (call.direction == 2)[:, None]
+        raw_anchors = torch.where(second_to_first, view2, view1)
+        raw_positives = torch.where(second_to_first, view1, view2)
     anchors, lengths = unit(raw_anchors, call.normalize)  # [A, C], [A, 1]
     positives, _ = unit(raw_positives, call.normalize)
     valid = slice(None) if call.valid is None else call.valid
@@ -90,8 +90,8 @@ def exact(call: Call, *, rounded: bool = False) -> Truth:
     masked = logits.masked_fill(~met, -torch.inf)
     padded = torch.cat([masked, masked.new_full((len(masked), 1), -torch.inf)], dim=1)
     log_sum = padded.logsumexp(dim=1, keepdim=True)  # [A, 1]
-    share = torch.where(met & (log_sum > -torch.inf), (masked - log_sum).exp(), 0.0)  # [A, N]
-    mean = share @ negatives.nan_to_num(0.0, 0.0, 0.0)  # [A, C]
+    probability = torch.where(met & (log_sum > -torch.inf), (masked - log_sum).exp(), 0.0)  # [A, N]
+    mean = probability @ negatives.nan_to_num(0.0, 0.0, 0.0)  # [A, C]
     positive = (anchors * positives).sum(dim=1, keepdim=True) / tau  # [A, 1]
     if call.features2 is None:
         values = log_sum

@@ -1,4 +1,4 @@
-// What the matrix units of the emulated device do: ldmatrix and mma.sync.
+// The matrix units of the emulated device: ldmatrix and mma.sync.
 #define CAC_EMULATION_HOST
 #include "device_emulation.h"
 
@@ -21,7 +21,7 @@ double element(Format format, const uint32_t* fragment, int index) {
   return 0;
 }
 
-// Tensor cores cut the sum off towards zero where IEEE addition rounds to nearest.
+// Tensor cores cut sums off towards zero, while IEEE addition rounds to nearest.
 float round_towards_zero(double x) {
   const float y = static_cast<float>(x);
   if (!(std::fabs(static_cast<double>(y)) > std::fabs(x)) || std::isinf(x)) return y;

@@ -1,68 +1,70 @@
-"""The commands ``cac-ext evaluate`` and ``cac-ext predict``: what a trained network is worth."""
+"""The commands ``cac-ext evaluate`` and ``cac-ext predict``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.cli.common import Commands
+from cac_ext.train.errors import ConfigError
 
-_UNREADABLE = 1  # exit code where some images could not be read
+if TYPE_CHECKING:
+    from cac_ext.train.inference import Inference
+
+_UNREADABLE = 1  # exit code if some images could not be read
 _LARGEST_WINDOW = 10**6  # pixels
-_MOST_IN_JSON = 1000  # classes of a confusion matrix that a JSON file holds
 
 
-def add_run_commands(commands: argparse._SubParsersAction) -> None:
+def add_run_commands(commands: Commands) -> None:
     """Adds ``evaluate`` and ``predict`` to the command line's grammar."""
     evaluate = commands.add_parser(
         "evaluate",
-        help="mIoU of a run, multi-scale and by windows too",
+        help="measure a run's mIoU, also multi-scale or by windows",
         description="Evaluates the network of a run on its validation images, each once and at "
         "its original size. Prints a table of the classes and writes evaluation.json and "
-        "confusion_matrix.png into RUN_FOLDER/evaluation/NAME, where NAME tells the options.",
+        "confusion_matrix.png into RUN_FOLDER/evaluation/NAME; NAME consists of the options.",
     )
-    evaluate.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="of `cac-ext train`")
-    _add_common(evaluate)
-    evaluate.add_argument("--output", type=Path, help="folder to write to instead")
+    evaluate.add_argument(
+        "folder", metavar="RUN_FOLDER", type=Path, help="folder of a finished run"
+    )
+    evaluate.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="changed data and device, e.g. data.root=... device=cpu; other keys are refused",
+    )
+    _add_inference(evaluate)
+    evaluate.add_argument("--output", type=Path, help="write to this folder instead")
     evaluate.set_defaults(command=_evaluate)
 
     predict = commands.add_parser(
         "predict",
-        help="class masks of images of your own",
+        help="predict the classes of your own images",
         description="Predicts images with the network of a run and writes, below --output, "
         "ids/ (single-channel PNGs of class ids), colours/ and overlays/, upright as viewers show "
-        "the images. An image a.jpg gives a.png; beside an a.tif, a.jpg.png. Hidden files and "
-        "those that are no images by their suffix are left out of a folder. The images are never "
-        "overwritten, earlier predictions only with --overwrite. The run's data need not be "
-        "there. Exit code 1: some images could not be read; the others are done.",
+        "the images. a.jpg becomes a.png; if a.tif is there too, a.jpg.png. In folders, hidden "
+        "files and files without an image suffix are skipped. Images are never overwritten, "
+        "earlier predictions only with --overwrite. The run's data need not be there. Exit code "
+        "1: some images could not be read; the others are done.",
     )
-    predict.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="of `cac-ext train`")
+    predict.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="folder of a finished run")
     predict.add_argument(
         "images", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="files, folders of images"
     )
     predict.add_argument("--output", type=Path, required=True, help="folder of the predictions")
-    predict.add_argument("--overwrite", action="store_true", help="earlier predictions, that is")
+    predict.add_argument("--overwrite", action="store_true", help="replace earlier predictions")
     predict.add_argument(
         "--max-image-pixels",
         type=int,
         metavar="PIXELS",
-        help="that an image may have (default: the run's data.max_image_pixels)",
+        help="most pixels an image may have (default: the run's data.max_image_pixels)",
     )
     predict.add_argument("--device", help="auto, cpu, cuda, ... (default: the run's)")
     _add_inference(predict)
     predict.set_defaults(command=_predict)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        help="where data and device are now, e.g. data.root=... device=cpu",
-    )
-    _add_inference(parser)
 
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
@@ -77,97 +79,36 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=int,
         metavar="PIXELS",
-        help="slide a window of this side over the image, for large ones (default: all at once)",
+        help="slide a window of this side over large images (default: the whole image at once)",
     )
 
 
-def _inference(options: argparse.Namespace):
+def _inference(options: argparse.Namespace) -> Inference:
     from cac_ext.train.inference import Inference
 
-    try:
+    scales: tuple[float, ...] = ()
+    with suppress(ValueError):
         scales = tuple(float(part) for part in options.scales.split(","))
-    except ValueError:
-        scales = ()
     if not scales or not all(0 < scale < 100 for scale in scales):
-        raise ConfigError(f"--scales takes numbers > 0 such as 0.5,1,1.5, but got {options.scales}")
+        raise ConfigError(
+            "--scales takes numbers above 0 and below 100 such as 0.5,1,1.5, but got "
+            f"{options.scales}"
+        )
     if options.window is not None and not 0 < options.window <= _LARGEST_WINDOW:
         raise ConfigError(
-            f"--window takes a number of pixels > 0 and at most {_LARGEST_WINDOW}, but got "
+            f"--window takes a number of pixels above 0 and at most {_LARGEST_WINDOW}, but got "
             f"{options.window}"
         )
     return Inference(scales, options.flip, options.window)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    import numpy as np
-
-    from cac_ext.train.data import build_datasets
-    from cac_ext.train.evaluate import absence_note, evaluate
-    from cac_ext.train.figures.panels import save_confusion
-    from cac_ext.train.runs.folder import load_run, require_same_classes
-    from cac_ext.train.runtime.distributed import process_group
+    from cac_ext.train.runs.evaluation import evaluate_run
 
     inference = _inference(options)
-    run = load_run(options.folder, options.overrides)
-    splits = build_datasets(run.config.data)
-    require_same_classes(run, splits)
-    with process_group(run.config.device) as processes:
-        evaluation = evaluate(
-            run.network,
-            splits.validation,
-            splits.num_classes,
-            splits.ignore_index,
-            num_workers=run.config.data.num_workers,
-            progress=processes.is_main,
-            processes=processes,
-            inference=inference,
-        )
-        if not processes.is_main:
-            return
-    if not evaluation.confusion.any():
-        raise DataError(
-            f"no pixel of the {len(splits.validation)} validation masks counts: all are "
-            f"{splits.ignore_index}, which is data.ignore_index"
-        )
-    name = str(inference).replace(", ", "-").replace(" ", "-")
-    output = options.output or options.folder / "evaluation" / name
-    output.mkdir(parents=True, exist_ok=True)
-    columns = {
-        "iou": evaluation.class_iou,
-        "accuracy": evaluation.class_accuracy,
-        "precision": evaluation.class_precision,
-    }
-    rows = list(zip(splits.class_names, *columns.values(), strict=True))
-    record = {
-        "iteration": run.iteration,
-        "inference": str(inference),
-        "images": len(splits.validation),
-        "miou": evaluation.miou,
-        "absent_classes": [splits.class_names[k] for k in evaluation.absent_classes],
-        "pixel_accuracy": evaluation.pixel_accuracy,
-        "classes": {
-            # JSON knows no nan
-            row[0]: {k: None if v != v else v for k, v in zip(columns, row[1:], strict=True)}
-            for row in rows
-        },
-        "confusion": evaluation.confusion.tolist(),
-    }
-    if splits.num_classes > _MOST_IN_JSON:
-        record["confusion"] = "confusion_matrix.npy"
-        np.save(output / record["confusion"], evaluation.confusion.numpy())
-    (output / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    save_confusion(output / "confusion_matrix.png", evaluation.confusion, splits.class_names)
-
-    width = max(len("pixel accuracy"), *map(len, splits.class_names))
-    print(f"{'class':{width}}     IoU  accuracy  precision")
-    for class_name, iou, accuracy, precision in rows:
-        print(
-            f"{class_name:{width}}  {100 * iou:6.2f}  {100 * accuracy:8.2f}  {100 * precision:9.2f}"
-        )
-    note = absence_note(dict(zip(splits.class_names, evaluation.class_iou, strict=True)))
-    print(f"{'mIoU':{width}}  {100 * evaluation.miou:6.2f}{note and f'  ({note})'}")
-    print(f"{'pixel accuracy':{width}}  {100 * evaluation.pixel_accuracy:6.2f}")
-    print(f"{len(splits.validation)} images, {inference}; iteration {run.iteration}; {output}")
+    table = evaluate_run(options.folder, options.overrides, inference, options.output)
+    if table is not None:
+        print(table)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The command ``cac-ext figures``: the paper's Fig. 1 and 3 of runs of one's own."""
+"""The command ``cac-ext figures``."""
 
 from __future__ import annotations
 
@@ -6,102 +6,74 @@ import argparse
 import re
 from pathlib import Path
 
+from cac_ext.train.cli.common import Commands
 from cac_ext.train.errors import ConfigError
 
 
-def add_figure_commands(commands: argparse._SubParsersAction) -> None:
+def add_figure_commands(commands: Commands) -> None:
     """Adds ``figures`` to the command line's grammar."""
     figures = commands.add_parser(
         "figures",
-        help="what context does to a network's features: t-SNE, Grad-CAM",
-        description="The paper's Fig. 3 and Fig. 1 of runs: of validation images, two crops that "
-        "overlap. features_tsne.png: t-SNE of the overlap's features in the one crop, in the other "
-        "and under a low-level augmentation, coloured by class, with the mean cosine distance of "
-        "a pixel's two features; the smaller it is beside that of any two pixels, the less depends "
-        "on context. grad_cam.png: "
-        "the regions that one pixel's class score depends on, inside and outside the overlap. "
-        "Several runs, e.g. sup_only and cac of `cac-ext compare`, are shown on the same crops.",
+        help="draw how context changes a network's features: t-SNE, Grad-CAM",
+        description="Draws the paper's Fig. 3 and Fig. 1 for your runs, on pairs of overlapping "
+        "crops of validation images. features_tsne.png: t-SNE of the overlap's features in crop 1, "
+        "in crop 2, and in crop 1 with changed colors, in the colors of the classes. Also prints "
+        "the mean cosine distance between a pixel's two features: compared with the distance of "
+        "any two pixels, a small one means that context matters little. grad_cam.png: the regions, "
+        "inside and outside the overlap, on which the class score of one pixel depends. Several "
+        "runs, e.g. sup_only and cac of `cac-ext compare`, are shown on the same crops.",
     )
     figures.add_argument(
         "runs",
         metavar="RUN_FOLDER",
         nargs="+",
-        help="of `cac-ext train`; behind them key=value, where data and device are now, e.g. "
+        help="folders of finished runs; after them key=value for changed data and device, e.g. "
         "data.root=... device=cpu",
     )
     figures.add_argument(
         "--output",
         type=Path,
-        help="folder of the pictures (default: figures in the run folder; of several runs, in the "
-        "folder in which the first one lies)",
+        help="folder of the pictures (default: figures in the run folder; with several runs, "
+        "beside the folder of the first)",
     )
     figures.add_argument(
-        "--images", type=int, default=4, help="validation images (default: %(default)s)"
+        "--images", type=int, default=4, help="number of validation images (default: %(default)s)"
     )
     figures.add_argument(
-        "--seed", type=int, default=0, help="of crops, pixels and t-SNE (default: %(default)s)"
+        "--seed", type=int, default=0, help="seed of crops, pixels and t-SNE (default: %(default)s)"
     )
     figures.add_argument(
         "--pixel",
         metavar="X,Y",
-        help="of the first image's crop 1, for Grad-CAM; the numbers along its edges help "
-        "(default: the overlap's centre)",
+        help="pixel in crop 1 of the first image for Grad-CAM, by the numbers along the crop's "
+        "edges (default: the center of the overlap)",
     )
     figures.set_defaults(command=_figures, overrides=[])
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from cac_ext.train.data import build_datasets
-    from cac_ext.train.figures.contexts import draw_crops, grad_cam_figure, tsne_figure
-    from cac_ext.train.runs.folder import load_run, require_same_classes
-    from cac_ext.train.runtime.progress import Progress
+    from cac_ext.train.experiments.context_figures import draw_context_figures
 
     if options.images < 1:
         raise ConfigError(f"--images takes a number > 0, but got {options.images}")
-    if not 0 <= options.seed < 2**32:  # what t-SNE takes
-        raise ConfigError(f"--seed takes a number within 0 and {2**32 - 1}, but got {options.seed}")
-    pixel = _pixel(options.pixel)
+    if not 0 <= options.seed < 2**32:  # the seeds that t-SNE takes
+        raise ConfigError(
+            f"--seed takes a number between 0 and {2**32 - 1}, but got {options.seed}"
+        )
     folders = [Path(word) for word in options.runs if "=" not in word or Path(word).is_dir()]
     overrides = [word for word in options.runs if Path(word) not in folders] + options.overrides
     if not folders:
         raise ConfigError("figures needs a run folder")
-    runs = {title: load_run(folder, overrides) for title, folder in _titled(folders).items()}
-    first = next(iter(runs.values()))
-    splits = build_datasets(first.config.data)
-    grid = first.network.pooled_grid
-    for title, run in runs.items():
-        require_same_classes(run, splits)
-        if run.network.pooled_grid != grid:
-            raise ConfigError(
-                f"{title} has features every {run.network.pooled_grid.stride} pixels, but the "
-                f"first run every {grid.stride}: they cannot be compared on the same crops"
-            )
-    networks = {title: run.network for title, run in runs.items()}
-    crops = draw_crops(first.config, splits, grid, options.images, options.seed)
-    output = options.output or (folders[0] if len(runs) == 1 else folders[0].parent) / "figures"
-    output.mkdir(parents=True, exist_ok=True)
-    steps = Progress(total=2, desc="figures", unit="picture", leave=False)
-    figure = grad_cam_figure(splits, networks, crops, pixel)
-    figure.savefig(output / "grad_cam.png", dpi=110)
-    steps.update()
-    figure, distances = tsne_figure(splits, networks, crops, options.seed)
-    figure.savefig(output / "features_tsne.png", dpi=110)
-    steps.close()
-    width = max(map(len, networks))
-    print("mean cosine distance of a pixel's features in crop 1 from its own in crop 2, in crop 1")
-    print(f"recoloured, and from any other pixel's; overlaps of {len(crops)} images")
-    print(f"{'':{width}}  crop 2  recoloured  any other")
-    for title, of in distances.items():
-        print(f"{title:{width}}  {of.context:6.4f}  {of.recolored:10.4f}  {of.any_two:9.4f}")
-    print(f"{output / 'features_tsne.png'}\n{output / 'grad_cam.png'}")
-
-
-def _titled(folders: list[Path]) -> dict[str, Path]:
-    """Runs by their folders' names; by the whole path where names are the same."""
-    named = {folder.resolve().name: folder for folder in folders}
-    if len(named) == len(folders):
-        return named
-    return {str(folder): folder for folder in folders}
+    print(
+        draw_context_figures(
+            folders,
+            overrides,
+            options.output,
+            images=options.images,
+            seed=options.seed,
+            pixel=_pixel(options.pixel),
+        )
+    )
 
 
 def _pixel(text: str | None) -> tuple[int, int] | None:

@@ -1,9 +1,10 @@
-"""Configuration: typed, from YAML files shipped in `cac_ext/configs` or the user's own.
+"""Configuration: typed, from the YAML files of `cac_ext/configs` or the user's own.
 
-schema.py     every key: its type, default and meaning, and the bounds of the numbers
-bounds.py     what values must satisfy, checked by `load`
+schema.py     every key: type, default, meaning, and the bounds of numbers
+explain.py    the same as text, for `cac-ext config --explain`
+bounds.py     checks of values, made by `load`
 loading.py    YAML files, their bases and key=value overrides to a `Config`, and back
-typed_yaml.py YAML values become what their keys hold: texts stay texts
+typed_yaml.py YAML values get the type of their key: texts stay texts
 """
 
 from cac_ext.train.config.loading import load, nearest, shipped, to_mapping, to_yaml

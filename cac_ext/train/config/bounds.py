@@ -1,6 +1,6 @@
-"""What values of the right type must satisfy: bounds of numbers, and what keys ask of each other.
+"""What values of the right type must satisfy: bounds of numbers, and relations between keys.
 
-The bounds of a number stand beside its field in `schema.py`, so that no key can be without.
+The bounds of a number stand beside its field in `schema.py`; a test finds a number without them.
 """
 
 from __future__ import annotations
@@ -8,23 +8,27 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from cac_ext.train.errors import ConfigError, listed
 
+if TYPE_CHECKING:
+    from cac_ext.train.config.schema import Config
+
 _MOST_ITERATIONS = 10**9
+_LARGE = 2**31 - 1
 _UNNAMED = ("Cc", "Zl", "Zp", "Cs")  # control characters, separators of lines, half characters
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """An interval of numbers; nan and infinite values lie in none.
+    """An interval of finite numbers.
 
     Attributes:
-        low, high: its ends.
+        low, high: the ends.
         low_excluded, high_excluded: whether an end itself is outside.
-        too_low: what an error says of a value below them.
+        too_low: the reason that an error gives for a value below ``low``.
     """
 
     low: float
@@ -41,11 +45,23 @@ class Bounds:
         return above and (value < self.high if self.high_excluded else value <= self.high)
 
     def __str__(self) -> str:
+        low, high = _readable(self.low), _readable(self.high)
         if self.low_excluded:
-            return f"greater than {self.low} and at most {self.high}"
+            return f"greater than {low} and at most {high}"
         if self.high_excluded:
-            return f"at least {self.low} and below {self.high}"
-        return f"within {self.low} and {self.high}"
+            return f"at least {low} and below {high}"
+        return f"between {low} and {high}"
+
+
+def _readable(number: float) -> str:
+    """A large power of two as such: ``2^63 - 1`` for 9223372036854775807."""
+    if isinstance(number, int) and abs(number) >= _LARGE:
+        size = abs(number)
+        if size & (size - 1) == 0:
+            return f"{'-' if number < 0 else ''}2^{size.bit_length() - 1}"
+        if number > 0 and size & (size + 1) == 0:
+            return f"2^{size.bit_length()} - 1"
+    return str(number)
 
 
 def within(low: float, high: float, *, too_low: str = "") -> Bounds:
@@ -67,8 +83,9 @@ def bounded(bounds: Bounds | Sequence[Bounds], *, ordered: bool = False) -> dict
     """The metadata of a field that holds a number, or a list or tuple of numbers.
 
     Args:
-        bounds: of the number, or of each number in a list; several: of a tuple's elements in turn.
-        ordered: of a pair, whether it must be [low, high].
+        bounds: one for the number or for all numbers in a list; several: one for each element of
+            a tuple.
+        ordered: whether a pair must be [low, high].
     """
     return {"bounds": bounds, "ordered": ordered}
 
@@ -78,16 +95,13 @@ def number(default: Any, bounds: Bounds | Sequence[Bounds], *, ordered: bool = F
     return field(default=default, metadata=bounded(bounds, ordered=ordered))
 
 
-def check_values(config: Any) -> None:
-    """Raises ConfigError for values of the right type that cannot work; it names the key.
-
-    ``config`` is a whole `schema.Config`.
-    """
+def check_values(config: Config) -> None:
+    """Raises ConfigError for values of the right type that cannot work; it names the key."""
     _check_section(config, "")
     maps, schedule, data = config.image_classifier, config.schedule, config.data
     if maps.background > maps.foreground:
         raise ConfigError(
-            f"image_classifier.background must be within 0 and image_classifier.foreground, "
+            "image_classifier.background must be at most image_classifier.foreground, "
             f"{maps.foreground}, but is {maps.background}"
         )
     if config.iterations > _MOST_ITERATIONS:
@@ -106,15 +120,15 @@ def check_values(config: Any) -> None:
 
 
 def check_class_names(names: Sequence[str], key: str) -> None:
-    """Raises ConfigError unless all names are texts of one line, none is empty or there twice.
+    """Raises ConfigError unless the names are different texts of one line, none of them empty.
 
-    Names are compared as given: "Road" and "road" are two. ``key`` says where they come from.
+    Names are compared as given: "Road" differs from "road". ``key`` says where they come from.
     """
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise ConfigError(
-                f"{key}: the name of class {index} is {name!r}, but must be a text that is not "
-                "empty"
+                f"{key}: the name of class {index} must be a text that is not empty, but is "
+                f"{name!r}"
             )
         if any(unicodedata.category(character) in _UNNAMED for character in name):
             raise ConfigError(
@@ -128,8 +142,8 @@ def check_class_names(names: Sequence[str], key: str) -> None:
     if twice:
         named = [f"{name!r} of classes {listed(found)}" for name, found in twice.items()]
         raise ConfigError(
-            f"{key} has names more than once: {listed(named)}. Results go by the name: give each "
-            "class its own"
+            f"{key} has names more than once: {listed(named)}. Results are listed by name: give "
+            "each class a different one"
         )
 
 
@@ -142,12 +156,12 @@ def _check_section(section: Any, prefix: str) -> None:
             if not value.strip() or "\0" in value:
                 raise ConfigError(f"{key} must be a text that is not empty, but is {value!r}")
             if any("\ud800" <= character <= "\udfff" for character in value):
-                raise ConfigError(f"{key} holds bytes that are no text: {value!r}")
+                raise ConfigError(f"{key} holds bytes that are not text: {value!r}")
         elif value is not None and "bounds" in f.metadata:
             _check_number(key, value, f)
 
 
-def _check_number(key: str, value: Any, f: Any) -> None:
+def _check_number(key: str, value: Any, f: Field[Any]) -> None:
     bounds, ordered = f.metadata["bounds"], f.metadata["ordered"]
     if not isinstance(value, list | tuple):
         if not bounds.holds(value):

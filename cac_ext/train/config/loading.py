@@ -4,22 +4,21 @@
 shipped name or a path beside the file), the YAML, and ``key=value`` overrides. A key that does not
 exist and a value of the wrong type are errors that name the key.
 
-A value is read as what its key holds (`typed_yaml.py`). A text stays as it is typed, on the
-command line and in YAML: ``data.root=2021_01_01``, ``007``, ``on``, ``1:30``. On the command line
-all behind the first ``=`` belongs to it, quotes, commas and brackets too. Where a text may be
-missing, ``null`` or nothing at all means none. ``${key}`` stands for the value of another key;
-``\\${`` is a literal ``${``.
+A value is read in the type of its key (`typed_yaml.py`). A text stays as typed, on the command
+line and in YAML: ``data.root=2021_01_01``, ``007``, ``on``, ``1:30``. On the command line it is all
+behind the first ``=``, with quotes, commas and brackets. ``null`` or nothing at all means none for
+an optional text. ``${key}`` stands for the value of another key; ``\\${`` is a literal ``${``.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +28,11 @@ from cac_ext.train.config.bounds import check_values
 from cac_ext.train.config.schema import Config
 from cac_ext.train.config.typed_yaml import hint_of, parse_document, parse_value
 from cac_ext.train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_CONFIGS = resources.files("cac_ext") / "configs"
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
@@ -46,7 +50,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, which `load` reads to the same."""
+    """The whole configuration as YAML; `load` reads it to an equal `Config`."""
     return OmegaConf.to_yaml(OmegaConf.create(_map_texts(to_mapping(config), _escape)))
 
 
@@ -57,12 +61,12 @@ def to_mapping(config: Config) -> dict[str, Any]:
 
 def shipped() -> list[str]:
     """Names of the configurations that come with the package."""
-    files = resources.files("cac_ext").joinpath("configs").iterdir()
+    files = _CONFIGS.iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)``, or nothing where no allowed name is near."""
+    """`` (did you mean 'x'?)``, or nothing if no allowed name is near."""
     matches = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
@@ -70,12 +74,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 def _layers(
     name_or_path: str, beside: Path | None, above: tuple[Path, ...]
 ) -> list[tuple[dict[str, Any], str]]:
-    """The YAML and all its bases, the deepest base first; ``above`` are the files it is a base of.
+    """The YAML and all its bases, the deepest base first.
 
-    A base that is a path lies beside the file that names it.
+    Args:
+        name_or_path: of the YAML.
+        beside: folder to which a base's path is relative, that of the file that names it.
+        above: the files that the YAML is a base of.
     """
     if name_or_path in shipped():
-        path = Path(str(resources.files("cac_ext").joinpath("configs", f"{name_or_path}.yaml")))
+        path = Path(str(_CONFIGS / f"{name_or_path}.yaml"))
     else:
         path = (beside or Path()) / name_or_path
     if not path.is_file():
@@ -105,14 +112,14 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"an override must look like key=value, but got {override!r}")
     parts = key.split(".")
     hint = hint_of(Config, parts)
-    value: Any = text  # of a key that does not exist: the key is the error
+    value: Any = text  # kept for an unknown key, which `_check_keys` reports
     if hint is None:
         for count in range(1, len(parts)):
             parent = hint_of(Config, parts[:count])
             if parent is not None and not is_dataclass(parent):
                 raise ConfigError(
                     f"override {override!r}: there is no key {key}: "
-                    f"{'.'.join(parts[:count])} takes one value and has none below it"
+                    f"{'.'.join(parts[:count])} takes one value and has no keys below it"
                 )
     else:
         try:
@@ -129,16 +136,18 @@ def _parse_override(override: str) -> dict[str, Any]:
 def _merge(merged: DictConfig, layer: dict[str, Any], source: str) -> DictConfig:
     _check_keys(layer, Config, "", source)
     try:
-        return OmegaConf.merge(merged, layer)
+        result = OmegaConf.merge(merged, layer)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_reason(error)}") from error
+    assert isinstance(result, DictConfig)
+    return result
 
 
-def _check_keys(layer: Mapping[str, Any], schema: type, prefix: str, source: str) -> None:
+def _check_keys(
+    layer: Mapping[str, Any], schema: type[DataclassInstance], prefix: str, source: str
+) -> None:
     """Raises for a key the schema does not have, or a value where it has a section."""
-    sections = {
-        f.name: f.default_factory for f in fields(schema) if is_dataclass(f.default_factory)
-    }
+    sections = sections_of(schema)
     allowed = [f.name for f in fields(schema)]
     for key, value in layer.items():
         if key not in allowed:
@@ -150,38 +159,46 @@ def _check_keys(layer: Mapping[str, Any], schema: type, prefix: str, source: str
         if key in sections:
             if not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{source}: {prefix}{key} is a section and takes no value of its own; set one "
-                    f"of {', '.join(f'{prefix}{key}.{f.name}' for f in fields(sections[key]))}"
+                    f"{source}: {prefix}{key} is a section and takes no value; set one of "
+                    f"{', '.join(f'{prefix}{key}.{f.name}' for f in fields(sections[key]))}"
                 )
             _check_keys(value, sections[key], f"{prefix}{key}.", source)
 
 
-def _all_keys(schema: type, prefix: str = "") -> list[str]:
-    keys = []
+def sections_of(schema: type[DataclassInstance]) -> dict[str, type[DataclassInstance]]:
+    """The fields of a schema that are sections, and the schema of each."""
+    hints = get_type_hints(schema)
+    return {f.name: hints[f.name] for f in fields(schema) if is_dataclass(hints[f.name])}
+
+
+def _all_keys(schema: type[DataclassInstance], prefix: str = "") -> list[str]:
+    """Every key, those of sections and the sections' names too."""
+    sections, keys = sections_of(schema), []
     for f in fields(schema):
-        if is_dataclass(f.default_factory):
-            keys += _all_keys(f.default_factory, f"{prefix}{f.name}.")
+        if f.name in sections:
+            keys += _all_keys(sections[f.name], f"{prefix}{f.name}.")
         keys.append(f"{prefix}{f.name}")
     return keys
 
 
 def _finish(merged: DictConfig) -> Config:
     try:
-        config: Config = OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_reason(error)) from error
+    assert isinstance(config, Config)
     check_values(config)
     return config
 
 
 def _reason(error: OmegaConfBaseException) -> str:
-    """The key and the first line of what OmegaConf says about it; the rest is about its types."""
+    """The key and the first line of OmegaConf's message; the rest is about its own types."""
     text = str(error.msg or error).strip().partition("\n")[0]
     return f"{error.full_key}: {text}" if error.full_key else text
 
 
-def _map_texts(value: Any, change: Any) -> Any:
-    """The same with each text changed; tuples become lists, as YAML knows them."""
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same with each text changed; tuples become lists, as in YAML."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

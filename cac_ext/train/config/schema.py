@@ -1,6 +1,7 @@
-"""Every key of a configuration: its type, default and meaning, and the bounds of the numbers.
+"""Every key of a configuration: its type, default, meaning, and the bounds of numbers.
 
-A number's field holds its bounds (`bounds.number`), which `load` checks.
+The text below a field is its documentation: `explain.py` prints it, editors and documentation
+generators show it. A number's field holds its bounds (`bounds.number`), which `load` checks.
 """
 
 from __future__ import annotations
@@ -32,200 +33,284 @@ _CLASSES = within(
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """The built-in data (`data/synthetic.py`), drawn on the fly."""
+    """The built-in images, drawn during training (`data/datasets/synthetic.py`)."""
 
-    seed: int = number(0, _SEED)  # of the images
-    image_size: int = number(96, within(32, 4096))  # pixels a side
-    labelled: int = number(64, _COUNT)  # number of images with masks
-    unlabelled: int = number(448, within(0, 10**6))  # number of images without
+    seed: int = number(0, _SEED)
+    """Seed of the images."""
+    image_size: int = number(96, within(32, 4096))
+    """Side of an image in pixels."""
+    labelled: int = number(64, _COUNT)
+    """Number of training images with masks."""
+    unlabelled: int = number(448, within(0, 10**6))
+    """Number of training images without masks."""
     validation: int = number(128, _COUNT)
+    """Number of validation images."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images (`data/__init__.py`)."""
+    """Images and masks (`data/`)."""
 
-    name: str = "synthetic"  # a data set of cac_ext.train.data, or package.module:function
-    root: Optional[str] = None  # folder to which the lists' paths are relative
-    labelled_list: Optional[str] = None  # file of lines "image mask"
-    unlabelled_list: Optional[str] = None  # file of lines "image"; a second column is not read
-    validation_list: Optional[str] = None  # file of lines "image mask"
-    labelled_ratio: Optional[str] = None  # "1/8", ...: of the training images; the rest unlabelled
-    # Which images these are (`data/split.py`), whatever the run's seed; ${seed}: others for each,
-    # as for the paper's means over three lists.
+    name: str = "synthetic"
+    """A data set of cac_ext (synthetic, voc, cityscapes, camvid, folder), or your own as
+    package.module:function or package.module:Class."""
+    root: Optional[str] = None
+    """Folder of the data; paths in list files are relative to it. null: for data without files."""
+    labelled_list: Optional[str] = None
+    """File of lines "image mask": the labelled images. null: those of the data set."""
+    unlabelled_list: Optional[str] = None
+    """File of lines "image": the unlabelled images; a second column is not read. null: those of the
+    data set, or none."""
+    validation_list: Optional[str] = None
+    """File of lines "image mask": the validation images. null: those of the data set."""
+    labelled_ratio: Optional[str] = None
+    """Share of the training images that keeps its labels, such as 1/8; the others become unlabelled
+    images. null: the lists decide."""
     split_seed: int = number(0, _SEED)
+    """Seed of the choice of labelled images for labelled_ratio; the run's seed does not change it.
+    ${seed}: other images for each seed, as in the paper's means over three lists."""
     num_classes: Optional[int] = number(None, _CLASSES)
+    """Number of classes, the background included. null: that of the data set; folder needs it."""
     class_names: Optional[list[str]] = None
-    # Mask value that is left out of loss and mIoU; a class of this id is never learned.
+    """Name of each class, in the order of the ids. null: those of the data set, or numbers."""
     ignore_index: int = number(255, within(-(2**31), 2**31 - 1))
-    # Of a folder's classes the one that stands for "none of the others", if there is one: for
-    # image-level labels. null: the class called "background".
+    """Mask value that counts neither in the loss nor in the mIoU; a class of this id is never
+    learned."""
     background_class: Optional[int] = number(None, within(0, _MOST_CLASSES - 1))
-    # Processes that load images, for each of the two branches.
-    # Pixels that an image may have, so that no small file fills the memory; null: any number.
+    """Id of the class that stands for "none of the others", needed for image-level labels of your
+    own data. null: the class called "background"."""
     max_image_pixels: Optional[int] = number(178_956_970, above(0, 2**62))
+    """Most pixels an image may have, so that a small file cannot fill the memory. null: no
+    limit."""
     num_workers: int = number(0, within(0, 1024))
+    """Processes that load images, for each stream of training images (labelled, unlabelled). 0: the
+    training process loads them."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Crops and their augmentation (`data/augment.py`), paper section 4.1."""
+    """Crops and their augmentation (paper section 4.1, `data/augment.py`)."""
 
-    crop_size: int = number(320, _SIDE)  # pixels a side, of labelled crops and of both views
-    # Long side in pixels before scaling; null: as in the file.
+    crop_size: int = number(320, _SIDE)
+    """Side in pixels of labelled crops and of both views of an unlabelled image."""
     base_size: Optional[int] = number(None, _SIDE)
+    """Long side in pixels to which an image is resized before scaling. null: its size in the
+    file."""
     labelled_scale: tuple[float, float] = number((0.5, 2.0), _SCALE, ordered=True)
+    """Range of the random scale of labelled images."""
     unlabelled_scale: tuple[float, float] = number((0.8, 2.0), _SCALE, ordered=True)
-    flip: float = number(0.5, _SHARE)  # probability, independent in the two views
-    blur: float = number(0.5, _SHARE)  # probability of the 5x5 Gaussian blur of a view
-    jitter: float = number(0.8, _SHARE)  # probability of colour jitter of a view
-    # Of brightness, contrast, saturation and hue; hue runs through the whole circle at 0.5.
+    """Range of the random scale of unlabelled images, one for both views."""
+    flip: float = number(0.5, _SHARE)
+    """Probability of mirroring, independent in the two views."""
+    blur: float = number(0.5, _SHARE)
+    """Probability of the 5x5 Gaussian blur of a view."""
+    jitter: float = number(0.8, _SHARE)
+    """Probability of the color jitter of a view."""
     jitter_strength: tuple[float, float, float, float] = number(
         (0.4, 0.4, 0.4, 0.1), (*[within(0, 10)] * 3, within(0, 0.5))
     )
-    grey: float = number(0.2, _SHARE)  # probability of turning a view grey
+    """Strength of the jitter of brightness, contrast, saturation and hue; hue 0.5 covers the whole
+    color circle."""
+    gray: float = number(0.2, _SHARE)
+    """Probability of turning a view gray."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The segmentation network (`networks/__init__.py`)."""
+    """The segmentation network (`networks/`)."""
 
-    name: str = "small"  # a network of cac_ext.train.networks, or package.module:function
-    width: int = number(64, within(16, 65536))  # channels of the small network's features
-    dropout: float = number(0.1, below(1))  # in front of the classifier, supervised branch only
-    backbone: str = "resnet50"  # of deeplabv3plus (resnet101) and pspnet (resnet101, vgg16)
-    # Of the backbone: a file (.safetensors, .pth) or a name of torchvision's, e.g. IMAGENET1K_V1.
+    name: str = "small"
+    """A network of cac_ext (small, deeplabv3plus, pspnet), or your own as
+    package.module:function."""
+    width: int = number(64, within(16, 65536))
+    """Channels of the small network's features."""
+    dropout: float = number(0.1, below(1))
+    """Probability of dropping a channel in front of the classifier, in the supervised branch
+    only."""
+    backbone: str = "resnet50"
+    """Backbone of deeplabv3plus (resnet50, resnet101) or pspnet (also vgg16,
+    vgg16_bn)."""
     weights: Optional[str] = None
-    # Where a ResNet's stages are strided: torchvision's weights 3x3, the original ResNet's 1x1.
+    """Pretrained weights of the backbone: a file (.safetensors, .pth), or a name of torchvision's
+    such as IMAGENET1K_V1, downloaded on first use. null: random weights."""
     stride_in: Literal["3x3", "1x1"] = "3x3"
-    options: dict[str, Any] = field(default_factory=dict)  # of a network of your own
+    """Convolution that is strided in each stage of a ResNet: 3x3 in torchvision's weights, 1x1 in
+    those of the original ResNet."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of your own network, below network.options."""
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """The training method (`methods/`), with a switch for each column of the paper's Table 3."""
 
-    name: str = "cac"  # a method of cac_ext.train.methods, or package.module:Class
-    options: dict[str, Any] = field(default_factory=dict)  # of a custom method
-    unsupervised_weight: float = number(0.1, _WEIGHT)  # lambda of Eq. 9; 0 is SupOnly
+    name: str = "cac"
+    """A method of cac_ext (cac, sup_only), or your own as package.module:Class."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of your own method, below method.options."""
+    unsupervised_weight: float = number(0.1, _WEIGHT)
+    """Weight lambda of the consistency loss (Eq. 9). 0: the supervised loss alone (SupOnly)."""
     loss: Literal["contrastive", "l2"] = "contrastive"
-    temperature: float = number(0.1, within(0.001, 100))  # tau
-    confidence_threshold: float = number(0.75, _SHARE)  # gamma of Eq. 7
-    # Of the two crops; [1, 1] is "no context".
+    """Consistency loss: contrastive, the paper's, or l2, experiment I of Table 3."""
+    temperature: float = number(0.1, within(0.001, 100))
+    """Temperature tau, by which cosine similarities are divided."""
+    confidence_threshold: float = number(0.75, _SHARE)
+    """Confidence gamma that the positive of an anchor needs with positive_filtering (Eq. 7)."""
     iou_range: tuple[float, float] = number((0.1, 1.0), above(0, 1), ordered=True)
-    directional: bool = True  # Eq. 2
-    negative_sampling: bool = True  # Eq. 5
-    positive_filtering: bool = True  # Eq. 7
+    """Range of the intersection over union of the two crops. [1, 1]: equal crops, "no context" in
+    Table 3."""
+    directional: bool = True
+    """Align only the less confident feature of a pair to the other one (directional mask, Eq. 2).
+    false: each to the other."""
+    negative_sampling: bool = True
+    """Leave out negatives of the anchor's own pseudo label (Eq. 5)."""
+    positive_filtering: bool = True
+    """Leave out pairs whose positive is less confident than confidence_threshold (Eq. 7)."""
     projector: bool = True
+    """Compare features behind a projector. false: compare the encoder's features themselves."""
     projector_channels: int = number(128, above(0, 65536))
-    # overlap: 1 / (B N_b), the paper's Eq. 1 and 8; active: by the number of active anchors of
-    # each direction, the authors' code.
+    """Output channels of the projector."""
     normalizer: Literal["overlap", "active"] = "overlap"
-    # Negatives of each view and step; null: all there are.
+    """Divisor of the sum over anchors: overlap, B N_b, the paper's (Eq. 1 and 8), or active, the
+    number of active anchors of each direction, as in the authors' code."""
     selected_num: Optional[int] = number(None, above(0, 10**9))
-    step_save: int = number(1, within(0, 10**4))  # earlier steps that the memory bank keeps
+    """Negatives taken from each view and step, of all processes together. null: all features."""
+    step_save: int = number(1, within(0, 10**4))
+    """Earlier steps whose negatives the memory bank keeps."""
 
 
 @dataclass(frozen=True)
 class WeakConfig:
-    """Image-level labels of the unlabelled images (`weak/`), paper section 3.5."""
+    """Image-level labels of the unlabelled images (paper section 3.5, `pseudo_labels/`)."""
 
-    # Masks of the unlabelled images, a folder that `cac-ext weak make-labels` wrote; null: the
-    # semi-supervised setting; auto: made before training, in the run folder.
     pseudo_labels: Optional[str] = None
-    weight: float = number(0.4, _WEIGHT)  # lambda_w of Eq. 10, at its full height
-    rampup: float = number(0.1, _SHARE)  # share of the iterations in which it rises
-    image_labels: Optional[str] = None  # file of lines "image id id ..."; null: from known masks
+    """Folder of masks that `cac-ext weak make-labels` wrote; auto makes them in the run folder
+    before training. null: no image-level labels."""
+    weight: float = number(0.4, _WEIGHT)
+    """Weight lambda_w of the loss on these masks after its ramp (Eq. 10)."""
+    rampup: float = number(0.1, _SHARE)
+    """Share of the iterations in which the weight rises from near 0 to its full value."""
+    image_labels: Optional[str] = None
+    """File of lines "image id id ...": the classes in each image. null: read from masks, if
+    known."""
 
 
 @dataclass(frozen=True)
 class ImageClassifierConfig:
-    """The classifier whose class activation maps become `weak`'s masks (`weak/classifier.py`)."""
+    """The classifier whose class activation maps become the masks of `weak` (section 3.5)."""
 
-    network: Literal["auto", "resnet50", "small"] = "auto"  # auto: small for the small network
-    # As network.weights; sup_only: the encoder of the supervised run, which is trained first.
+    network: Literal["auto", "resnet50", "small"] = "auto"
+    """Network of the classifier. auto: small if network.name is small, otherwise resnet50."""
     weights: Optional[str] = None
-    # Pixels; null: 1.6 augment.crop_size, which is 512 for VOC.
+    """Initial weights, a file or name as for network.weights; sup_only takes the encoder of a
+    supervised run, which is trained first. null: random weights."""
     crop_size: Optional[int] = number(None, _SIDE)
+    """Side of a crop in pixels. null: 1.6 augment.crop_size, which is 512 for VOC."""
     epochs: int = number(5, _COUNT)
+    """Passes over the images."""
     batch: int = number(16, _BATCH)
+    """Images in a batch."""
     learning_rate: float = number(0.1, _RATE)
+    """Initial learning rate."""
     scales: list[float] = field(
         default_factory=lambda: [1.0, 0.5, 1.5, 2.0], metadata=bounded(_SCALE)
     )
-    foreground: float = number(0.30, _SHARE)  # an activation above is of its class,
-    # All of them below: background; what is between is ignored.
+    """Factors of the image size at which activation maps are computed and averaged."""
+    foreground: float = number(0.30, _SHARE)
+    """Activation above which a pixel gets its class."""
     background: float = number(0.05, _SHARE)
+    """Activation below which, in all classes, a pixel is background; pixels in between are
+    ignored. At most image_classifier.foreground."""
 
 
 @dataclass(frozen=True)
 class SelfTrainingConfig:
-    """A student of a supervised teacher ("ST" of Table 3, `self_training.py`)."""
+    """A student of a supervised teacher, "ST" in Table 3 (`pseudo_labels/self_training.py`)."""
 
-    # Masks of the unlabelled images, a folder that `cac-ext self-training make-labels` wrote;
-    # null: none; auto: made before training, in the run folder.
     pseudo_labels: Optional[str] = None
-    # Pixels of which the teacher is less sure are ignored.
+    """Folder of masks that `cac-ext self-training make-labels` wrote; auto trains a teacher and
+    makes them in the run folder before training. null: no teacher."""
     confidence_threshold: float = number(0.5, _SHARE)
+    """Confidence of the teacher at or below which a pixel is ignored."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with poly decay (`optimizer.py`)."""
+    """SGD with poly decay: learning_rate (1 - iteration / iterations)^poly_power."""
 
     learning_rate: float = number(0.01, _RATE)
-    # Learning rate of the backbone, relative to the rest; 0 leaves it as it is.
+    """Initial learning rate."""
     backbone_factor: float = number(0.1, within(0, 1000))
+    """Learning rate of the backbone relative to the rest. 0: the backbone is not trained."""
     momentum: float = number(0.9, below(1))
+    """Momentum of SGD."""
     weight_decay: float = number(1e-4, within(0, 10))
+    """Weight decay (L2 penalty) of SGD."""
     poly_power: float = number(0.9, within(0, 100))
+    """Power of the poly decay. 0: a constant learning rate."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long, in what batches, and what happens how often (`loop.py`)."""
+    """Length of the run, batches, and what happens how often (`loop.py`)."""
 
     epochs: int = number(80, _COUNT)
+    """Epochs of the run."""
     iterations_per_epoch: int = number(1157, _COUNT)
-    warmup_epochs: int = number(5, within(0, 10**6))  # supervised loss only
+    """Iterations (optimizer steps) in an epoch, whatever the number of images."""
+    warmup_epochs: int = number(5, within(0, 10**6))
+    """Epochs at the start with the supervised loss alone."""
     labelled_batch: int = number(8, _BATCH)
+    """Labelled images in a step, of all processes together."""
     unlabelled_batch: int = number(8, _BATCH)
-    # Epochs; the last epoch is always evaluated.
+    """Unlabelled images in a step, of all processes together; each gives two views."""
     evaluate_every: int = number(1, _COUNT)
-    log_every: int = number(10, _COUNT)  # iterations
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    log_every: int = number(10, _COUNT)
+    """Iterations between log entries."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How it is computed: arithmetic, memory layout, several processes; what is measured."""
+    """Arithmetic, memory layout, several processes, and what is measured."""
 
-    # bf16, fp16: mixed precision (autocast), fp16 with loss scaling. The weights stay fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False  # torch.compile; the first steps take longer
-    channels_last: bool = False  # memory layout that tensor cores prefer
-    nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is nan or inf
-    # Losses are means over all processes' pixels and anchors, not means of each process's means.
+    """Arithmetic: bf16 and fp16 are mixed precision (autocast), fp16 with loss scaling. Weights
+    stay fp32."""
+    compile: bool = False
+    """Use torch.compile; the first steps take longer."""
+    channels_last: bool = False
+    """Memory layout that tensor cores prefer."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do with a step whose loss or gradient is nan or infinite: stop the run or skip the
+    step."""
     normalize_over_ranks: bool = True
-    # Precision of the selected negatives (paper Fig. 6, `negative_precision.py`). It needs masks of
-    # the unlabelled images, which nothing else looks at; they change nothing of the training.
+    """Average losses over the pixels and anchors of all processes. false: average the means of the
+    processes."""
     negative_precision: bool = False
+    """Log the precision of the selected negatives (paper Fig. 6). It needs masks of the unlabelled
+    images, which do not influence the training."""
 
 
 @dataclass(frozen=True)
 class Config:
     """A whole run.
 
-    On a CPU the same configuration gives the same result bit for bit, on the same machine with as
-    many threads. On a GPU it does up to rounding: of the layers around the loss some, as torch's
-    bilinear upsampling and adaptive pooling, add up their gradients in no fixed order. The loss
-    itself is bitwise repeatable there too.
+    On a CPU the same configuration gives the same result bit for bit, on the same machine with the
+    same number of threads. On a GPU it does so up to rounding: some layers around the loss, such as
+    torch's bilinear upsampling and adaptive pooling, sum their gradients in no fixed order. The
+    loss itself is bitwise repeatable there too.
     """
 
-    name: str = "run"  # of the run folder
-    seed: int = number(0, _SEED)  # initial weights, order, crops, augmentation, choice of negatives
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    output: str = "runs"  # folder in which run folders are made
+    name: str = "run"
+    """Name of the run, the first part of its folder's name."""
+    seed: int = number(0, _SEED)
+    """Seed of initial weights, order of images, crops, augmentation and choice of negatives."""
+    device: str = "auto"
+    """Device: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    output: str = "runs"
+    """Folder in which run folders are made."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -239,10 +324,10 @@ class Config:
 
     @property
     def iterations(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.schedule.epochs * self.schedule.iterations_per_epoch
 
     @property
     def warmup_iterations(self) -> int:
-        """Steps at the start of the run that look at no unlabelled image."""
+        """Steps at the start of the run without unlabelled images."""
         return self.schedule.warmup_epochs * self.schedule.iterations_per_epoch

@@ -1,10 +1,10 @@
-"""YAML read by a schema: a value becomes what its key holds, never what it looks like.
+"""YAML read by a schema: the type of a value comes from its key, not from its looks.
 
-YAML alone makes numbers of ``007``, ``1e3`` and ``1:30`` and truth values of ``on`` and ``no``.
-Here the schema comes first: the value of a text key is its text, and so are numbers and truth
-values until OmegaConf converts them. Only the free values below a dict (``network.options``), of
-which no type is known, go by looks: decimal numbers without leading zeros, ``true``, ``false`` and
-``null`` are those, all else is text, and so is what stands in quotes.
+Plain YAML turns ``007``, ``1e3`` and ``1:30`` into numbers, ``on`` and ``no`` into truth values.
+Here the schema decides: the value of a text key stays text, and so do numbers and truth values
+until OmegaConf converts them. Only values below a dict (``network.options``) have no known type and
+go by their looks: decimal numbers without leading zeros, ``true``, ``false`` and ``null``; all else
+is text, and so is everything in quotes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,21 @@ _MERGE = "tag:yaml.org,2002:merge"
 _KNOWN_TAGS = "tag:yaml.org,2002:"
 
 
+def origin_of(hint: Hint) -> Any:
+    """`typing.get_origin`: list of ``list[str]``. mypy takes what that returns for a ParamSpec."""
+    return get_origin(hint)
+
+
+def unwrapped(hint: Hint) -> tuple[Hint, bool]:
+    """``Optional[X]`` as (X, True), any other as itself and False."""
+    if origin_of(hint) in (Union, UnionType) and NoneType in get_args(hint):
+        (inner,) = [arg for arg in get_args(hint) if arg is not NoneType]
+        return inner, True
+    return hint, False
+
+
 def hint_of(schema: type, parts: Sequence[str]) -> Hint | None:
-    """The type of the key ``parts`` of a schema; None where there is no such key."""
+    """The type of the key ``parts`` of a schema; None if there is no such key."""
     hint: Hint = schema
     for part in parts:
         if is_dataclass(hint):
@@ -40,7 +53,7 @@ def hint_of(schema: type, parts: Sequence[str]) -> Hint | None:
             if part not in hints:
                 return None
             hint = hints[part]
-        elif hint is Any or get_origin(hint) is dict:
+        elif hint is Any or origin_of(hint) is dict:
             hint = Any
         else:
             return None
@@ -53,10 +66,10 @@ def parse_value(text: str, hint: Hint, key: str) -> Any:
     Raises:
         ConfigError, ValueError, yaml.YAMLError: it cannot be read.
     """
-    inner, optional = _unwrapped(hint)
+    inner, optional = unwrapped(hint)
     if optional and (text if inner is str else text.strip()) in _NULLS:
         return None
-    if is_dataclass(inner) or get_origin(inner) in (list, tuple, dict):
+    if is_dataclass(inner) or origin_of(inner) in (list, tuple, dict):
         return _value(yaml.compose(text, Loader=yaml.SafeLoader), hint, key)
     if inner is Any:
         if re.fullmatch(r"""\[.*|\{.*|".*"|'.*'""", text, re.DOTALL):
@@ -66,7 +79,7 @@ def parse_value(text: str, hint: Hint, key: str) -> Any:
 
 
 def parse_document(content: bytes, schema: type) -> dict[str, Any]:
-    """A YAML document of the keys of ``schema``, with others that come as they look.
+    """A YAML document with the keys of ``schema``; the values of other keys go by their looks.
 
     Raises:
         ConfigError, ValueError, yaml.YAMLError: it cannot be read.
@@ -81,8 +94,8 @@ def parse_document(content: bytes, schema: type) -> dict[str, Any]:
 
 
 def _value(node: yaml.Node | None, hint: Hint, key: str) -> Any:
-    """A node as what ``hint`` says; ConfigError where it cannot be that."""
-    inner, optional = _unwrapped(hint)
+    """The node's value in the type ``hint``; ConfigError if it cannot have that type."""
+    inner, optional = unwrapped(hint)
     if node is None:
         return "" if not optional else None
     if not node.tag.startswith(_KNOWN_TAGS):
@@ -92,36 +105,38 @@ def _value(node: yaml.Node | None, hint: Hint, key: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
         if is_dataclass(inner) or inner is Any:
             return [_value(child, Any, key) for child in node.value]
-        if get_origin(inner) not in (list, tuple):
+        if origin_of(inner) not in (list, tuple):
             raise ConfigError(f"{key} takes one value, but got a list of {len(node.value)}")
         element = get_args(inner)[0]
         return [_value(child, element, f"each of {key}") for child in node.value]
+    if not isinstance(node, yaml.ScalarNode):  # composing makes no other kind
+        raise ConfigError(f"{key} cannot be read")
     plain = node.style is None
     if plain and optional and node.value in (*_NULLS, "~"):
         return None
-    if is_dataclass(inner) or inner is Any or get_origin(inner) is dict:
+    if is_dataclass(inner) or inner is Any or origin_of(inner) is dict:
         return _free(node.value) if plain else node.value
-    if get_origin(inner) in (list, tuple) and "${" not in node.value:
+    if origin_of(inner) in (list, tuple) and "${" not in node.value:
         raise ConfigError(f"{key} takes a list such as [a, b], but got {node.value!r}")
     return _scalar(node.value, inner, key)
 
 
 def _mapping(node: yaml.MappingNode, inner: Hint, key: str) -> dict[str, Any]:
-    if not (is_dataclass(inner) or inner is Any or get_origin(inner) is dict):
-        raise ConfigError(f"{key} takes no keys, but got some: {len(node.value)}")
+    if not (is_dataclass(inner) or inner is Any or origin_of(inner) is dict):
+        raise ConfigError(f"{key} takes one value, but got {len(node.value)} keys")
     hints = get_type_hints(inner) if is_dataclass(inner) else {}
     values: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for name_node, child in node.value:
         if not isinstance(name_node, yaml.ScalarNode):
-            raise ConfigError(f"a key below {key or 'the top level'} is no text")
+            raise ConfigError(f"a key below {key or 'the top level'} is not a text")
         name = name_node.value
         if name_node.tag == _MERGE and name_node.style is None:
             others = child.value if isinstance(child, yaml.SequenceNode) else [child]
             for other in others:
                 if not isinstance(other, yaml.MappingNode):
                     raise ConfigError(f"<< below {key or 'the top level'} must be keys and values")
-                merged = {**_mapping(other, inner, key), **merged}  # the first one counts
+                merged = {**_mapping(other, inner, key), **merged}  # the first one wins
             continue
         full = f"{key}.{name}" if key else name
         if name in values:
@@ -131,16 +146,16 @@ def _mapping(node: yaml.MappingNode, inner: Hint, key: str) -> dict[str, Any]:
 
 
 def _scalar(text: str, inner: Hint, key: str) -> str:
-    """The text of a value that OmegaConf converts, where it could take it for something else."""
+    """The text of a value that OmegaConf converts; ConfigError where it would misread it."""
     if inner is bool and text.strip().lower() not in _TRUTH_VALUES and "${" not in text:
         raise ConfigError(f"{key} must be true or false, but is {text!r}")
-    if text == "???":  # OmegaConf's sign for a value that is missing
+    if text == "???":  # OmegaConf's mark for a missing value
         raise ConfigError(f"{key} cannot be '???'")
     return text
 
 
 def _free(text: str) -> Any:
-    """A value without a type, by its looks; see the module's docstring."""
+    """A value without a known type, by its looks; see the module's docstring."""
     if text in (*_NULLS, "~"):
         return None
     if text.lower() in ("true", "false"):
@@ -152,11 +167,3 @@ def _free(text: str) -> Any:
     if _NOT_FINITE.fullmatch(text):
         return float(text.replace(".", ""))
     return text
-
-
-def _unwrapped(hint: Hint) -> tuple[Hint, bool]:
-    """``Optional[X]`` as X, True; any other as itself, False."""
-    if get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint):
-        (inner,) = [arg for arg in get_args(hint) if arg is not NoneType]
-        return inner, True
-    return hint, False

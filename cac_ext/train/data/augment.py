@@ -47,7 +47,7 @@ def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
     augment = v2.Compose(
         [
             v2.RandomApply([v2.ColorJitter(*config.jitter_strength)], p=config.jitter),
-            v2.RandomGrayscale(p=config.grey),
+            v2.RandomGrayscale(p=config.gray),
             v2.RandomApply([v2.GaussianBlur(_BLUR_KERNEL, _BLUR_SIGMA)], p=config.blur),
         ]
     )

@@ -18,7 +18,7 @@ class LabelledSample(NamedTuple):
     """A crop of an image and of its mask."""
 
     image: Tensor  # [3, S, S] float32, normalized
-    mask: Tensor  # [S, S] int64, ignore_index where nothing is to be learned
+    mask: Tensor  # [S, S] int64, ignore_index on pixels that do not count
 
 
 class LabelledBatch(NamedTuple):

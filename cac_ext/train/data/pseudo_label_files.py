@@ -133,7 +133,7 @@ class PseudoLabelReport:
         images: their number.
         labelled: share of the pixels that have a label.
         accuracy: share of these that are right; None if no true mask is known.
-        miou: of these, in [0, 1], the mean over the classes that occur; None if none is known.
+        miou: of these, in [0, 1], the mean over the classes that occur; None like ``accuracy``.
         absent: number of classes that occur neither in pseudo labels nor in true masks.
     """
 

@@ -24,7 +24,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Indexed(Protocol[T_co]):
-    """What can be read by index, as a data set or a stream."""
+    """Anything that is read by index, as a data set or a stream."""
 
     def __getitem__(self, index: int) -> T_co: ...
 
@@ -107,7 +107,7 @@ class SampleLoader:
     """A DataLoader whose DataError is the same with workers as without them.
 
     Args:
-        samples: what is read by index.
+        samples: read by index.
         options: of `torch.utils.data.DataLoader`.
     """
 

@@ -1,8 +1,8 @@
-"""Named methods: what each changes in a configuration, so that they can be compared.
+"""Named methods: the overrides of each, so that they can be compared.
 
-The rows of the paper's Table 3 (where the text leaves a row's ticks open, as read from section
-4.3): `sup_only`, `self_training`, and experiments I to VIII, of which VIII is the whole method,
-`cac`. `weak` is the whole method with image-level labels, as in Table 5.
+They are the rows of the paper's Table 3: `sup_only`, `self_training` and experiments I to VIII;
+VIII, `cac`, is the whole method. Ticks that the table leaves open follow section 4.3. `weak` is the
+whole method with image-level labels, as in Table 5.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "weak": ("weak.pseudo_labels=auto",),  # VIII with image-level labels (section 3.5)
 }
 
-#: What tables and pictures call them.
+#: Names of methods in tables and pictures.
 TITLES = {
     "sup_only": "SupOnly",
     "self_training": "ST",
@@ -52,5 +52,5 @@ def method_overrides(name: str) -> Sequence[str]:
 
 
 def title(name: str) -> str:
-    """What tables and pictures call a method."""
+    """The name of a method in tables and pictures."""
     return TITLES.get(name, name)

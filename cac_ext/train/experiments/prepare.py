@@ -1,14 +1,15 @@
-"""Pseudo labels that a run needs before it can start, made where it asks for ``auto``."""
+"""Pseudo labels that a run needs before it starts, made if its configuration says ``auto``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from cac_ext.train.config import Config
-from cac_ext.train.data import build_datasets
+from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.pseudo_label_files import unlabelled_images, warn_of_no_labels
 from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.methods import check_method
+from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.preflight import require_labels
 from cac_ext.train.pseudo_labels.activation_maps import write_cam_labels
 from cac_ext.train.pseudo_labels.folders import AUTO, PseudoLabelFolders
@@ -26,9 +27,9 @@ from cac_ext.train.runtime.distributed import current, find_device
 
 
 def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:
-    """`prepare` inside the folder of a run that stands alone, where it needs that.
+    """`prepare` inside the folder of a single run, if it needs pseudo labels.
 
-    config.yaml is written first, so that `cac-ext resume` can go on from whatever comes.
+    config.yaml is written first, so that `cac-ext resume` can continue from any point.
 
     Raises:
         CheckpointError: the folder holds a run, and ``resume`` is not set.
@@ -52,15 +53,15 @@ def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:
 def prepare(
     config: Config, folders: PseudoLabelFolders, *, label: str = "", progress: bool = True
 ) -> Config:
-    """The configuration with folders in place of ``auto``, and the pseudo labels in these folders.
+    """Makes the pseudo labels; returns the configuration with folders in place of ``auto``.
 
-    What is there already is kept, what was interrupted goes on. Within
-    `distributed.process_group` all processes call it: the teacher is trained by all of them, the
-    image classifier by rank 0, and all share in labelling the images.
+    Finished parts are kept, interrupted ones resume. Within `distributed.process_group` all
+    processes call this: all of them train the teacher, rank 0 trains the image classifier, and all
+    share in labelling the images.
 
     Raises:
-        UserError: something given cannot be used.
-        TrainingStopped: SIGTERM or Ctrl-C came; what was done is kept.
+        UserError: a setting or a file cannot be used.
+        TrainingStopped: SIGTERM or Ctrl-C came; the work so far is kept.
     """
     if not _wanted(config):
         return config
@@ -69,43 +70,26 @@ def prepare(
     progress = progress and processes.is_main
     if config.self_training.pseudo_labels == AUTO:
         teacher = train_teacher(config, folders.teacher, label=label, progress=progress)
-        report = write_teacher_labels(
-            config,
-            teacher.network,
-            teacher.splits,
-            folders.teacher_labels,
-            processes=processes,
-            progress=progress,
+        label_by_teacher(
+            config, teacher.network, teacher.splits, folders.teacher_labels, progress=progress
         )
-        if progress:
-            print(f"{folders.teacher_labels}: {report}")
-        if processes.is_main:
-            warn_of_no_labels(report, "lower self_training.confidence_threshold")
     if config.weak.pseudo_labels == AUTO:
         if not processes.first((folders.classifier / "classifier.pt").exists()):
             require_labels(config, processes=processes, progress=progress)
         classifier = prepare_classifier(
             config, folders.classifier, folders.teacher, label=label, progress=progress
         )
-        report = write_cam_labels(
-            config,
-            classifier,
-            build_datasets(config.data),
-            folders.activation_labels,
-            processes=processes,
-            progress=progress,
+        splits = build_datasets(config.data)
+        label_by_classifier(
+            config, classifier, splits, folders.activation_labels, progress=progress
         )
-        if progress:
-            print(f"{folders.activation_labels}: {report}")
-        if processes.is_main:
-            warn_of_no_labels(report, "lower image_classifier.foreground")
     return folders.fill_in(config)
 
 
 def train_teacher(
     config: Config, folder: Path, *, label: str = "", progress: bool = True
 ) -> TrainResult:
-    """The supervised network of the same data and seed, trained into ``folder`` or read from it."""
+    """The supervised run of the same data and seed, trained into ``folder`` or read from it."""
     label = f"{label} teacher".strip()
     return train(teacher_config(config), folder, label=label, resume=True, progress=progress)
 
@@ -113,9 +97,10 @@ def train_teacher(
 def prepare_classifier(
     config: Config, folder: Path, teacher: Path, *, label: str = "", progress: bool = True
 ) -> ImageClassifier:
-    """The image classifier, trained into ``folder`` by rank 0; all processes call this.
+    """The image classifier, trained into ``folder`` by rank 0 or read; all processes call this.
 
-    ``teacher`` is the folder of the supervised run, where the classifier starts from that.
+    ``teacher`` is the folder of the supervised run from which ``image_classifier.weights=sup_only``
+    starts.
     """
     processes = current()
     progress = progress and processes.is_main
@@ -139,12 +124,52 @@ def prepare_classifier(
     return load_classifier(config, build_datasets(config.data).num_classes, folder, device)
 
 
+def label_by_teacher(
+    config: Config,
+    network: SegmentationNetwork,
+    splits: DatasetSplits,
+    folder: Path,
+    *,
+    progress: bool = True,
+) -> None:
+    """Writes the teacher's masks into ``folder`` and prints how much they label and how well."""
+    processes = current()
+    progress = progress and processes.is_main
+    report = write_teacher_labels(
+        config, network, splits, folder, processes=processes, progress=progress
+    )
+    if progress:
+        print(f"{folder}: {report}")
+    if processes.is_main:
+        warn_of_no_labels(report, "lower self_training.confidence_threshold")
+
+
+def label_by_classifier(
+    config: Config,
+    classifier: ImageClassifier,
+    splits: DatasetSplits,
+    folder: Path,
+    *,
+    progress: bool = True,
+) -> None:
+    """Writes masks of activation maps into ``folder``; prints how much they label and how well."""
+    processes = current()
+    progress = progress and processes.is_main
+    report = write_cam_labels(
+        config, classifier, splits, folder, processes=processes, progress=progress
+    )
+    if progress:
+        print(f"{folder}: {report}")
+    if processes.is_main:
+        warn_of_no_labels(report, "lower image_classifier.foreground")
+
+
 def _wanted(config: Config) -> bool:
     return AUTO in (config.self_training.pseudo_labels, config.weak.pseudo_labels)
 
 
 def _check(config: Config) -> None:
-    """Finds faults of the build and of image-level labels before hours of training."""
+    """Finds faults of the build and of image-level labels before the training, not hours later."""
     check_method(config)
     splits = build_datasets(config.data)
     if config.self_training.pseudo_labels == AUTO:

@@ -1,8 +1,7 @@
 """The paper's Tables 1 to 5, each row as overrides of a shipped configuration.
 
-A row that this project can train has overrides; one that only the paper has figures for (other
-authors' methods) has none. ``paper`` is the mIoU in percent that the paper prints: the paper's own
-result, never one of this project.
+A row that this project can train has overrides; a row of another author's method has none.
+``paper`` is the mIoU in percent that the paper prints, never a result of this project.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ class Row:
     """A row, or a cell of a row with several results.
 
     Attributes:
-        name: what ``--rows`` knows it by.
-        title: what tables call it.
-        overrides: of the table's configuration; None where only the paper's figure is there.
+        name: for ``--rows``.
+        title: for the printed table.
+        overrides: of the table's configuration; None if only the paper's figure is known.
         paper: mIoU in percent, or None.
     """
 
@@ -37,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its rows are overrides on top of ``overrides`` on top of ``config``."""
+    """A table. A row's configuration is ``config`` with ``overrides`` and then the row's own."""
 
     name: str
     title: str
@@ -46,7 +45,7 @@ class Table:
     rows: tuple[Row, ...]
 
     def select(self, patterns: Sequence[str]) -> list[Row]:
-        """Rows whose names match one of the shell patterns, e.g. ``pspnet-*-1_8``.
+        """The rows whose names match a shell pattern, e.g. ``pspnet-*-1_8``.
 
         Raises:
             ConfigError: a pattern matches nothing.
@@ -158,10 +157,10 @@ def _table3() -> Table:
 
 
 def _table4() -> Table:
-    """Negatives per GPU, of two GPUs: of two views and two steps, ``n / 4`` of each.
+    """``n`` negatives per GPU on two GPUs: ``n / 4`` from each of two views and two steps.
 
-    ``selected_num`` is of each view and step of the whole batch, of both GPUs therefore ``n / 2``.
-    An anchor meets the negatives of both GPUs, ``2 n``.
+    ``selected_num`` counts those of both GPUs from one view and step, ``n / 2``. An anchor meets
+    the ``2 n`` negatives of both GPUs.
     """
     rows = (
         (500, 70.9),
@@ -201,17 +200,21 @@ def _table5() -> Table:
         ("CCT-reproduced", "ResNet-50", 72.8, 74.6),
     )
     rows = []
-    for method, backbone, *figures in printed:
-        for setting, figure in zip(("semi", "weakly"), figures, strict=True):
+    for method, backbone, semi, weakly in printed:
+        for setting, figure in (("semi", semi), ("weakly", weakly)):
             if figure is not None:
                 name = f"{method}-{backbone}-{setting}".lower()
                 rows.append(Row(name, f"{method}, {backbone}, {setting}", None, figure))
-    for backbone, network, figures in (
-        ("VGG-16", _network("pspnet", "vgg16"), (68.7, 69.3)),
-        ("ResNet-50", _network("pspnet", "resnet50"), (74.5, 76.1)),
+    for backbone, network, *ours in (
+        ("VGG-16", _network("pspnet", "vgg16"), ("semi", "cac", 68.7), ("weakly", "weak", 69.3)),
+        (
+            "ResNet-50",
+            _network("pspnet", "resnet50"),
+            ("semi", "cac", 74.5),
+            ("weakly", "weak", 76.1),
+        ),
     ):
-        settings = (("semi", "cac"), ("weakly", "weak"))
-        for (setting, method), figure in zip(settings, figures, strict=True):
+        for setting, method, figure in ours:
             rows.append(
                 Row(
                     f"cac-{backbone}-{setting}".lower(),
@@ -220,12 +223,32 @@ def _table5() -> Table:
                     figure,
                 )
             )
-    # VOC's own 1,464 training images have masks, SBD's 9,118 others image-level labels (4.4).
+    # VOC's own 1,464 training images have masks, the 9,118 of SBD image-level labels (section 4.4).
     lists = ("data.labelled_list=ImageSets/Segmentation/train.txt",)
     return Table("table5", "PASCAL VOC with image-level labels", "voc", lists, tuple(rows))
 
 
-#: What the paper calls the methods of this project.
+#: The paper's names of this project's methods.
 _TITLES = {"sup_only": "SupOnly", "cac": "Ours"}
 
 TABLES = {table.name: table for table in (_table1(), _table2(), _table3(), _table4(), _table5())}
+
+
+def list_tables() -> str:
+    """A line for each table: its title, how many rows can be trained, and its configuration."""
+    lines = []
+    for table in TABLES.values():
+        count = sum(row.overrides is not None for row in table.rows)
+        lines.append(f"{table.name}  {table.title}: {count} rows to train, base {table.config}")
+    return "\n".join(lines)
+
+
+def list_rows(table: Table) -> str:
+    """A line for each row of a table: the paper's mIoU and the row's overrides."""
+    width = max(len(row.name) for row in table.rows)
+    lines = [f"{table.title}; base {table.config} {' '.join(table.overrides)}"]
+    for row in table.rows:
+        paper = "    -" if row.paper is None else f"{row.paper:5.1f}"
+        changes = "(not trained here)" if row.overrides is None else " ".join(row.overrides)
+        lines.append(f"{row.name:{width}}  paper {paper}  {changes}".rstrip())
+    return "\n".join(lines)

@@ -73,7 +73,7 @@ def draw_crops(
         seed: of the crops and colors.
     """
     sampler = CropPairSampler(config.augment.crop_size, grid, _IOU_RANGE, flip=0.0)
-    still = replace(config.augment, unlabelled_scale=(1.0, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+    still = replace(config.augment, unlabelled_scale=(1.0, 1.0), jitter=0.0, gray=0.0, blur=0.0)
     plain = CropPairAugment(still, sampler)
     recolored = CropPairAugment(replace(still, jitter=1.0, blur=1.0), sampler)
     # Validation images take the place of unlabelled ones: no network has been trained on them.

@@ -1,23 +1,23 @@
 // Products of bfloat16 with float32 accumulation, and exponentials.
 //
-// They serve two element types. bfloat16 is multiplied as it is. float32 is split into `kParts`
-// numbers: x0 = bf16(x), x1 = bf16(x - x0), x2 = bf16(x - x0 - x1), each at most 2^-8 of the one
-// before, and a product becomes the products xi yj with i + j < kParts:
+// They serve two element types. bfloat16 is multiplied directly. float32 is split into `kParts`
+// parts: x0 = bf16(x), x1 = bf16(x - x0), x2 = bf16(x - x0 - x1), each at most 2^-8 of the one
+// before. A product becomes the products xi yj with i + j < kParts:
 //
-//     kParts  products  left over of x     left out of x y
+//     kParts  products  remainder of x     omitted from x y
 //     2       3         2^-17 |x|          x1 y1: 2^-16 |x y|
 //     3       6         nothing (24 bits)  x1 y2 + x2 y1: 2^-24 |x y|, half a unit of float32
 //
-// The packings fit both instruction families: A operands are rows of bf16, B operands hold pairs of
-// depth side by side, [depth / 2][lanes][2]; the parts of B follow one another. `Product`
+// The packings fit both instruction families: A operands are rows of bf16, B operands hold pairs
+// along the depth side by side, [depth / 2][lanes][2]; the parts of B follow one another. `Product`
 // multiplies them, by vdpbf16ps or by AMX:
 //
 //     multiply<kParts, kAccumulate>(a, rows, depth, b, c, c_rows, between)
 //     c [rows][lanes] (+)= a [rows][depth] b [depth / 2][lanes][2]
 //
-// Rows and depth are multiples of 32. Row i of c is kept at i % c_rows: where the caller takes the
-// rows up in between, a short ring of them stays in the L1 cache. All rows are handed over by
-// between(first, last), in order, an even number each time, before they are overwritten.
+// Rows and depth are multiples of 32. Row i of c is kept at i % c_rows: a caller that uses the rows
+// during the product needs only a short ring of them, which stays in the L1 cache. between(first,
+// last) hands all rows over before they are overwritten, in order, an even number each time.
 #pragma once
 
 #include <immintrin.h>
@@ -30,10 +30,10 @@ namespace cac::cpu {
 namespace {
 
 constexpr int kBf16Lanes = 32;
-constexpr int kBf16RowBlock = 256;
+constexpr int kBf16UnitNegatives = 256;
 constexpr int kBf16ScoreRing = 64;
 
-// A matrix of bf16 cut into blocks of 16 rows by 32 columns.
+// A matrix of bf16 cut into blocks of 16 rows by 32 columns. The numbers are distances in elements.
 struct Operand {
   const uint16_t* data;
   int64_t row_stride;    // from row to row of a block
@@ -42,8 +42,7 @@ struct Operand {
   int64_t parts;         // from each part to the next, if split
 };
 
-// Transposes 32 rows x 32 columns of bf16, the first of `from`, into two blocks [16][32],
-// `to_blocks` apart.
+// Transposes the first 32 rows x 32 columns of `from` into two blocks [16][32], `to_blocks` apart.
 inline void transpose_32x32(const Operand& from, uint16_t* to, int64_t to_blocks) {
   alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                     37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
@@ -90,8 +89,9 @@ inline void transpose_32x32(const Operand& from, uint16_t* to, int64_t to_blocks
   }
 }
 
-// 2^x = 2^floor(x) times a minimax polynomial of the fraction. Relative error 7.5e-5 for bf16,
-// whose half unit is 3.9e-3, and 7.5e-8 for split numbers, about half a unit of float32.
+// 2^x = 2^floor(x) times a minimax polynomial of the fraction. The relative error is 7.5e-5 for
+// bf16, whose half unit in the last place is 3.9e-3, and 7.5e-8 for split numbers, about half a
+// unit of float32.
 template <int kParts>
 inline __m512 exp2_of(__m512 x) {
   constexpr int kDegree = kParts > 1 ? 5 : 3;
@@ -128,14 +128,14 @@ template <int kParts, class Store>
     const __m512i rounded = round_to_bf16(first, second);
     const __m512i pairs = interleave(rounded);
     store(part, rounded, pairs);
-    // What rounding left over.
+    // The remainders of rounding.
     first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
     second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_and_si512(pairs, upper_half)));
   }
 }
 
-// A row of float32 to its parts, `parts` apart, in blocks of 32 columns, `blocks` apart; zero
-// beyond `columns` up to `padded_columns`.
+// Splits a row of float32 into its parts, `parts` apart, in blocks of 32 columns, `blocks` apart;
+// zero from `columns` to `padded_columns`.
 template <int kParts>
 inline void split_row(const float* row, int64_t columns, int64_t padded_columns, int64_t blocks,
                       int64_t parts, uint16_t* to) {
@@ -153,17 +153,18 @@ inline void split_row(const float* row, int64_t columns, int64_t padded_columns,
   }
 }
 
-// From scores to probabilities, two rows of one tile at a time. Without kShifted the shift is zero.
+// Turns scores into probabilities, for two negatives and one tile at a time. Without kShifted the
+// shift is zero.
 template <int kParts, bool kMasked, bool kShifted>
 class Exponentiator {
  public:
-  // probabilities [kParts][padded_rows / 2][lanes][2]
-  Exponentiator(const LaneMask& mask, const float* shift, int rows, int padded_rows,
+  // probabilities [kParts][padded_count / 2][lanes][2]
+  Exponentiator(const LaneMask& mask, const float* shift, int count, int padded_count,
                 uint16_t* probabilities)
       : probabilities_(probabilities),
-        part_size_(padded_rows * kBf16Lanes),
-        row_count_(_mm512_set1_epi32(rows)) {
-    const __m512i first = _mm512_set1_epi32(mask.row);
+        part_size_(padded_count * kBf16Lanes),
+        unit_size_(_mm512_set1_epi32(count)) {
+    const __m512i first = _mm512_set1_epi32(mask.first_negative);
     for (int v = 0; v < kVectors; ++v) {
       shift_[v] = _mm512_loadu_ps(shift + 16 * v);
       total_[v] = _mm512_setzero_ps();
@@ -175,23 +176,23 @@ class Exponentiator {
     }
   }
 
-  // scores [2][lanes] of the block's rows `row` and `row` + 1
-  [[gnu::always_inline]] inline void operator()(const float* scores, int row) {
+  // scores [2][lanes] of the unit's negatives `negative` and `negative` + 1
+  [[gnu::always_inline]] inline void operator()(const float* scores, int negative) {
     for (int v = 0; v < kVectors; ++v) {
       __m512 probability[2];
       for (int i = 0; i < 2; ++i) {
         const __m512 score = _mm512_load_ps(scores + i * kBf16Lanes + 16 * v);
         probability[i] = exp2_of<kParts>(kShifted ? _mm512_sub_ps(score, shift_[v]) : score);
         if (kMasked) {
-          const __m512i index = _mm512_set1_epi32(row + i);
+          const __m512i index = _mm512_set1_epi32(negative + i);
           const __mmask16 same_class =
               _mm512_cmple_epi32_mask(begin_[v], index) & _mm512_cmplt_epi32_mask(index, end_[v]);
-          const __mmask16 counted = _mm512_cmplt_epi32_mask(index, row_count_) & ~same_class;
+          const __mmask16 counted = _mm512_cmplt_epi32_mask(index, unit_size_) & ~same_class;
           probability[i] = _mm512_maskz_mov_ps(counted, probability[i]);
         }
       }
       total_[v] = _mm512_add_ps(total_[v], _mm512_add_ps(probability[0], probability[1]));
-      const int64_t at = row * kBf16Lanes + 32 * v;
+      const int64_t at = negative * kBf16Lanes + 32 * v;
       split<kParts>(probability[0], probability[1],
                     [&](int part, __m512i, __m512i pairs) __attribute__((always_inline)) {
                       _mm512_store_si512(probabilities_ + part * part_size_ + at, pairs);
@@ -211,7 +212,7 @@ class Exponentiator {
   static constexpr int kVectors = kBf16Lanes / 16;
   uint16_t* probabilities_;
   int64_t part_size_;
-  __m512i row_count_;
+  __m512i unit_size_;
   __m512 shift_[kVectors], total_[kVectors];
   __m512i begin_[kVectors], end_[kVectors];
 };
@@ -224,50 +225,50 @@ class Bf16Isa {
   using Accumulator = float;
   static constexpr int kLanes = kBf16Lanes;
   static constexpr int kAnchorParts = kParts;
-  static constexpr int kRowBlock = kBf16RowBlock;
+  static constexpr int kUnitNegatives = kBf16UnitNegatives;
 
   static size_t scratch_bytes(int64_t channels) {
-    return sizeof(float) * kRowBlock * kLanes +
-           kParts * sizeof(uint16_t) * kRowBlock * (kLanes + 2 * channels);
+    return sizeof(float) * kUnitNegatives * kLanes +
+           kParts * sizeof(uint16_t) * kUnitNegatives * (kLanes + 2 * channels);
   }
 
   Bf16Isa(void* scratch, int64_t channels, TileMode mode)
       : channels_(channels),
         mode_(mode),
         scores_(static_cast<float*>(scratch)),
-        probabilities_(reinterpret_cast<uint16_t*>(scores_ + kRowBlock * kLanes)),
-        transposed_(probabilities_ + kParts * kRowBlock * kLanes),
-        copied_(transposed_ + kParts * kRowBlock * channels) {}
+        probabilities_(reinterpret_cast<uint16_t*>(scores_ + kUnitNegatives * kLanes)),
+        transposed_(probabilities_ + kParts * kUnitNegatives * kLanes),
+        copied_(transposed_ + kParts * kUnitNegatives * channels) {}
 
-  void set_block(const Element* negatives, int64_t row_stride, int rows) {
-    rows_ = rows;
-    padded_rows_ = (rows + 31) / 32 * 32;
+  void set_unit(const Element* negatives, int64_t row_stride, int count) {
+    count_ = count;
+    padded_count_ = (count + 31) / 32 * 32;
     is_transposed_ = false;
     if constexpr (kParts > 1) {
-      // Blocks lie contiguous, so that tiles of a matrix unit are loaded fast.
-      by_row_ = {copied_, 32, 16 * channels_, 16 * 32, block_size()};
-      for (int row = 0; row < padded_rows_; ++row) {
+      // Blocks are contiguous, because the matrix unit loads these fast.
+      by_row_ = {copied_, 32, 16 * channels_, 16 * 32, unit_elements()};
+      for (int row = 0; row < padded_count_; ++row) {
         uint16_t* to = copied_ + row / 16 * by_row_.row_blocks + row % 16 * by_row_.row_stride;
-        split_row<kParts>(negatives + row * row_stride, row < rows ? row_stride : 0, channels_,
+        split_row<kParts>(negatives + row * row_stride, row < count ? row_stride : 0, channels_,
                           by_row_.depth_blocks, by_row_.parts, to);
       }
     } else {
       by_row_ = {negatives, channels_, 16 * channels_, 32, 0};
-      if (padded_rows_ == rows) return;
+      if (padded_count_ == count) return;
       by_row_.data = copied_;
-      std::memcpy(copied_, negatives, sizeof(uint16_t) * rows * channels_);
-      std::memset(copied_ + rows * channels_, 0,
-                  sizeof(uint16_t) * (padded_rows_ - rows) * channels_);
+      std::memcpy(copied_, negatives, sizeof(uint16_t) * count * channels_);
+      std::memset(copied_ + count * channels_, 0,
+                  sizeof(uint16_t) * (padded_count_ - count) * channels_);
     }
   }
 
   void process(const TileWork<Bf16Isa>& work) {
-    const bool masked = work.mask.any || rows_ != padded_rows_;
+    const bool masked = work.mask.any || count_ != padded_count_;
     if (mode_ == TileMode::kBoundedShift) {
       masked ? score_and_exponentiate<true>(work) : score_and_exponentiate<false>(work);
     } else {
-      multiply_scores(work, kRowBlock, [](int, int) {});
-      raise_lane_maximum<float, kLanes>(scores_, rows_, channels_, work.mask, work.shift, work.sum,
+      multiply_scores(work, kUnitNegatives, [](int, int) {});
+      raise_lane_maximum<float, kLanes>(scores_, count_, channels_, work.mask, work.shift, work.sum,
                                         work.weighted);
       if (mode_ == TileMode::kMaxOnly) return;
       masked ? exponentiate<true>(work) : exponentiate<false>(work);
@@ -276,50 +277,50 @@ class Bf16Isa {
   }
 
  private:
-  int64_t block_size() const { return kRowBlock * channels_; }
+  int64_t unit_elements() const { return kUnitNegatives * channels_; }
 
-  // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
+  // scores [padded_count][lanes] = N [padded_count][C] A^T [C][lanes]
   template <class Between>
   void multiply_scores(const TileWork<Bf16Isa>& work, int ring, Between&& between) {
-    const Operand rows = by_row_;  // a copy that stores through pointers cannot change
-    product_.template multiply<kParts, false>(rows, padded_rows_, channels_, work.anchors, scores_,
+    const Operand rows = by_row_;  // a copy, which stores through pointers cannot change
+    product_.template multiply<kParts, false>(rows, padded_count_, channels_, work.anchors, scores_,
                                               ring, between);
   }
 
   template <bool kMasked>
   void exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kParts, kMasked, true> exponentiate(work.mask, work.shift, rows_, padded_rows_,
+    Exponentiator<kParts, kMasked, true> exponentiate(work.mask, work.shift, count_, padded_count_,
                                                       probabilities_);
-    for (int row = 0; row < padded_rows_; row += 2) exponentiate(scores_ + row * kLanes, row);
+    for (int i = 0; i < padded_count_; i += 2) exponentiate(scores_ + i * kLanes, i);
     exponentiate.add_to(work.sum);
   }
 
-  // The matrix unit and the vector units work side by side: while the product fills some rows of
-  // the scores, the exponentials of the rows before them are taken.
+  // The matrix unit and the vector units work side by side: while the product computes some scores,
+  // the exponentials of the scores before them are taken.
   template <bool kMasked>
   void score_and_exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kParts, kMasked, false> exponentiate(work.mask, work.shift, rows_, padded_rows_,
+    Exponentiator<kParts, kMasked, false> exponentiate(work.mask, work.shift, count_, padded_count_,
                                                        probabilities_);
-    const auto exponentiate_rows = [&](int first, int last) __attribute__((always_inline)) {
-      for (int row = first; row < last; row += 2) {
-        exponentiate(scores_ + row % kBf16ScoreRing * kLanes, row);
+    const auto exponentiate_some = [&](int first, int last) __attribute__((always_inline)) {
+      for (int i = first; i < last; i += 2) {
+        exponentiate(scores_ + i % kBf16ScoreRing * kLanes, i);
       }
     };
-    multiply_scores(work, kBf16ScoreRing, exponentiate_rows);
+    multiply_scores(work, kBf16ScoreRing, exponentiate_some);
     exponentiate.add_to(work.sum);
   }
 
-  // weighted [C][lanes] += N^T [C][rows] P [rows][lanes]
+  // weighted [C][lanes] += N^T [C][padded_count] P [padded_count][lanes]
   void accumulate(const TileWork<Bf16Isa>& work) {
-    const Operand by_channel{transposed_, 32, 16 * kRowBlock, 16 * 32, block_size()};
-    if (!is_transposed_) transpose(by_channel);  // once a block, for all tiles of the group
-    product_.template multiply<kParts, true>(by_channel, channels_, padded_rows_, probabilities_,
+    const Operand by_channel{transposed_, 32, 16 * kUnitNegatives, 16 * 32, unit_elements()};
+    if (!is_transposed_) transpose(by_channel);  // once a unit, for all tiles of the group
+    product_.template multiply<kParts, true>(by_channel, channels_, padded_count_, probabilities_,
                                              work.weighted, channels_, [](int, int) {});
   }
 
   void transpose(const Operand& by_channel) {
     for (int part = 0; part < kParts; ++part) {
-      for (int row = 0; row < padded_rows_; row += 32) {
+      for (int row = 0; row < padded_count_; row += 32) {
         for (int64_t c = 0; c < channels_; c += 32) {
           Operand from = by_row_;
           from.data += part * from.parts + row / 16 * from.row_blocks + c / 32 * from.depth_blocks;
@@ -335,13 +336,13 @@ class Bf16Isa {
 
   int64_t channels_;
   TileMode mode_;
-  float* scores_;            // [kRowBlock][kLanes], or a ring of kBf16ScoreRing rows
-  uint16_t* probabilities_;  // [kParts][padded_rows_ / 2][kLanes][2]
-  uint16_t* transposed_;     // [kParts][C / 16][kRowBlock / 32][16][32]
-  uint16_t* copied_;         // [kParts][kRowBlock][C]: split, or the last if they do not fill 32
-  Operand by_row_{};         // the block's negatives, from the problem or copied_
-  int rows_ = 0;
-  int padded_rows_ = 0;
+  float* scores_;            // [kUnitNegatives][kLanes], or a ring [kBf16ScoreRing][kLanes]
+  uint16_t* probabilities_;  // [kParts][padded_count_ / 2][kLanes][2]
+  uint16_t* transposed_;     // [kParts][C / 16][kUnitNegatives / 32][16][32]
+  uint16_t* copied_;         // [kParts][kUnitNegatives][C]: a split unit, or one padded to 32 rows
+  Operand by_row_{};         // the unit's negatives, in the problem or in copied_
+  int count_ = 0;
+  int padded_count_ = 0;
   bool is_transposed_ = false;
   Product product_;
 };
@@ -354,11 +355,11 @@ const TileKernel* bf16_kernel(const char* instruction_set) {
       .element = kParts == 1 ? DType::kBFloat16 : DType::kFloat32,
       .anchor = DType::kBFloat16,
       .accumulator = DType::kFloat32,
-      .lanes = Isa::kLanes,
+      .tile_slots = Isa::kLanes,
       .anchor_parts = Isa::kAnchorParts,
       .channel_pairs = 2,
       .channel_multiple = 32,
-      .row_block = Isa::kRowBlock,
+      .unit_negatives = Isa::kUnitNegatives,
       .scratch_bytes = Isa::scratch_bytes,
       .run = &run_tile_group<Isa>,
   };

@@ -37,7 +37,7 @@ double widen(double value) { return value; }
 float widen(float value) { return value; }
 float widen(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
 float widen(Float16 value) {
-  // Shifting exponent and mantissa into place leaves the value scaled by 2^-112, exactly, also for
+  // Exponent and mantissa shifted into place are the value times 2^-112, exactly, also for
   // subnormal numbers; infinity and nan need the largest exponent set by hand.
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
   const float scaled = from_bits(magnitude) * 0x1p+112f;
@@ -66,7 +66,7 @@ void narrow(float value, Float16& out) {
   } else if (magnitude >= 0x477ff000) {
     out.bits = sign | 0x7c00;  // 65520 and more round to infinity
   } else if (magnitude < 0x38800000) {
-    // Subnormal: adding 0.5 puts the unit of the last place of fp16 into that of float.
+    // Subnormal: adding 0.5 aligns the last place of fp16 with the last place of float.
     out.bits = sign | static_cast<uint16_t>(to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000);
   } else {
     out.bits = sign | static_cast<uint16_t>(
@@ -84,10 +84,10 @@ bool is_finite(BFloat16 value) { return (value.bits & 0x7f80) != 0x7f80; }
 bool is_finite(Float16 value) { return (value.bits & 0x7c00) != 0x7c00; }
 
 // The length of a row as `largest` times `rest`, for rows whose squares leave the range of their
-// type. Their product may be infinite.
+// type. The product may be infinite.
 struct ScaledNorm {
   double largest;  // magnitude of the row's largest element
-  double rest;     // length of the row divided by it; 0 of a row of zeros
+  double rest;     // length of the row divided by `largest`; 0 for a row of zeros
 };
 
 template <typename T>
@@ -105,7 +105,7 @@ ScaledNorm scaled_norm(const T* row, int64_t channels) {
   return {largest, std::sqrt(sum)};
 }
 
-// Sixteen chains: the order of summation is fixed, and the additions overlap.
+// Sixteen chains of additions overlap, and the order of summation is fixed.
 template <typename T>
 double norm(const T* row, int64_t channels) {
   using Wide = decltype(widen(*row));
@@ -117,7 +117,7 @@ double norm(const T* row, int64_t channels) {
   }
   for (; c < channels; ++c) sums[0] += widen(row[c]) * widen(row[c]);
   double sum = 0;
-  for (const Wide partial : sums) sum += partial;
+  for (const Wide chain : sums) sum += chain;
   constexpr bool kFloat = sizeof(Wide) == sizeof(float);
   const bool in_range = sum > (kFloat ? 1e-25 : 1e-280) && sum < (kFloat ? 1e36 : 1e300);
   if (in_range) return std::sqrt(sum);
@@ -216,7 +216,7 @@ int64_t find_non_finite(const void* data, DType type, int64_t rows, int64_t row_
     for_row_ranges(rows, parallel_for, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const auto* row = static_cast<const decltype(element)*>(data) + i * row_stride;
-        int non_finite = 0;  // counted without a branch: the common case is none
+        int non_finite = 0;  // counted without a branch, because usually all are finite
         for (int64_t c = 0; c < channels; ++c) non_finite += !is_finite(row[c]);
         if (non_finite == 0) continue;
         int64_t c = 0;

@@ -1,29 +1,29 @@
-// Reading rows of any feature type, and making the prepared negatives from them.
+// Reads rows of any feature type and prepares the negatives.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 
-#include "kernels/contrastive.h"
+#include "kernels/problem.h"
 
 namespace cac::cpu {
 
-// Runs body(task) for every task in [0, tasks), in any order, on as many threads as there are.
+// Runs body(task) for every task in [0, tasks), in any order, on all available threads.
 using ParallelFor = std::function<void(int64_t tasks, const std::function<void(int64_t)>& body)>;
 
-// One row of `channels` elements as double.
+// Reads `channels` elements as double.
 void read_row(const void* data, DType type, int64_t first_element, int64_t channels, double* row);
 
-// `channels` doubles, rounded to `type`.
+// Writes `channels` doubles, rounded to `type`.
 void write_row(const double* row, int64_t channels, DType type, int64_t first_element, void* data);
 
-// Euclidean length; inf where it exceeds the range of double.
+// Euclidean length; inf if it exceeds the range of double.
 double row_norm(const double* row, int64_t channels);
 
 // Lengths beyond this are rare, and their squares or quotients could leave the range of double.
 constexpr double kHugeNorm = 1e150;
 
-// The largest length of `rows` rows.
+// The length of the longest of `rows` rows.
 double largest_norm(const void* data, DType type, int64_t rows, int64_t row_stride,
                     int64_t channels, const ParallelFor& parallel_for);
 

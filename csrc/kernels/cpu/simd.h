@@ -1,5 +1,5 @@
-// Vectors of the compiler (GCC and Clang), exp2 on them, and the passes over a block of scores that
-// all element types share. Included once per instruction set: everything has internal linkage.
+// The compiler's vectors (GCC and Clang), exp2 on them, and the passes over the scores of a unit
+// that serve all element types. Included once per instruction set: everything has internal linkage.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ struct Simd<float> {
   using Integer = int32_t;
   static constexpr int kExponentShift = 23;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLowest = -126.0f;     // below: as good as zero, and not subnormal
+  static constexpr float kLowest = -126.0f;     // below: as good as zero, never subnormal
   // Minimax polynomial of 2^f on [-1/2, 1/2], relative error 1.9e-9.
   static constexpr int kDegree = 6;
   static constexpr float kExp2[] = {1.000000000554164796f,    0.6931472057371957513f,
@@ -82,18 +82,18 @@ inline Vector<T> exp2(Vector<T> x) {
   return (Vector<T>)((Integers)power + ((Integers)rounded << Constants::kExponentShift));
 }
 
-// Which rows of the block [row, ...) are masked for which lanes.
+// Which negatives of the unit are masked for which lanes.
 struct LaneMask {
-  bool any;  // false: none, and the rest is not read
-  int32_t row;
-  const int32_t* begin;  // [lanes]
-  const int32_t* end;    // [lanes]
+  bool any;                // false: none, and the rest is not read
+  int32_t first_negative;  // of the unit
+  const int32_t* begin;    // [lanes] intervals
+  const int32_t* end;      // [lanes]
 };
 
-// Raises the running maximum `shift` [lanes] to that of scores [rows][kLanes] and rescales what was
-// summed under the old one.
+// Raises the running maximum `shift` [lanes] to that of scores [count][kLanes] and rescales the
+// sums of the old one.
 template <typename T, int kLanes>
-inline void raise_lane_maximum(const T* scores, int rows, int64_t channels, const LaneMask& mask,
+inline void raise_lane_maximum(const T* scores, int count, int64_t channels, const LaneMask& mask,
                                T* shift, double* sum, T* weighted) {
   using Integer = typename Simd<T>::Integer;
   using Integers = Vector<Integer>;
@@ -102,15 +102,15 @@ inline void raise_lane_maximum(const T* scores, int rows, int64_t channels, cons
     Integers begin = {}, end = {};
     if (mask.any) {
       for (int i = 0; i < kWidth; ++i) {
-        begin[i] = mask.begin[first + i] - mask.row;
-        end[i] = mask.end[first + i] - mask.row;
+        begin[i] = mask.begin[first + i] - mask.first_negative;
+        end[i] = mask.end[first + i] - mask.first_negative;
       }
     }
     const Vector<T> old = load(shift + first);
     Vector<T> maximum = old;
-    for (int row = 0; row < rows; ++row) {
-      const Integers index = Integer(row) - Integers{};
-      const Vector<T> score = load(scores + row * kLanes + first);
+    for (int negative = 0; negative < count; ++negative) {
+      const Integers index = Integer(negative) - Integers{};
+      const Vector<T> score = load(scores + negative * kLanes + first);
       const Vector<T> counted = ((index >= begin) & (index < end)) ? old : score;
       maximum = counted > maximum ? counted : maximum;
     }

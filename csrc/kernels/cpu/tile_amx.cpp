@@ -3,10 +3,11 @@
 namespace cac::cpu {
 namespace {
 
-// Products by AMX tiles of 16 x 16 float32. Tiles 0-3 hold a block of C, 4-5 of A, 6-7 of B.
-class TileProduct {
+// Products by AMX, whose registers hold 16 x 16 float32. Registers 0-3 hold a block of C, 4-5 one
+// of A, 6-7 one of B.
+class AmxProduct {
  public:
-  TileProduct() {
+  AmxProduct() {
     struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -15,7 +16,7 @@ class TileProduct {
     static_assert(sizeof(shape) == 64);
     _tile_loadconfig(&shape);
   }
-  ~TileProduct() { _tile_release(); }
+  ~AmxProduct() { _tile_release(); }
 
   template <int kParts, bool kAccumulate, class Between>
   void multiply(const Operand& a, int64_t rows, int64_t depth, const uint16_t* b, float* c,
@@ -24,14 +25,14 @@ class TileProduct {
     const int products = kParts * (kParts + 1) / 2 * steps;
     int done = 0;
     for (int64_t row = 0; row < rows; row += 32) {
-      // Pieces of an even number of the rows before, as equal as that allows.
+      // After each product an even number of the rows before, as equal as that allows.
       const auto between_products = [&](int product) __attribute__((always_inline)) {
         if (row == 0) return;
         const int end = static_cast<int>(row) - 32 + 16 * (product + 1) / products * 2;
         between(done, end);
         done = end;
       };
-      // The compiler does not know that tile loads read memory: keep it from delaying stores.
+      // The compiler does not know that _tile_loadd reads memory: keep it from delaying stores.
       asm volatile("" ::: "memory");
       multiply_rows<kParts, kAccumulate>(a, row, steps, b, c + row % c_rows * kBf16Lanes,
                                          between_products);
@@ -49,19 +50,19 @@ class TileProduct {
                                                           Between&& between) {
     const uint16_t* rows = a.data + row / 16 * a.row_blocks;
     float* lower = c + 16 * kBf16Lanes;
-    // Three parts are for the accuracy of float32: sums begin at zero, with the small products,
-    // whose rounding does not matter then, and are added to C at last.
+    // Three parts give the accuracy of float32: sums begin at zero with the small products, whose
+    // rounding does not matter then, and are added to C last.
     constexpr bool kFromZero = kParts == 3 || !kAccumulate;
     begin_block<kFromZero>(c, c + 16, lower, lower + 16);
     int product = 0;
     const auto multiply_add = [&]() __attribute__((always_inline)) {
-      multiply_add_tiles();
+      multiply_add_registers();
       between(product++);
     };
     for (int step = 0; step < steps; ++step) {
       const auto a_part = [&](int part) { return rows + part * a.parts + step * a.depth_blocks; };
       const auto b_part = [&](int part) { return b + 32 * (part * steps + step) * kBf16Lanes; };
-      // One of the two operands stays in its tiles from each product to the next.
+      // One of the two operands stays in its registers from each product to the next.
       load(a_part(0), a, b_part(kParts - 1));
       multiply_add();
       if constexpr (kParts == 2) {
@@ -89,7 +90,7 @@ class TileProduct {
     if constexpr (kAccumulate && kFromZero) {
       alignas(64) float sums[32 * kBf16Lanes];
       end_block(sums, sums + 16, sums + 16 * kBf16Lanes, sums + 16 * kBf16Lanes + 16);
-      asm volatile("" ::: "memory");  // tile stores write to it
+      asm volatile("" ::: "memory");  // _tile_stored writes to it
       for (int i = 0; i < 32 * kBf16Lanes; i += 16) {
         _mm512_store_ps(c + i, _mm512_add_ps(_mm512_load_ps(c + i), _mm512_load_ps(sums + i)));
       }
@@ -115,7 +116,7 @@ class TileProduct {
     _tile_loadd(7, from + 32, kRowBytes);
   }
 
-  [[gnu::always_inline]] static inline void multiply_add_tiles() {
+  [[gnu::always_inline]] static inline void multiply_add_registers() {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
@@ -151,11 +152,11 @@ class TileProduct {
 const TileKernel* amx_kernel(Arithmetic arithmetic) {
   switch (arithmetic) {
     case Arithmetic::kBFloat16:
-      return bf16_kernel<TileProduct, 1>("amx");
+      return bf16_kernel<AmxProduct, 1>("amx");
     case Arithmetic::kSplitBFloat16:
-      return bf16_kernel<TileProduct, 2>("amx");
+      return bf16_kernel<AmxProduct, 2>("amx");
     case Arithmetic::kFloat32:  // six products are faster still than float32 instructions
-      return bf16_kernel<TileProduct, 3>("amx");
+      return bf16_kernel<AmxProduct, 3>("amx");
     default:
       return nullptr;
   }

@@ -3,7 +3,7 @@
 namespace cac::cpu {
 namespace {
 
-// Products by vdpbf16ps, which keeps the vector units busy alone: exponentials follow afterwards.
+// Products by vdpbf16ps, which keeps the vector units busy alone: the exponentials follow later.
 class DotProduct {
  public:
   template <int kParts, bool kAccumulate, class Between>
@@ -56,8 +56,8 @@ class DotProduct {
 
 }  // namespace
 
-// Not for split numbers: vdpbf16ps multiplies at most twice as fast as float32 instructions do, and
-// they need three products.
+// Not for split numbers: they need three products, and vdpbf16ps multiplies at most twice as fast
+// as float32 instructions do.
 const TileKernel* avx512_bf16_kernel(Arithmetic arithmetic) {
   return arithmetic == Arithmetic::kBFloat16 ? bf16_kernel<DotProduct, 1>("avx512_bf16") : nullptr;
 }

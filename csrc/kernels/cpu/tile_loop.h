@@ -1,7 +1,8 @@
-// The loop over negatives, written once for every instruction set and element type.
+// The loop over units of negatives, written once for every instruction set and element type.
 //
-// `Isa` supplies the number of lanes, the two matrix products and the exponentials; see
-// vector_isa.h for float and double, bf16_isa.h for bfloat16 and for float split into two of them.
+// `Isa` supplies the number of lanes (the slots of a tile), the two matrix products and the
+// exponentials; see vector_isa.h for float and double, bf16_isa.h for bfloat16 and for float split
+// into several of them.
 #pragma once
 
 #include "kernels/cpu/simd.h"
@@ -10,7 +11,7 @@
 namespace cac::cpu {
 namespace {
 
-// One tile of anchors that the current block of negatives concerns.
+// One tile that meets the current unit.
 template <class Isa>
 struct TileWork {
   const typename Isa::Anchor* anchors;
@@ -28,11 +29,12 @@ void run_tile_group(const TileGroup& group) {
   constexpr int kLanes = Isa::kLanes;
   const int64_t channels = group.channels;
   const int64_t tile_elements = channels * kLanes;
-  const auto work_of = [&](int tile, int32_t row, bool masked) {
+  const auto work_of = [&](int tile, int32_t first_negative, bool masked) {
     TileWork<Isa> work;
     work.anchors =
         static_cast<const Anchor*>(group.anchors) + tile * Isa::kAnchorParts * tile_elements;
-    work.mask = {masked, row, group.lane_begin + tile * kLanes, group.lane_end + tile * kLanes};
+    work.mask = {masked, first_negative, group.interval_begin + tile * kLanes,
+                 group.interval_end + tile * kLanes};
     work.shift = static_cast<Accumulator*>(group.shift) + tile * kLanes;
     work.sum = group.sum + tile * kLanes;
     work.weighted = group.with_gradient
@@ -48,16 +50,16 @@ void run_tile_group(const TileGroup& group) {
   }
 
   Isa isa(group.scratch, channels, group.mode);
-  for (int32_t row = group.row_begin; row < group.row_end; row += Isa::kRowBlock) {
-    const int32_t rows =
-        group.row_end - row < Isa::kRowBlock ? group.row_end - row : Isa::kRowBlock;
-    isa.set_block(static_cast<const Element*>(group.negatives) + row * group.negative_channels,
-                  group.negative_channels, rows);
+  for (int32_t first = group.share_begin; first < group.share_end; first += Isa::kUnitNegatives) {
+    const int32_t count = group.share_end - first < Isa::kUnitNegatives ? group.share_end - first
+                                                                        : Isa::kUnitNegatives;
+    isa.set_unit(static_cast<const Element*>(group.negatives) + first * group.negative_channels,
+                 group.negative_channels, count);
     for (int tile = 0; tile < group.num_tiles; ++tile) {
-      const TileMask& mask = group.masks[tile];
-      if (row >= mask.skip_begin && row + rows <= mask.skip_end) continue;
-      const bool masked = row < mask.masked_end && row + rows > mask.masked_begin;
-      isa.process(work_of(tile, row, masked));
+      const TileSpan& span = group.spans[tile];
+      if (first >= span.skip_begin && first + count <= span.skip_end) continue;
+      const bool masked = first < span.hull_end && first + count > span.hull_begin;
+      isa.process(work_of(tile, first, masked));
     }
   }
 }

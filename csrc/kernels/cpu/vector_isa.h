@@ -1,4 +1,4 @@
-// Products and exponentials for float and double, on whatever vectors the file is compiled for.
+// Products and exponentials for float and double, on the vectors that the file is compiled for.
 #pragma once
 
 #include "kernels/cpu/tile_loop.h"
@@ -6,8 +6,8 @@
 namespace cac::cpu {
 namespace {
 
-// Register block of the products: kVectors vectors of lanes by kRows rows, chosen so that the
-// accumulators, one row of B and a broadcast element fill the register file.
+// Register block of the products: kBlockRows rows by kBlockVectors vectors of lanes. The
+// accumulators, one row of B and a broadcast element fill the registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kBlockRows = 8;  // 24 + 3 + 1 of 32 registers
 #else
@@ -15,7 +15,7 @@ constexpr int kBlockRows = 4;  // 12 + 3 + 1 of 16 registers
 #endif
 constexpr int kBlockVectors = 3;
 
-// C [kRows][lanes] (+)= A [kRows][depth] B [depth][lanes], one register block.
+// One register block of C [rows][lanes] (+)= A [rows][depth] B [depth][lanes].
 template <typename T, int kRows, bool kAccumulate>
 inline void multiply_block(const T* a, int64_t row_stride, int64_t depth_stride, int64_t depth,
                            const T* b, T* c) {
@@ -64,30 +64,30 @@ class VectorIsa {
   static constexpr int kWidth = VectorOf<T>::kWidth;
   static constexpr int kLanes = kBlockVectors * kWidth;
   static constexpr int kAnchorParts = 1;
-  static constexpr int kRowBlock = 96;
+  static constexpr int kUnitNegatives = 96;
 
-  static size_t scratch_bytes(int64_t) { return sizeof(T) * kRowBlock * kLanes; }
+  static size_t scratch_bytes(int64_t) { return sizeof(T) * kUnitNegatives * kLanes; }
 
   VectorIsa(void* scratch, int64_t channels, TileMode mode)
       : channels_(channels), mode_(mode), scores_(static_cast<T*>(scratch)) {}
 
-  void set_block(const T* negatives, int64_t, int rows) {  // rows are `channels` apart
+  void set_unit(const T* negatives, int64_t, int count) {  // rows are `channels` apart
     negatives_ = negatives;
-    rows_ = rows;
+    count_ = count;
   }
 
   void process(const TileWork<VectorIsa>& work) {
-    // scores [rows][lanes] = N [rows][C] A^T [C][lanes]
-    multiply<T, false>(negatives_, channels_, 1, rows_, channels_, work.anchors, scores_);
+    // scores [count][lanes] = N [count][C] A^T [C][lanes]
+    multiply<T, false>(negatives_, channels_, 1, count_, channels_, work.anchors, scores_);
     if (mode_ != TileMode::kBoundedShift) {
-      raise_lane_maximum<T, kLanes>(scores_, rows_, channels_, work.mask, work.shift, work.sum,
+      raise_lane_maximum<T, kLanes>(scores_, count_, channels_, work.mask, work.shift, work.sum,
                                     work.weighted);
       if (mode_ == TileMode::kMaxOnly) return;
     }
     work.mask.any ? exponentiate<true>(work) : exponentiate<false>(work);
     if (work.weighted == nullptr) return;
-    // weighted [C][lanes] += N^T [C][rows] P [rows][lanes]
-    multiply<T, true>(negatives_, 1, channels_, channels_, rows_, scores_, work.weighted);
+    // weighted [C][lanes] += N^T [C][count] P [count][lanes]
+    multiply<T, true>(negatives_, 1, channels_, channels_, count_, scores_, work.weighted);
   }
 
  private:
@@ -102,16 +102,16 @@ class VectorIsa {
       Integers begin = {}, end = {};
       if (kMasked) {
         for (int i = 0; i < kWidth; ++i) {
-          begin[i] = mask.begin[lane + i] - mask.row;
-          end[i] = mask.end[lane + i] - mask.row;
+          begin[i] = mask.begin[lane + i] - mask.first_negative;
+          end[i] = mask.end[lane + i] - mask.first_negative;
         }
       }
       Vector<T> total = {};
-      for (int row = 0; row < rows_; ++row) {
-        T* score = scores_ + row * kLanes + lane;
+      for (int negative = 0; negative < count_; ++negative) {
+        T* score = scores_ + negative * kLanes + lane;
         Vector<T> probability = exp2<T>(load(score) - lane_shift);
         if (kMasked) {
-          const Integers index = Integer(row) - Integers{};
+          const Integers index = Integer(negative) - Integers{};
           probability = ((index >= begin) & (index < end)) ? Vector<T>{} : probability;
         }
         total += probability;
@@ -123,9 +123,9 @@ class VectorIsa {
 
   int64_t channels_;
   TileMode mode_;
-  T* scores_;  // [kRowBlock][kLanes]; probabilities after exponentiate()
+  T* scores_;  // [kUnitNegatives][kLanes]; probabilities after exponentiate()
   const T* negatives_ = nullptr;
-  int rows_ = 0;
+  int count_ = 0;
 };
 
 template <typename T>
@@ -136,11 +136,11 @@ constexpr TileKernel vector_kernel(const char* instruction_set, DType type) {
       .element = type,
       .anchor = type,
       .accumulator = type,
-      .lanes = Isa::kLanes,
+      .tile_slots = Isa::kLanes,
       .anchor_parts = Isa::kAnchorParts,
       .channel_pairs = 1,
       .channel_multiple = 8,
-      .row_block = Isa::kRowBlock,
+      .unit_negatives = Isa::kUnitNegatives,
       .scratch_bytes = Isa::scratch_bytes,
       .run = &run_tile_group<Isa>,
   };

@@ -1,8 +1,7 @@
-// How the two matrix products of the loss are carried out, one struct a precision.
+// How the factors of the two matrix products are multiplied, one struct a precision.
 //
-// Each gives the type in which features lie in shared memory, the product of one fragment of
-// anchors or probabilities with one of negatives, and the range in which probabilities are kept.
-// Accumulation is in float32 throughout.
+// Each gives the type of the features in shared memory, the product of one fragment of anchors or
+// probabilities with one of negatives, and the range of the probabilities. All sums are float32.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -14,13 +13,14 @@ namespace cac::cuda {
 struct BFloat16Arithmetic {
   using Element = uint16_t;
   static constexpr int kMinimumArchitecture = 800;
-  // Probabilities are multiplied as 2^kExponentOffset p. bfloat16 has float32's range: nothing to
-  // do.
+  // Probabilities p are multiplied as 2^kExponentOffset p. bfloat16 has the range of float32 and
+  // needs no offset.
   static constexpr int kExponentOffset = 0;
-  static constexpr bool kSplit = false;
+  // Whether long sums are kept outside the tensor cores, which cut sums off towards zero.
+  static constexpr bool kSumsOutsideTensorCores = false;
 
   static __device__ __forceinline__ Element round(float x) { return float_to_bf16(x); }
-  // Of the two elements in one word.
+  // Of the two elements of a word.
   static __device__ __forceinline__ bool all_finite(uint32_t bits) {
     return (bits & 0x7f80u) != 0x7f80u && (bits & 0x7f800000u) != 0x7f800000u;
   }
@@ -36,10 +36,10 @@ struct BFloat16Arithmetic {
 struct Float16Arithmetic {
   using Element = uint16_t;
   static constexpr int kMinimumArchitecture = 750;
-  // With 2^15 p the normal range of float16 reaches from p = 1 down to p = e^-20.1, which is where
-  // the bounded shift ends at temperature 0.1; float16 p itself would underflow at e^-9.7.
+  // The normal range of float16 holds 2^15 p from p = 1 down to p = e^-20.1, the smallest p of the
+  // bounded shift at temperature 0.1; p itself would underflow at e^-9.7.
   static constexpr int kExponentOffset = 15;
-  static constexpr bool kSplit = false;
+  static constexpr bool kSumsOutsideTensorCores = false;
 
   static __device__ __forceinline__ Element round(float x) { return device::float_to_f16(x); }
   static __device__ __forceinline__ bool all_finite(uint32_t bits) {
@@ -54,9 +54,9 @@ struct Float16Arithmetic {
   }
 };
 
-// The multiplier drops the 13 lowest bits of a float32; adding half of what is dropped makes that
-// a rounding to nearest instead of a bias towards zero. Elements are stored so that nan stays nan
-// (one_kind_of_nan); probabilities need not, for a row's sum holds their nan.
+// The multiplier drops the 13 lowest bits of a float32. Adding half of their range rounds to
+// nearest instead, without a bias towards zero. Elements are stored so that nan stays nan
+// (one_kind_of_nan); probabilities need not be, because the sum of the slot keeps their nan.
 __device__ __forceinline__ uint32_t round_tf32(uint32_t bits) { return bits + 0x1000u; }
 
 // Elements of 32 bits: m16n8k8.
@@ -64,7 +64,7 @@ struct TensorFloat32Arithmetic {
   using Element = float;
   static constexpr int kMinimumArchitecture = 800;
   static constexpr int kExponentOffset = 0;
-  static constexpr bool kSplit = false;
+  static constexpr bool kSumsOutsideTensorCores = false;
 
   static __device__ __forceinline__ Element round(float x) { return one_kind_of_nan(x); }
   static __device__ __forceinline__ bool all_finite(uint32_t bits) {
@@ -85,9 +85,9 @@ struct Fragments {
   uint32_t b[2];
 };
 
-// For GPUs without TF32: the product of the same fragments by float32 arithmetic, whose operands
-// shuffles bring to the lanes. Many times slower than a matrix unit, but it does run there. Not
-// inlined, because hundreds of copies of it would take minutes to compile.
+// For GPUs without TF32: the product of the same fragments in float32, with operands that shuffles
+// bring to the lanes. Many times slower than a matrix unit. Not inlined, because hundreds of copies
+// would take minutes to compile.
 static __device__ __attribute__((noinline)) Fragments multiply_by_shuffles(Fragments x) {
   const int group = static_cast<int>(threadIdx.x) % 32 / 4;
   const int pair = static_cast<int>(threadIdx.x) % 4;
@@ -108,14 +108,13 @@ static __device__ __attribute__((noinline)) Fragments multiply_by_shuffles(Fragm
   return x;
 }
 
-// float32-accurate: x = high + low, both TF32, and the three products that matter, the small ones
-// first. What is left out is 2^-22 of the product. Of an infinite element, low is nan.
+// float32-accurate: x = high + low, both TF32, and the three larger products, the small ones first.
+// The omitted product is 2^-22 of the whole. The low part of an infinite element is nan.
 struct Float32Arithmetic {
   using Element = float;
   static constexpr int kMinimumArchitecture = 750;
   static constexpr int kExponentOffset = 0;
-  // Tensor cores cut sums off towards zero, so long sums are kept outside of them.
-  static constexpr bool kSplit = true;
+  static constexpr bool kSumsOutsideTensorCores = true;
 
   static __device__ __forceinline__ Element round(float x) { return one_kind_of_nan(x); }
   static __device__ __forceinline__ bool all_finite(uint32_t bits) {

@@ -1,6 +1,6 @@
-// The device instructions the kernels use, each behind one small function, so that the same .cu
-// sources also run without a GPU: built with CAC_DEVICE_EMULATION they meet the emulation's
-// functions of the same names (python_tests/cuda_emulation) in place of the ones below.
+// The device instructions of the kernels, each behind one small function, so that the same .cu
+// sources also run without a GPU: with CAC_DEVICE_EMULATION they call the emulation's functions of
+// the same names (python_tests/cuda_emulation) instead of the ones below.
 #pragma once
 
 #if defined(CAC_DEVICE_EMULATION)
@@ -17,7 +17,7 @@ namespace cac::device {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Architecture this pass compiles for (800 is sm_80); 0 on the host.
+// Architecture that this pass compiles for (800 is sm_80); 0 on the host.
 #if defined(__CUDA_ARCH__)
 constexpr int kArchitecture = __CUDA_ARCH__;
 #else
@@ -43,8 +43,8 @@ __device__ __forceinline__ uint32_t load_shared(SharedAddress address) {
   return value;
 }
 
-// Four 8 x 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8 and
-// receives of every matrix the elements 2 * (lane % 4) + {0, 1} of row lane / 4.
+// Four 8 x 8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8 and
+// receives the elements 2 * (i % 4) + {0, 1} of row i / 4 of every matrix.
 __device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
@@ -63,8 +63,8 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&matrices)[4]
 
 // --- Global memory ----------------------------------------------------------------------------
 
-// What no thread writes while the kernel runs. Says that the pointer is one to global memory, which
-// the compiler cannot know of an address that came by a shuffle.
+// For memory that no thread writes while the kernel runs. Says that the address is in global
+// memory, which the compiler cannot know of an address that came by a shuffle.
 template <class T>
 __device__ __forceinline__ T load_global(const T* pointer) {
   return __ldg(pointer);
@@ -72,8 +72,8 @@ __device__ __forceinline__ T load_global(const T* pointer) {
 
 // --- Asynchronous copies ----------------------------------------------------------------------
 
-// Copies 16 bytes, or writes 16 zero bytes if not `valid` (`source` is then not read). The bytes
-// are there for this thread after wait_for_copies and for the block after a barrier behind that.
+// Copies 16 bytes, or writes 16 zero bytes if not `valid` (`source` is then not read). This thread
+// sees the bytes after wait_for_copies, the block after a further barrier.
 __device__ __forceinline__ void copy_async_16(SharedAddress destination, const void* source,
                                               bool valid) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -95,7 +95,7 @@ __device__ __forceinline__ void commit_copies() {
 #endif
 }
 
-// Waits until at most `kInFlight` of the committed groups are still under way.
+// Waits until at most `kInFlight` of the committed groups are unfinished.
 template <int kInFlight>
 __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -125,7 +125,7 @@ __device__ __forceinline__ void multiply_f16(float (&d)[4], const uint32_t (&a)[
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-  // Turing multiplies 8 channels at a time: the two halves of the fragments, one after the other.
+  // Turing multiplies 8 channels at a time: first one half of the fragments, then the other.
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -139,7 +139,7 @@ __device__ __forceinline__ void multiply_f16(float (&d)[4], const uint32_t (&a)[
 #endif
 }
 
-// m16n8k8; of every float32 operand the 13 lowest bits are ignored.
+// m16n8k8; the 13 lowest bits of every float32 operand are ignored.
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                               uint32_t b1) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -200,12 +200,12 @@ __device__ __forceinline__ void trap() { __trap(); }
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) {
-    cudaGetLastError();  // the next one to ask must not be told of it again
+    cudaGetLastError();  // clears the error, or the next caller would get it again
     std::string advice;
     if (error == cudaErrorNoKernelImageForDevice) {
       advice =
-          "; cac_ext.build_info() names the architectures cac_ext was built for, and "
-          "TORCH_CUDA_ARCH_LIST those it is to be built for";
+          "; cac_ext.build_info() lists the architectures that cac_ext was built for; to build it "
+          "for others, set TORCH_CUDA_ARCH_LIST";
     }
     throw std::runtime_error(std::string("cac_ext: ") + what + ": " + cudaGetErrorString(error) +
                              advice);
@@ -226,14 +226,14 @@ inline int multiprocessor_count() {
                           "cannot read the number of multiprocessors");
 }
 
-// Bytes of shared memory that a block may have.
+// Bytes of shared memory available to a block.
 inline int max_shared_bytes() {
   return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin,
                           "cannot read the size of the shared memory");
 }
 
-// Architecture (80 for sm_80) that the code of `kernel` for the current device was compiled for,
-// which is less than the device's own where that runs the PTX of an older one.
+// Architecture (80 for sm_80) that the code of `kernel` for the current device was compiled for. It
+// is older than the device if that runs the PTX of an older architecture.
 template <class Kernel>
 int code_architecture(Kernel* kernel) {
   cudaFuncAttributes attributes;
@@ -241,7 +241,7 @@ int code_architecture(Kernel* kernel) {
   return attributes.ptxVersion;
 }
 
-// Blocks of `kernel` that one multiprocessor holds at a time.
+// Blocks of `kernel` that one multiprocessor runs at a time.
 template <class Kernel>
 int resident_blocks(Kernel* kernel, int threads, int shared_bytes) {
   int blocks = 0;
@@ -264,7 +264,7 @@ void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_byte
         "kernel launch failed");
 }
 
-// Bytes between two parts of one allocation; the emulation makes touching them an error.
+// Marks the bytes between two arrays of one allocation; in the emulation touching them is an error.
 inline void mark_gap(void*, size_t) {}
 
 }  // namespace cac::device

@@ -1,8 +1,8 @@
 // Feature elements of any type, read as float and written from float.
 #pragma once
 
-#include "kernels/contrastive.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/problem.h"
 #include "kernels/row_math.h"
 
 namespace cac::cuda {
@@ -22,14 +22,13 @@ __device__ __forceinline__ uint16_t float_to_bf16(float x) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// A GPU's arithmetic returns nan as 0x7fffffff, and nans given may have any bits: a carry into
-// them, as by round_tf32, makes numbers of those. What matrix units read is therefore stored as
-// this one.
+// A GPU's arithmetic returns nan as 0x7fffffff, and a given nan may have any bits. A carry into
+// them, as in round_tf32, would make a number of it. The matrix units therefore read this nan only.
 __device__ __forceinline__ float one_kind_of_nan(float x) {
   return x != x ? device::bits_float(0x7fc00000u) : x;
 }
 
-// How an element lies in memory. Bits that are all 0 are the number 0 in every type.
+// The form of an element in memory. All bits 0 are the number 0 in every type.
 struct StoredFloat32 {
   using Bits = float;
   static __device__ __forceinline__ float decode(Bits bits) { return bits; }
@@ -48,8 +47,8 @@ struct StoredFloat16 {
   static __device__ __forceinline__ Bits encode(float x) { return device::float_to_f16(x); }
 };
 
-// Calls visit(StoredFloat32{}) or one of the others: one branch around whole rows. With a branch
-// around every element each load would wait for the one before it.
+// Calls visit(StoredFloat32{}) or one of the others: one branch around whole rows. A branch around
+// every element would make each load wait for the one before it.
 template <class Visit>
 __device__ __forceinline__ void visit_type(DType dtype, Visit visit) {
   if (dtype == DType::kFloat32) {
@@ -61,8 +60,8 @@ __device__ __forceinline__ void visit_type(DType dtype, Visit visit) {
   }
 }
 
-// This lane's channels lane, lane + 32, ... of one row, zero from `channels` on. Only loads: what
-// is decoded must have arrived, so that comes when the loads of all rows are under way.
+// Loads this lane's channels lane, lane + 32, ... of one row, zero from `channels` on. Decoding is
+// separate, because it waits for the load: the loads of all rows are started first.
 template <class Bits, int kCount>
 __device__ __forceinline__ void load_bits(Bits (&bits)[kCount], const Bits* row, int channels,
                                           int lane) {
@@ -81,7 +80,7 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// Nan is passed over, as by fmaxf.
+// Ignores nan, as fmaxf does.
 __device__ __forceinline__ float warp_max(float x) {
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
     x = fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, lane_mask));
@@ -140,14 +139,14 @@ __device__ __forceinline__ float dot(const LaneRow& x, const LaneRow& y) {
   return warp_sum(sum);
 }
 
-// A row's length before it was made unit length. Up to kMinNorm it has no direction.
+// The length of a row before normalization. A row of kMinNorm or less has no direction.
 struct RowNorm {
   float inverse;
   bool has_direction;
 };
 
-// Makes rows unit length as torch.nn.functional.normalize does, whatever float32 holds of squares.
-// One nan makes a row nan, and so does an infinite element where it stands.
+// Makes rows unit length as torch.nn.functional.normalize does, even if their squares leave the
+// range of float32. A nan makes the whole row nan; an infinite element becomes nan itself.
 template <int kRows, int kCount>
 __device__ __forceinline__ void normalize_rows(float (&rows)[kRows][kCount],
                                                RowNorm (&norms)[kRows]) {
@@ -163,7 +162,7 @@ __device__ __forceinline__ void normalize_rows(float (&rows)[kRows][kCount],
   for (int r = 0; r < kRows; ++r) {
     float scale = 1.0f;
     if (!(squares[r] > 1e-20f && squares[r] < 1e36f)) {
-      // The power of two that brings the largest magnitude near 1: nothing is rounded by it.
+      // The power of two that brings the largest magnitude near 1, so that nothing is rounded.
       float largest = 0.0f;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) largest = fmaxf(largest, fabsf(rows[r][i]));
@@ -179,7 +178,7 @@ __device__ __forceinline__ void normalize_rows(float (&rows)[kRows][kCount],
     }
     const float minimum = static_cast<float>(kMinNorm) * scale;
     const float norm = sqrtf(squares[r]);
-    norms[r].has_direction = !(norm <= minimum);  // nan has one
+    norms[r].has_direction = !(norm <= minimum);  // true for nan
     const float inverse = 1.0f / (norms[r].has_direction ? norm : minimum);
     norms[r].inverse = inverse * scale;
 #pragma unroll
@@ -193,9 +192,9 @@ __device__ __forceinline__ RowNorm normalize_row(LaneRow& row) {
   return norms[0];
 }
 
-// Which of the two views holds an anchor.
+// The view that holds an anchor.
 __device__ __forceinline__ int anchor_view(const ContrastiveProblem& problem, int8_t direction) {
-  return problem.objective == Objective::kContrastiveLoss && direction == kTowards1 ? 1 : 0;
+  return problem.objective == Objective::kContrastiveLoss && direction == kSecondToFirst ? 1 : 0;
 }
 
 }  // namespace cac::cuda

@@ -1,5 +1,5 @@
-#include "kernels/cuda/contrastive.h"
 #include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/launch.h"
 
 namespace cac::cuda {
 namespace {
@@ -21,7 +21,7 @@ __global__ __launch_bounds__(kThreads) void prepare_rows_kernel(PrepareRows rows
 
 }  // namespace
 
-void run_prepare_rows(const PrepareRows& rows, CUstream_st* stream) {
+void prepare_rows(const PrepareRows& rows, CUstream_st* stream) {
   if (rows.num_rows == 0) return;
   device::launch(prepare_rows_kernel, (rows.num_rows + kWarps - 1) / kWarps, kThreads, 0, stream,
                  rows);

@@ -1,37 +1,38 @@
-// One pass over the negatives: S = A N^T, P = exp(S / tau - shift), O += P N, row sums of P.
+// One pass over the negatives: scores = A N^T, P = exp(scores / tau - shift), sum += P 1,
+// weighted += P N.
 //
-// A block of 4 warps keeps a tile of anchors in shared memory while units of negatives stream
-// through two or three buffers beside it. The unit loaded for S serves O as well (keys are values),
-// and P goes from the accumulators of the first product to the operand of the second without
-// leaving its thread. The A x N matrix exists only as these registers.
+// A block of 4 warps keeps a tile of anchors in shared memory, while units of negatives stream
+// through the two or three buffers (stages) beside it. Both products read the same unit (keys are
+// values), and P goes from the accumulators of the first product to the operand of the second
+// without leaving its thread. The A x N matrix exists only in these registers.
 #pragma once
 
 #include "kernels/cuda/tile.cuh"
 
 namespace cac::cuda {
 
-// Up to here the rounding of a score, as a power of 2, is no error of the power.
+// Up to this score, in powers of 2, its rounding causes no error of the power.
 constexpr float kLargestPlainScore = 0x1p20f;
 constexpr float kLargestFloat = 0x1.fffffep127f;
 
-// A block's tile: which units it meets, and what it must be masked for.
-struct TileWork {
+// The units that a worker's share has in one tile.
+struct TileShare {
   int tile;
   TileSpan span;
-  int begin;  // its units from ...
-  int end;    // ... to this one, counted within the tile
+  int begin;  // units [begin, end) among those that the tile meets
+  int end;
   int num_negatives;
 
   template <class Shape>
   __device__ __forceinline__ int first_negative(int unit) const {
-    return (unit < span.low_units ? unit : unit - span.low_units + span.high_first) *
-           Shape::kNegatives;
+    return (unit < span.skip_begin ? unit : unit - span.skip_begin + span.skip_end) *
+           Shape::kUnitNegatives;
   }
 };
 
-// The sums of this block's piece of work in one tile, left in `partials`.
+// Leaves the sums of this worker's share of one tile in `partials`.
 template <class Arithmetic, class Shape, bool kOnline, bool kGradient>
-__device__ __forceinline__ void stream_piece(const StreamParams& params, const TileWork& work) {
+__device__ __forceinline__ void stream_share(const StreamParams& params, const TileShare& share) {
   char* tile_memory = device::dynamic_shared_memory();
   const device::SharedAddress tile = device::shared_address(tile_memory);
   const device::SharedAddress stages = tile + Shape::kTileBytes;
@@ -42,60 +43,60 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
   // Unit i goes to stage i % kStages.
 #pragma unroll
   for (int ahead = 0; ahead < Shape::kStages - 1; ++ahead) {
-    const int unit = work.begin + ahead;
-    if (unit < work.end) {
+    const int unit = share.begin + ahead;
+    if (unit < share.end) {
       load_unit<Shape, !kGradient>(params, stages + unit % Shape::kStages * Shape::kStageBytes,
-                                   work.first_negative<Shape>(unit), work.num_negatives);
+                                   share.first_negative<Shape>(unit), share.num_negatives);
     }
     device::commit_copies();
   }
-  load_anchors<Shape, Arithmetic>(params, tile_memory, work.tile * Shape::kTileRows, warp, lane);
+  load_anchors<Shape, Arithmetic>(params, tile_memory, share.tile * Shape::kTileSlots, warp, lane);
 
-  float outputs[Shape::kBlocksOf16][kGradient ? Shape::kOutputBlocks : 1][4];
+  float weighted[Shape::kBlocksOf16][kGradient ? Shape::kChannelBlocks : 1][4];
   float sums[Shape::kBlocksOf16][2];
-  float maxima[Shape::kBlocksOf16][2];  // of the scores, in powers of 2; with kOnline only
+  float shifts[Shape::kBlocksOf16][2];  // in powers of 2; with kOnline the maxima so far
 #pragma unroll
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
     sums[m][0] = sums[m][1] = 0.0f;
-    // |cos| <= 1 bounds the score of unit vectors without looking at them.
-    maxima[m][0] = maxima[m][1] = kOnline ? -INFINITY : scale;
+    // |cos| <= 1 bounds the scores of unit vectors.
+    shifts[m][0] = shifts[m][1] = kOnline ? -INFINITY : scale;
 #pragma unroll
-    for (int c = 0; c < (kGradient ? Shape::kOutputBlocks : 1); ++c) {
+    for (int c = 0; c < (kGradient ? Shape::kChannelBlocks : 1); ++c) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) outputs[m][c][i] = 0.0f;
+      for (int i = 0; i < 4; ++i) weighted[m][c][i] = 0.0f;
     }
   }
 
 #pragma unroll 1
-  for (int unit = work.begin; unit < work.end; ++unit) {
+  for (int unit = share.begin; unit < share.end; ++unit) {
     device::wait_for_copies<Shape::kStages - 2>();
-    // Also: every warp is done with the buffer that the next copy goes to.
+    // Now every warp is also done with the buffer that the next copy fills.
     __syncthreads();
     const int ahead = unit + Shape::kStages - 1;
-    if (ahead < work.end) {
+    if (ahead < share.end) {
       load_unit<Shape, !kGradient>(params, stages + ahead % Shape::kStages * Shape::kStageBytes,
-                                   work.first_negative<Shape>(ahead), work.num_negatives);
+                                   share.first_negative<Shape>(ahead), share.num_negatives);
     }
     device::commit_copies();
 
     const device::SharedAddress stage = stages + unit % Shape::kStages * Shape::kStageBytes;
-    const int first_negative = work.first_negative<Shape>(unit);
+    const int first_negative = share.first_negative<Shape>(unit);
     float scores[Shape::kBlocksOf16][Shape::kColumnBlocks][4];
     multiply_scores<Shape, Arithmetic>(scores, tile, stage, warp, lane);
 
-    const bool in_hull = first_negative < work.span.hull_end &&
-                         first_negative + Shape::kNegatives > work.span.hull_begin;
+    const bool in_hull = first_negative < share.span.hull_end &&
+                         first_negative + Shape::kUnitNegatives > share.span.hull_begin;
     if ((params.wave.mask_labels && in_hull) ||
-        first_negative + Shape::kNegatives > work.num_negatives) {
+        first_negative + Shape::kUnitNegatives > share.num_negatives) {
       if constexpr (kGradient) {
-        // All warps have read the unit once when one of them knows.
+        // When this returns, all warps have read the unit once.
         if (__syncthreads_or(!finite_scores<Shape>(scores))) {
           clear_unbounded_rows<Shape, Arithmetic>(stage);
           __syncthreads();
         }
       }
-      mask_scores<Shape>(scores, params, work.tile * Shape::kTileRows, first_negative,
-                         work.num_negatives, warp, lane);
+      mask_scores<Shape>(scores, params, share.tile * Shape::kTileSlots, first_negative,
+                         share.num_negatives, warp, lane);
     }
 
 #pragma unroll
@@ -103,24 +104,24 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float factor = scale;
-        float shift = maxima[m][half] - Arithmetic::kExponentOffset;
+        float subtrahend = shifts[m][half] - Arithmetic::kExponentOffset;
         if constexpr (kOnline) {
-          // Nan is passed over here and stays in the sum.
+          // Ignores nan, which stays in the sum.
           float maximum = -INFINITY;
 #pragma unroll
           for (int n = 0; n < Shape::kColumnBlocks; ++n) {
             maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
           }
-          maximum = fmaxf(maxima[m][half], scale * maximum);
+          maximum = fmaxf(shifts[m][half], scale * maximum);
           maximum = fmaxf(maximum, __shfl_xor_sync(device::kFullWarp, maximum, 1));
           maximum = fmaxf(maximum, __shfl_xor_sync(device::kFullWarp, maximum, 2));
           float reference = maximum;
-          shift = maximum - Arithmetic::kExponentOffset;
+          subtrahend = maximum - Arithmetic::kExponentOffset;
           if (!(fabsf(maximum) <= kLargestPlainScore)) {
-            // Large scores: the rounded product less the largest of these, so that the largest has
-            // the power 1; what the fused product below keeps would be many powers of 2. Infinite
-            // ones leave an infinite sum. -inf: nothing unmasked so far, all sums are 0 and stay
-            // so.
+            // Large scores: subtract the maximum from the rounded products, so that the largest
+            // becomes the power 1. The fused product below does not round, and the difference could
+            // be many powers of 2. An infinite score leaves an infinite sum. A maximum of -inf
+            // means that all was masked so far: all sums are 0 and stay 0.
             maximum = fminf(maximum, kLargestFloat);
             reference = maximum == -INFINITY ? 0.0f : maximum;
 #pragma unroll
@@ -132,16 +133,16 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
               }
             }
             factor = 1.0f;
-            shift = -Arithmetic::kExponentOffset;
+            subtrahend = -Arithmetic::kExponentOffset;
           }
-          const float rescale = device::exp2_approx(maxima[m][half] - reference);
-          maxima[m][half] = maximum;
+          const float rescale = device::exp2_approx(shifts[m][half] - reference);
+          shifts[m][half] = maximum;
           sums[m][half] *= rescale;
           if constexpr (kGradient) {
 #pragma unroll
-            for (int c = 0; c < Shape::kOutputBlocks; ++c) {
-              outputs[m][c][2 * half] *= rescale;
-              outputs[m][c][2 * half + 1] *= rescale;
+            for (int c = 0; c < Shape::kChannelBlocks; ++c) {
+              weighted[m][c][2 * half] *= rescale;
+              weighted[m][c][2 * half + 1] *= rescale;
             }
           }
         }
@@ -151,7 +152,7 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             float& score = scores[m][n][2 * half + j];
-            score = device::exp2_approx(fmaf(score, factor, -shift));
+            score = device::exp2_approx(fmaf(score, factor, -subtrahend));
             sum += score;
           }
         }
@@ -159,13 +160,13 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
       }
     }
     if constexpr (kGradient) {
-      multiply_outputs<Shape, Arithmetic>(outputs, scores, stage, lane);
+      add_weighted<Shape, Arithmetic>(weighted, scores, stage, lane);
     }
   }
   device::wait_for_copies<0>();
 
-  // The four lanes of a row hold different columns of it.
-  const int piece = Wave::piece(params.wave, static_cast<int>(blockIdx.x), work.tile);
+  // Four lanes hold the sums of one slot, over different negatives.
+  const int partial = Wave::partial(params.wave, static_cast<int>(blockIdx.x), share.tile);
   constexpr float kUnscaled = 1.0f / (1 << Arithmetic::kExponentOffset);
 #pragma unroll
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
@@ -174,25 +175,25 @@ __device__ __forceinline__ void stream_piece(const StreamParams& params, const T
       float sum = sums[m][half];
       sum += __shfl_xor_sync(device::kFullWarp, sum, 1);
       sum += __shfl_xor_sync(device::kFullWarp, sum, 2);
-      const int row = warp * Shape::kWarpRows + 16 * m + 8 * half + lane / 4;
-      const int64_t index = static_cast<int64_t>(piece) * Shape::kTileRows + row;
+      const int slot = warp * Shape::kWarpSlots + 16 * m + 8 * half + lane / 4;
+      const int64_t index = static_cast<int64_t>(partial) * Shape::kTileSlots + slot;
       if (lane % 4 == 0) {
-        params.partials.shifts[index] = maxima[m][half];
+        params.partials.shifts[index] = shifts[m][half];
         params.partials.sums[index] = sum * kUnscaled;
       }
       if constexpr (kGradient) {
-        float* output = params.partials.outputs + index * Shape::kChannels + lane % 4 * 2;
+        float* target = params.partials.weighted + index * Shape::kChannels + lane % 4 * 2;
 #pragma unroll
-        for (int c = 0; c < Shape::kOutputBlocks; ++c) {
-          *reinterpret_cast<float2*>(output + 8 * c) = make_float2(
-              outputs[m][c][2 * half] * kUnscaled, outputs[m][c][2 * half + 1] * kUnscaled);
+        for (int c = 0; c < Shape::kChannelBlocks; ++c) {
+          *reinterpret_cast<float2*>(target + 8 * c) = make_float2(
+              weighted[m][c][2 * half] * kUnscaled, weighted[m][c][2 * half + 1] * kUnscaled);
         }
       }
     }
   }
 }
 
-// The tile that the line of work is in at `position`: the last one that begins there or before.
+// The tile at this position of the line of work: the last one that begins there or before.
 __device__ __forceinline__ int tile_at(const Wave& wave, const WaveParams& params, int position,
                                        int lane) {
   int tiles = 0;
@@ -214,29 +215,29 @@ __global__ __launch_bounds__(128) void stream_kernel(StreamParams params) {
     if (worker >= wave.workers()) return;
     const int end = wave.worker_begin(worker + 1);
     int position = wave.worker_begin(worker);
-    TileWork work;
-    work.num_negatives = wave.num_negatives();
-    work.tile = tile_at(wave, params.wave, position, static_cast<int>(threadIdx.x) % 32);
+    TileShare share;
+    share.num_negatives = wave.num_negatives();
+    share.tile = tile_at(wave, params.wave, position, static_cast<int>(threadIdx.x) % 32);
     while (position < end) {
-      const int tile_begin = wave.tile_begin(work.tile);
-      const int tile_end = wave.tile_begin(work.tile + 1);
+      const int tile_begin = wave.tile_begin(share.tile);
+      const int tile_end = wave.tile_begin(share.tile + 1);
       if (position < tile_end) {
-        work.begin = position - tile_begin;
-        work.end = (tile_end < end ? tile_end : end) - tile_begin;
+        share.begin = position - tile_begin;
+        share.end = (tile_end < end ? tile_end : end) - tile_begin;
         if (params.wave.mask_labels) {
-          work.span = params.schedule.spans[work.tile];
+          share.span = params.schedule.spans[share.tile];
         } else {
-          work.span = {wave.units(), wave.units(), 0, 0};
+          share.span = {wave.units(), wave.units(), 0, 0};
         }
-        stream_piece<Arithmetic, Shape, kOnline, kGradient>(params, work);
-        position = tile_begin + work.end;
-        // The next piece writes the shared memory that slower warps may still read.
+        stream_share<Arithmetic, Shape, kOnline, kGradient>(params, share);
+        position = tile_begin + share.end;
+        // The next tile is written to shared memory that slower warps may still read.
         __syncthreads();
       }
-      ++work.tile;
+      ++share.tile;
     }
   } else {
-    // plan_contrastive refuses to come here; with an empty kernel the sums would be what lay there.
+    // plan_launch refuses this case; an empty kernel would leave arbitrary sums.
     device::trap();
   }
 }
@@ -249,13 +250,14 @@ StreamVariant select_variant(bool online, bool gradient) {
                     : stream_kernel<Arithmetic, kChannels, false, true>,
           Shape::kThreads,
           Shape::kSharedBytes,
-          Shape::kTileRows,
-          Shape::kNegatives,
+          Shape::kTileSlots,
+          Shape::kUnitNegatives,
           kChannels,
           Arithmetic::kMinimumArchitecture / 10};
 }
 
-// Every instance of one arithmetic; each is compiled in a file of its own, to be built in parallel.
+// All instances of one arithmetic. Each arithmetic has a separate file, so that they are compiled
+// in parallel.
 template <class Arithmetic>
 StreamVariant select_variant(int channels, bool online, bool gradient) {
   if (channels <= 64) return select_variant<Arithmetic, 64>(online, gradient);

@@ -1,8 +1,8 @@
-// The kernel that sends the negatives past the anchors, and which of its instances serves a call.
+// The kernel that sends the negatives past the anchors, and the choice of its instance.
 #pragma once
 
-#include "kernels/contrastive.h"
-#include "kernels/cuda/schedule.cuh"
+#include "kernels/cuda/wave.cuh"
+#include "kernels/problem.h"
 
 namespace cac::cuda {
 
@@ -11,7 +11,7 @@ struct StreamParams {
   WaveParams wave;
   Schedule schedule;
   Partials partials;
-  const int64_t* rows;  // [num_negatives of the wave] rows of the negatives to take; null: all
+  const int64_t* rows;  // [num_negatives of the wave] the negatives to take; null: all
   float scale;          // log2(e) / temperature: probabilities are powers of 2
 };
 
@@ -19,14 +19,14 @@ struct StreamVariant {
   void (*kernel)(StreamParams);
   int threads;
   int shared_bytes;
-  int tile_rows;
+  int tile_slots;
   int unit_negatives;
   int channels;              // channels the kernel computes with, >= padded_channels
   int minimum_architecture;  // 80 for sm_80
 };
 
-// For `channels` <= 256. Without gradient there is only the kernel with the running maximum: the
-// maximum costs little beside one matrix product, and it serves the row maximum of eps > 0 too.
+// For `channels` <= 256. Without gradient the kernel always keeps the running maximum: it costs
+// little beside one matrix product, and the row maximum needs it too.
 StreamVariant bfloat16_variant(int channels, bool online, bool gradient);
 StreamVariant float16_variant(int channels, bool online, bool gradient);
 StreamVariant tensor_float32_variant(int channels, bool online, bool gradient);

@@ -1,5 +1,5 @@
-// A tile of anchors and units of negatives in shared memory: how they lie there, how they come
-// there, and the two matrix products over them.
+// A tile of anchors and units of negatives in shared memory: their layout, their loading, and the
+// two matrix products over them.
 #pragma once
 
 #include "kernels/cuda/arithmetic.cuh"
@@ -8,10 +8,10 @@
 
 namespace cac::cuda {
 
-// Sizes follow the bytes of one row. Up to 256 bytes a warp holds 32 anchors, so that every
-// fragment of negatives is used twice; with longer rows their outputs would not fit the registers.
-// All that fp16 needs stays within the 64 KiB of sm_75, all else within the 99 KiB of sm_86;
-// float32 with 256 channels needs 96 KiB, so sm_75 does not run it (fits_device).
+// Sizes depend on the bytes of one row. Up to 256 bytes a warp has 32 slots, so that every fragment
+// of negatives is used twice; with longer rows the weighted sums of 32 slots would not fit the
+// registers. fp16 stays within the 64 KiB of sm_75, all else within the 99 KiB of sm_86; float32
+// with 256 channels needs 96 KiB, so sm_75 does not run it (fits_device).
 template <class Arithmetic, int kChannels_>
 struct TileShape {
   using Element = typename Arithmetic::Element;
@@ -19,36 +19,37 @@ struct TileShape {
   static constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Element));
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
-  // 16-row blocks of anchors a warp. Arithmetic::kSplit needs registers for more accumulators.
-  static constexpr int kBlocksOf16 = kRowBytes <= 256 && !Arithmetic::kSplit ? 2 : 1;
-  static constexpr int kWarpRows = 16 * kBlocksOf16;
-  static constexpr int kTileRows = kWarps * kWarpRows;
-  static constexpr int kNegatives = kRowBytes <= 256 ? 64 : 16384 / kRowBytes;
+  // Blocks of 16 slots a warp. Sums outside the tensor cores need registers for more accumulators.
+  static constexpr int kBlocksOf16 =
+      kRowBytes <= 256 && !Arithmetic::kSumsOutsideTensorCores ? 2 : 1;
+  static constexpr int kWarpSlots = 16 * kBlocksOf16;
+  static constexpr int kTileSlots = kWarps * kWarpSlots;
+  static constexpr int kUnitNegatives = kRowBytes <= 256 ? 64 : 16384 / kRowBytes;
   static constexpr int kStages = kRowBytes <= 128 ? 3 : 2;
-  static constexpr int kTileBytes = kTileRows * kRowBytes;
-  static constexpr int kStageBytes = kNegatives * kRowBytes;
+  static constexpr int kTileBytes = kTileSlots * kRowBytes;
+  static constexpr int kStageBytes = kUnitNegatives * kRowBytes;
   static constexpr int kSharedBytes = kTileBytes + kStages * kStageBytes;
   static constexpr int kChunks = kRowBytes / 16;  // 16-byte chunks of a row
-  static constexpr int kSteps = kRowBytes / 32;   // inner steps of S
-  static constexpr int kColumnBlocks = kNegatives / 8;
-  static constexpr int kOutputBlocks = kChannels / 8;
+  static constexpr int kSteps = kRowBytes / 32;   // inner steps of the scores
+  static constexpr int kColumnBlocks = kUnitNegatives / 8;
+  static constexpr int kChannelBlocks = kChannels / 8;
 };
 
-// Rows lie one behind the other with their 16-byte chunks permuted, so that the 8 rows of a matrix
-// that ldmatrix reads lie in different banks: chunk c of row r is at place c ^ (r % 8).
+// Rows follow one another. Their 16-byte chunks are permuted, so that the 8 rows of a matrix that
+// ldmatrix reads lie in different banks: chunk c of row r is at place c ^ (r % 8).
 template <class Shape>
 __device__ __forceinline__ int swizzled(int row, int chunk) {
   return row * Shape::kRowBytes + ((chunk ^ (row & 7)) << 4);
 }
 
-// From the address of chunk 0 or 1 of a row to the one `chunks` (even) chunks further on. Rows
-// begin at multiples of 128 bytes, so within these the step is an exclusive or.
+// The address `chunks` (even) chunks after chunk 0 or 1 of a row. Rows begin at multiples of 128
+// bytes, so that a step within 128 bytes is an exclusive or.
 __device__ __forceinline__ device::SharedAddress further(device::SharedAddress address,
                                                          int chunks) {
   return (address ^ ((chunks & 7) << 4)) + chunks / 8 * 128;
 }
 
-// Starts the copy of one unit; rows and channels that are not there become zero.
+// Starts the copy of one unit; rows beyond the last negative and padding channels become zero.
 template <class Shape, bool kGather>
 __device__ __forceinline__ void load_unit(const StreamParams& params, device::SharedAddress stage,
                                           int first_negative, int num_negatives) {
@@ -63,44 +64,44 @@ __device__ __forceinline__ void load_unit(const StreamParams& params, device::Sh
   const int rows_left = chunk * 16 < row_bytes ? num_negatives - first_negative - first_row : 0;
   const device::SharedAddress destination = stage + swizzled<Shape>(first_row, chunk);
 #pragma unroll
-  for (int i = 0; i < Shape::kNegatives / kRowsAtOnce; ++i) {
+  for (int i = 0; i < Shape::kUnitNegatives / kRowsAtOnce; ++i) {
     const bool valid = i * kRowsAtOnce < rows_left;
     int64_t offset = begin + static_cast<int64_t>(i * kRowsAtOnce) * row_bytes;
     if (kGather && params.rows != nullptr && valid) {
       offset = params.rows[first_negative + first_row + i * kRowsAtOnce] * row_bytes;
     }
-    // first_row < kRowsAtOnce: the bits of the two parts of the row's number do not meet.
+    // first_row < kRowsAtOnce, so the two terms of the row's number have no bit in common.
     device::copy_async_16(
         (destination ^ ((i * kRowsAtOnce & 7) << 4)) + i * kRowsAtOnce * Shape::kRowBytes,
         source + (valid ? offset : 0), valid);
   }
 }
 
-// Writes the warp's rows of the tile of anchors: unit length, rounded, zero where nothing is. The
-// barrier before the first unit makes them visible.
+// Writes the rows of the warp's slots: unit length, rounded, zero for empty slots. The barrier
+// before the first unit makes them visible.
 template <class Shape, class Arithmetic>
 __device__ __forceinline__ void load_anchors(const StreamParams& params, char* tile_memory,
                                              int first_slot, int warp, int lane) {
   using Element = typename Arithmetic::Element;
   constexpr int kLane = Shape::kChannels / 32;
   constexpr int kRowsAtOnce = 4;  // loads in flight hide each other's latency
-  static_assert(Shape::kWarpRows <= 32);
+  static_assert(Shape::kWarpSlots <= 32);
   const ContrastiveProblem& problem = params.problem;
   const int channels = static_cast<int>(problem.channels);
   const int num_active = *params.schedule.num_active;
 
-  // Lane i finds the warp's row i, at this address; 0 where there is none.
+  // Lane i finds the address of the row for the warp's slot i; 0 for an empty slot.
   unsigned long long own_row = 0;
-  const int own_slot = first_slot + warp * Shape::kWarpRows + lane;
-  if (lane < Shape::kWarpRows && own_slot < num_active) {
-    const int64_t anchor = params.schedule.order[own_slot];
+  const int own_slot = first_slot + warp * Shape::kWarpSlots + lane;
+  if (lane < Shape::kWarpSlots && own_slot < num_active) {
+    const int64_t anchor = params.schedule.anchors[own_slot];
     const int view = anchor_view(problem, problem.direction[anchor]);
     const int64_t offset =
         anchor * problem.row_strides[view] * element_bytes(problem.feature_dtype);
     own_row = reinterpret_cast<unsigned long long>(problem.features[view]) + offset;
   }
 #pragma unroll 1
-  for (int first = 0; first < Shape::kWarpRows; first += kRowsAtOnce) {
+  for (int first = 0; first < Shape::kWarpSlots; first += kRowsAtOnce) {
     float values[kRowsAtOnce][kLane];
     visit_type(problem.feature_dtype, [&](auto stored) {
       using Stored = decltype(stored);
@@ -124,7 +125,7 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
     }
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      const int row = warp * Shape::kWarpRows + first + r;
+      const int row = warp * Shape::kWarpSlots + first + r;
 #pragma unroll
       for (int i = 0; i < kLane; ++i) {
         const int byte = (lane + 32 * i) * static_cast<int>(sizeof(Element));
@@ -135,15 +136,14 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
   }
 }
 
-// scores = A N^T of the warp's anchors and one unit.
+// scores = A N^T of the warp's slots and one unit.
 template <class Shape, class Arithmetic>
 __device__ __forceinline__ void multiply_scores(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], device::SharedAddress tile,
     device::SharedAddress stage, int warp, int lane) {
-  // See Arithmetic::kSplit.
-  constexpr int kStepsOfSum = Arithmetic::kSplit ? 4 : Shape::kSteps;
+  constexpr int kStepsOfSum = Arithmetic::kSumsOutsideTensorCores ? 4 : Shape::kSteps;
   const device::SharedAddress anchors =
-      tile + swizzled<Shape>(warp * Shape::kWarpRows + lane % 16, lane / 16);
+      tile + swizzled<Shape>(warp * Shape::kWarpSlots + lane % 16, lane / 16);
   const device::SharedAddress negatives =
       stage + swizzled<Shape>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
@@ -180,10 +180,10 @@ __device__ __forceinline__ void multiply_scores(
   }
 }
 
-// outputs += P N, P being the probabilities that took the place of the scores.
+// weighted += P N, where P are the probabilities that replaced the scores.
 template <class Shape, class Arithmetic>
-__device__ __forceinline__ void multiply_outputs(
-    float (&outputs)[Shape::kBlocksOf16][Shape::kOutputBlocks][4],
+__device__ __forceinline__ void add_weighted(
+    float (&weighted)[Shape::kBlocksOf16][Shape::kChannelBlocks][4],
     const float (&p)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], device::SharedAddress stage,
     int lane) {
   if constexpr (sizeof(typename Arithmetic::Element) == 2) {
@@ -199,27 +199,27 @@ __device__ __forceinline__ void multiply_outputs(
         a[m][3] = Arithmetic::pack(p[m][n + 1][2], p[m][n + 1][3]);
       }
 #pragma unroll
-      for (int c = 0; c < Shape::kOutputBlocks; c += 2) {
+      for (int c = 0; c < Shape::kChannelBlocks; c += 2) {
         uint32_t b[4];
         device::load_matrices_transposed(b, further(negatives, c) + 8 * n * Shape::kRowBytes);
 #pragma unroll
         for (int m = 0; m < Shape::kBlocksOf16; ++m) {
-          Arithmetic::multiply(outputs[m][c], a[m], b[0], b[1]);
-          Arithmetic::multiply(outputs[m][c + 1], a[m], b[2], b[3]);
+          Arithmetic::multiply(weighted[m][c], a[m], b[0], b[1]);
+          Arithmetic::multiply(weighted[m][c + 1], a[m], b[2], b[3]);
         }
       }
     }
   } else {
-    // ldmatrix does not transpose 32-bit elements, so these are read one by one. The order in which
-    // 8 negatives are summed is free: with negative 2i taken as the i-th and 2i + 1 as the (i+4)-th
-    // the accumulators are the operand as they stand, and the reads meet all banks.
+    // ldmatrix does not transpose 32-bit elements, so these are read one by one. Any order of
+    // 8 negatives will do: with negative 2i as the i-th and 2i + 1 as the (i+4)-th the
+    // accumulators already form the operand, and the reads use all banks.
     const int group = lane / 4;
     const int pair = lane % 4;
     const device::SharedAddress even = stage + swizzled<Shape>(2 * pair, group / 4) + group % 4 * 4;
     const device::SharedAddress odd =
         stage + swizzled<Shape>(2 * pair + 1, group / 4) + group % 4 * 4;
 #pragma unroll
-    for (int c = 0; c < Shape::kOutputBlocks; ++c) {
+    for (int c = 0; c < Shape::kChannelBlocks; ++c) {
       float sums[Shape::kBlocksOf16][4] = {};
 #pragma unroll
       for (int n = 0; n < Shape::kColumnBlocks; ++n) {
@@ -230,14 +230,15 @@ __device__ __forceinline__ void multiply_outputs(
         for (int m = 0; m < Shape::kBlocksOf16; ++m) {
           const uint32_t a[4] = {device::float_bits(p[m][n][0]), device::float_bits(p[m][n][2]),
                                  device::float_bits(p[m][n][1]), device::float_bits(p[m][n][3])};
-          Arithmetic::multiply(Arithmetic::kSplit ? sums[m] : outputs[m][c], a, b0, b1);
+          Arithmetic::multiply(Arithmetic::kSumsOutsideTensorCores ? sums[m] : weighted[m][c], a,
+                               b0, b1);
         }
       }
-      if constexpr (Arithmetic::kSplit) {
+      if constexpr (Arithmetic::kSumsOutsideTensorCores) {
 #pragma unroll
         for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) outputs[m][c][i] += sums[m][i];
+          for (int i = 0; i < 4; ++i) weighted[m][c][i] += sums[m][i];
         }
       }
     }
@@ -260,7 +261,7 @@ __device__ __forceinline__ bool finite_scores(
   return zeros[0] + zeros[1] + zeros[2] + zeros[3] == 0.0f;
 }
 
-// Negatives of an anchor's own class, and those behind the last one, get the score -inf.
+// Negatives inside a slot's interval, and those beyond the last one, get the score -inf.
 template <class Shape>
 __device__ __forceinline__ void mask_scores(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
@@ -270,7 +271,7 @@ __device__ __forceinline__ void mask_scores(
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int slot = first_slot + warp * Shape::kWarpRows + 16 * m + 8 * half + lane / 4;
+      const int slot = first_slot + warp * Shape::kWarpSlots + 16 * m + 8 * half + lane / 4;
       int2 same_class = make_int2(0, 0);
       if (params.wave.mask_labels && slot < num_active) {
         same_class = params.schedule.intervals[slot];
@@ -289,16 +290,16 @@ __device__ __forceinline__ void mask_scores(
   }
 }
 
-// Makes zeros of the unit's rows that hold nan or infinity: a probability of 0 times them would be
-// nan. Whoever meets such a row unmasked has it in the sum already.
+// Sets the unit's rows that hold nan or infinity to zero, because a probability of 0 times them
+// would be nan. A slot that meets such a row unmasked has the nan in its sum already.
 template <class Shape, class Arithmetic>
 __device__ __forceinline__ void clear_unbounded_rows(device::SharedAddress stage) {
   char* memory = device::dynamic_shared_memory();
   memory += stage - device::shared_address(memory);
   constexpr int kWords = Shape::kRowBytes / 4;
   const int row = static_cast<int>(threadIdx.x);
-  static_assert(Shape::kNegatives <= Shape::kThreads);
-  if (row < Shape::kNegatives) {
+  static_assert(Shape::kUnitNegatives <= Shape::kThreads);
+  if (row < Shape::kUnitNegatives) {
     auto* words = reinterpret_cast<uint32_t*>(memory + row * Shape::kRowBytes);
     bool finite = true;
 #pragma unroll 1

@@ -58,7 +58,7 @@ class CheckReport:
     """What `check` found.
 
     Attributes:
-        parts: of the data, by name.
+        parts: report of each part, by its name.
         problems: faults that stop a run or make its result worthless.
         remarks: other things worth knowing.
     """

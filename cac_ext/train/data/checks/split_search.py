@@ -69,7 +69,7 @@ class SplitSearch:
         if absent is None:
             return f"Another seed ({setting.format('...')}) may have them, and {more}"
         if set(missing) <= set(absent):
-            return f"None of the {len(self.entries)} training images shows them, whatever the split"
+            return f"None of the {len(self.entries)} training images shows them, with any split"
         for other in range(seed + 1, seed + 1 + _SEEDS):
             if self.absent(split(self.entries, ratio, other)[0]) == absent:
                 which = "all classes" if not absent else "all that any training image shows"

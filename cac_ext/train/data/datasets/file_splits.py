@@ -58,8 +58,8 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
             return [layout.repair(entry) for entry in found]
         if own is None:
             raise ConfigError(
-                f"the data set {config.name!r} has no list of its own: give data.labelled_list and "
-                "data.validation_list"
+                f"the data set {config.name!r} lists no images by itself: give data.labelled_list "
+                "and data.validation_list"
             )
         return own()
 

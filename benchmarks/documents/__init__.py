@@ -1,0 +1,1 @@
+"""What is made of result files: pages, tables in documents, figures, comparisons."""

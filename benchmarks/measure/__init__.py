@@ -1,0 +1,1 @@
+"""Times, memory, the machine and its limits, and the files that keep them."""
