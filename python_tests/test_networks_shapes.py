@@ -190,3 +190,25 @@ def test_logits_stay_where_their_features_lie(
         expected = torch.arange(float(pixels)).clamp(offset, last)  # the edge holds beyond
         actual = logits[0, axis].movedim(axis, 0)
         torch.testing.assert_close(actual, expected[:, None].expand_as(actual), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["small", "deeplabv3plus", "pspnet"])
+def test_features_are_the_decoded_maps(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = build_network(NetworkConfig(name=name), CLASSES).eval()
+    images = torch.randn(2, 3, 65, 49)
+    features = network.features(images)
+    assert torch.equal(network.decode(network.maps(images)), features)
+    assert torch.equal(network.classify(features, images.shape[-2:]), network(images))
+    assert "features" not in network.maps(images)
+
+
+def test_an_encoder_in_one_part_has_its_features_as_its_only_map(seed: int) -> None:
+    torch.manual_seed(seed)
+    encoder = nn.Conv2d(3, 4, 3, padding=1)
+    encoder.stride = 1
+    network = SegmentationNetwork(encoder, nn.Conv2d(4, CLASSES, 1)).eval()
+    images = torch.randn(2, 3, 9, 8)
+    maps = network.maps(images)
+    assert list(maps) == ["features"]
+    assert torch.equal(network.decode(maps), network.features(images))

@@ -1,4 +1,4 @@
-"""Every key's documentation, for `cac-ext config --explain`: read from `schema.py` at run time.
+"""Every key's documentation, for `cac-ext config --explain`: read from the schema at run time.
 
 A key's meaning is the text below its field, which Python itself drops: the source has it.
 """
@@ -16,7 +16,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_type_hints
 
-from cac_ext.train.config import schema
+from cac_ext.train.config import methods, schema
 from cac_ext.train.config.bounds import Bounds
 from cac_ext.train.config.loading import sections_of, to_mapping
 from cac_ext.train.config.schema import Config
@@ -102,11 +102,12 @@ def explain(
 
 @cache
 def _meanings() -> dict[str, dict[str, str]]:
-    """Class -> field -> the text below the field in ``schema.py``."""
+    """Class -> field -> the text below the field in the source."""
     found: dict[str, dict[str, str]] = {}
-    for definition in ast.parse(inspect.getsource(schema)).body:
-        if isinstance(definition, ast.ClassDef):
-            found[definition.name] = _texts_below_fields(definition.body)
+    for module in (schema, methods):
+        for definition in ast.parse(inspect.getsource(module)).body:
+            if isinstance(definition, ast.ClassDef):
+                found[definition.name] = _texts_below_fields(definition.body)
     return found
 
 

@@ -10,6 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional  # Optional: OmegaConf reads these annotations
 
 from cac_ext.train.config.bounds import above, below, bounded, number, within
+from cac_ext.train.config.methods import (
+    CctConfig,
+    EcsConfig,
+    FixMatchConfig,
+    GctConfig,
+    MeanTeacherConfig,
+    S4ganConfig,
+    UniMatchConfig,
+)
 
 # ruff: noqa: UP045
 
@@ -318,6 +327,13 @@ class Config:
     weak: WeakConfig = field(default_factory=WeakConfig)
     image_classifier: ImageClassifierConfig = field(default_factory=ImageClassifierConfig)
     self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    mean_teacher: MeanTeacherConfig = field(default_factory=MeanTeacherConfig)
+    fixmatch: FixMatchConfig = field(default_factory=FixMatchConfig)
+    unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
+    cct: CctConfig = field(default_factory=CctConfig)
+    s4gan: S4ganConfig = field(default_factory=S4ganConfig)
+    gct: GctConfig = field(default_factory=GctConfig)
+    ecs: EcsConfig = field(default_factory=EcsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -265,8 +265,13 @@ class Method(ABC):
         labelled, more = batches["labelled"], batches.get("pseudo_labelled")
         return labelled if more is None else concatenate(labelled, more)
 
-    def whole_crop_stream(self, *, strong: int = 1, cutmix: float = 0.0) -> StreamRequest:
-        """`WholeCropBatch`es of the unlabelled images; see `WholeCropAugment`."""
+    def whole_crop_stream(
+        self, *, strong: int = 1, cutmix: float = 0.0, name: str = "unlabelled"
+    ) -> StreamRequest:
+        """`WholeCropBatch`es of the unlabelled images; see `WholeCropAugment`.
+
+        Streams of different names draw independently.
+        """
         config = self.context.config
         return StreamRequest(
             self.unlabelled_images(),
@@ -274,7 +279,7 @@ class Method(ABC):
             collate_whole_crops,
             config.schedule.unlabelled_batch,
             "schedule.unlabelled_batch",
-            "unlabelled",
+            name,
             config.warmup_iterations,
         )
 

@@ -9,7 +9,9 @@
     0 for padded 3x3 or 7x7 convolutions of stride 2 (ResNet and everything on it),
     ``(stride - 1) / 2`` for patches and even pooling;
   - ``backbone`` (Module, optional): the pretrained part, trained at
-    ``optimizer.backbone_factor`` times the learning rate of all the rest.
+    ``optimizer.backbone_factor`` times the learning rate of all the rest;
+  - ``maps`` and ``decode`` (methods, optional): ``encoder(images)`` in two parts,
+    ``decode(maps(images))`` with a dict of maps in between, which UniMatch perturbs.
 
 * ``classifier``: ``[B, F, h, w] -> [B, K, h, w]`` logits. It holds no dropout: pseudo labels are
   computed without its noise, so dropout is an argument of `SegmentationNetwork`.
@@ -20,8 +22,9 @@ Features of another size are an error of the first forward.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +32,17 @@ from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.networks.layers import upsample
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@runtime_checkable
+class EncoderInTwoParts(Protocol):
+    """An encoder whose maps between backbone and decoder can be perturbed."""
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """``[B, 3, H, W]`` to maps by name."""
+
+    def decode(self, maps: dict[str, Tensor]) -> Tensor:
+        """Those maps to features ``[B, F, h, w]``."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -96,7 +110,29 @@ class SegmentationNetwork(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The encoder's features, ``[B, 3, H, W] -> [B, F, h, w]``; ValueError for other sizes."""
-        features = self.encoder(images)
+        return self._checked(self.encoder(images), images)
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps between the encoder's two parts by name, ``[B, ?, ?, ?]`` each.
+
+        An encoder in one part gives its features alone.
+        """
+        if isinstance(self.encoder, EncoderInTwoParts):
+            return self.encoder.maps(images)
+        return {"features": self.features(images)}
+
+    def decode(self, maps: dict[str, Tensor]) -> Tensor:
+        """The encoder's features of its maps, ``[B, F, h, w]``."""
+        if isinstance(self.encoder, EncoderInTwoParts):
+            return self.encoder.decode(maps)
+        return maps["features"]
+
+    def classify(self, features: Tensor, size: torch.Size) -> Tensor:
+        """Logits of the encoder's features at ``size``, without dropout, ``[B, K, H, W]``."""
+        logits = self.classifier(features)  # [B, K, h, w]
+        return upsample(logits, self.grid.stride, self.grid.offset, size)
+
+    def _checked(self, features: Tensor, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         expected = (batch, self.out_channels, self.grid.size(height), self.grid.size(width))
         if features.shape != expected:
@@ -115,8 +151,7 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits at the size of the images, ``[B, 3, H, W] -> [B, K, H, W]``."""
-        logits = self.classifier(self.dropout(self.features(images)))  # [B, K, h, w]
-        return upsample(logits, self.grid.stride, self.grid.offset, images.shape[-2:])
+        return self.classify(self.dropout(self.features(images)), images.shape[-2:])
 
     def parameter_groups(
         self, learning_rate: float, backbone_factor: float

@@ -40,8 +40,15 @@ class DeepLabV3PlusEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.decode(self.maps(images))
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The backbone's maps, "low" and "high"."""
         require_batch(images, self.aspp.convs[-1][2])
-        maps = self.backbone(images)
+        return self.backbone(images)
+
+    def decode(self, maps: dict[str, Tensor]) -> Tensor:
+        """Features of the backbone's maps."""
         low = self.low_projection(maps["low"])  # [B, 48, h, w]
         high = self.aspp(maps["high"])  # [B, 256, ceil(h / 4), ceil(w / 4)]
         high = upsample(high, _HIGH_STRIDE // _LOW_STRIDE, 0, low.shape[-2:])

@@ -59,8 +59,16 @@ class PSPNetEncoder(nn.Module):
         self.bottleneck = conv_bn_relu(2 * channels, _CHANNELS, 3)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.decode(self.maps(images))
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The backbone's map "high"."""
         require_batch(images, self.pyramid.branches.get_submodule("0.2"))
-        return self.bottleneck(self.pyramid(self.backbone(images)["high"]))
+        return {"high": self.backbone(images)["high"]}
+
+    def decode(self, maps: dict[str, Tensor]) -> Tensor:
+        """Features of the backbone's map."""
+        return self.bottleneck(self.pyramid(maps["high"]))
 
 
 def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:

@@ -55,7 +55,15 @@ class SmallEncoder(nn.Module):
         self.blocks = nn.Sequential(*(_ResidualBlock(width, d) for d in _DILATIONS))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.blocks(self.stem(images))
+        return self.decode(self.maps(images))
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        """The output of the stem, at a quarter of the size."""
+        return {"stem": self.stem(images)}
+
+    def decode(self, maps: dict[str, Tensor]) -> Tensor:
+        """Features of the stem's output."""
+        return self.blocks(maps["stem"])
 
 
 def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
