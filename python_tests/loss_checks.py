@@ -184,7 +184,7 @@ class Comparison:
         return (self.ours.gradients[view] - self.exact.gradients[view]).norm(dim=1)
 
     def lost_elements(self) -> int:
-        """Elements of the gradients that are exactly 0 but must not be, as a filter would make them."""
+        """Elements of the gradients that are 0 but must not be, as a filter would make them."""
         lost = 0
         underflow = self.result.smallest_normal * self.result.eps
         for view in range(2):
