@@ -37,13 +37,10 @@ def only(**counts: int) -> list[str]:
     return [f"cct.{kind}={counts.get(kind, 0)}" for kind in KINDS]
 
 
-def make_cct(config: Config, background: int | None = 0, processes: Processes | None = None) -> Cct:
-    splits = SimpleNamespace(
-        num_classes=CLASSES, ignore_index=255, background_class=background, labelled=None
-    )
-    network = build_network(config.network, CLASSES)
-    context = MethodContext(config, splits, network, processes or Processes())
-    method = Cct(context)
+def make_cct(config: Config, background: int | None = 0, classes: int = CLASSES) -> Cct:
+    """The method in training mode, without data."""
+    splits = SimpleNamespace(num_classes=classes, ignore_index=255, background_class=background)
+    method = Cct(MethodContext(config, splits, build_network(config.network, classes)))
     method.model.train()
     return method
 
