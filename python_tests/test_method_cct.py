@@ -24,6 +24,7 @@ from cac_ext.train.methods import MethodContext, Phase, Step, check_method
 from cac_ext.train.methods.cct import Cct
 from cac_ext.train.methods.cct.network import KINDS
 from cac_ext.train.networks import build_network
+from cac_ext.train.pseudo_labels.self_training import teacher_config
 from cac_ext.train.runs.log import read_metrics
 from cac_ext.train.runtime.distributed import Processes
 
@@ -338,6 +339,11 @@ def test_masks_of_whole_crops_lie_on_their_images(flip: int, seed: int) -> None:
     shown = crop.weak[0] * 0.229 + 0.485  # in [0, 1]
     levels = (shown * 255 / 20).round().long()
     assert torch.equal(levels[crop.valid], crop.mask[crop.valid])
+
+
+def test_a_supervised_teacher_has_no_auxiliary_decoders() -> None:
+    method = teacher_config(load("synthetic", ["method.name=cct"])).method
+    assert (method.name, method.unsupervised_weight) == ("cac", 0)
 
 
 @pytest.mark.usefixtures("one_thread", "without_pictures")
