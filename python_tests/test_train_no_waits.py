@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from method_steps import make_cac, random_labelled, random_pairs
+from test_method_cct import make_cct, random_crops
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 import cac_ext
 from cac_ext.train.config import load
 from cac_ext.train.methods.cac import Cac
+from cac_ext.train.methods.cct import Cct
 from cac_ext.train.runs.checkpoint import TrainingState
 from cac_ext.train.runs.nonfinite import NonFiniteGuard
 from cac_ext.train.runtime.distributed import ALONE
@@ -55,9 +57,12 @@ def make_batches(method: Cac) -> dict[str, Any]:
     return {"labelled": random_labelled(2, SIZE, CLASSES), "crop_pairs": pairs}
 
 
-def take_steps_without_values(method: Cac, folder: Path, *, late: bool = True) -> None:
+def take_steps_without_values(
+    method: Cac | Cct, folder: Path, batches: dict[str, Any] | None = None, *, late: bool = True
+) -> None:
     """Two steps, on the shapes alone; the second finds momentum and a filled bank."""
-    batches = make_batches(method)
+    if batches is None:
+        batches = make_batches(method)
     with FakeTensorMode() as mode:
         for owner in method.model.modules():
             for tensors in (owner._parameters, owner._buffers):
@@ -78,6 +83,16 @@ def take_steps_without_values(method: Cac, folder: Path, *, late: bool = True) -
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_step_asks_for_no_value(setting: str, tmp_path: Path) -> None:
     take_steps_without_values(make_method(setting), tmp_path)
+
+
+@pytest.mark.parametrize("setting", [[], ["weak.pseudo_labels=masks", "run.precision=bf16"]])
+def test_a_step_of_cct_asks_for_no_value(setting: list[str], tmp_path: Path) -> None:
+    """All seven perturbations: objects and their boxes are found on the device."""
+    config = load("synthetic", ["network.width=16", f"augment.crop_size={SIZE}", *setting])
+    method = make_cct(config, classes=CLASSES)
+    crops = random_crops(masks=bool(setting))
+    batches = {"labelled": random_labelled(2, SIZE, CLASSES), "unlabelled": crops}
+    take_steps_without_values(method, tmp_path, batches)
 
 
 def test_waiting_for_a_value_would_be_noticed(tmp_path: Path) -> None:

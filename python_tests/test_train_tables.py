@@ -93,7 +93,23 @@ def test_rows_are_chosen_by_name_and_pattern() -> None:
     with pytest.raises(ConfigError, match=r"no row 'pspnet-resnet50-cac-1_9' \(did you mean"):
         table.select(["pspnet-resnet50-cac-1_9"])
     with pytest.raises(ConfigError, match="only the paper's figures"):
-        plan_rows(table, table.select(["*-cct-*"]), [0])
+        plan_rows(find_table("table5"), find_table("table5").select(["wssn-*"]), [0])
+
+
+def test_cct_s_rows_train_its_method() -> None:
+    """Its authors' figures come from their recipe, the reproduced ones from this paper's."""
+    for name, count in (("table1", 4), ("table5", 4)):
+        table = find_table(name)
+        configs = [load_row(table, row) for row in table.select(["*cct*"])]
+        assert len(configs) == count
+        assert {config.method.name for config in configs} == {"cct"}
+        assert {config.network.name for config in configs} == {"pspnet"}
+    weak = [load_row(table, row).weak.pseudo_labels for row in table.select(["cct-*-weakly"])]
+    assert weak == ["auto", "auto"]
+    (own,) = table.select(["cct-resnet-50-semi"])
+    (reproduced,) = table.select(["cct-reproduced-resnet-50-semi"])
+    assert (own.paper, load_row(table, own).schedule.labelled_batch) == (69.4, 10)
+    assert (reproduced.paper, load_row(table, reproduced).schedule.labelled_batch) == (72.8, 8)
 
 
 @pytest.mark.parametrize("option", [[], ["table1"], ["table5", "cac-resnet-50-weakly"]])

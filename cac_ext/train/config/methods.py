@@ -63,12 +63,9 @@ class CctConfig:
 
     weight: float = number(30.0, _WEIGHT)
     """Weight of the squared distance between the class probabilities of auxiliary decoders and main
-    decoder, a mean over pixels and classes."""
+    decoder, a mean over decoders, pixels and classes."""
     rampup: float = number(0.1, _SHARE)
     """Share of the iterations in which the weight rises from near 0 to its full value."""
-    weak_weight: float = number(0.4, _WEIGHT)
-    """Weight of the auxiliary decoders' cross entropy on the masks of weak.pseudo_labels, with the
-    same ramp."""
     dropout: int = number(6, _COUNT)
     """Number of decoders whose features lose channels at random."""
     dropout_rate: float = number(0.5, below(1))
@@ -83,7 +80,7 @@ class CctConfig:
     cutout: int = number(6, _COUNT)
     """Number of decoders that lose a rectangle inside each predicted object."""
     cutout_share: float = number(0.4, _SHARE)
-    """Side of the rectangle relative to the object's bounding box."""
+    """Sides of the rectangle relative to those of the object's bounding box."""
     context_masking: int = number(2, _COUNT)
     """Number of decoders that see the predicted objects alone, without their context."""
     object_masking: int = number(2, _COUNT)
@@ -92,7 +89,7 @@ class CctConfig:
     """Number of decoders whose features move in the direction that changes their prediction most
     (virtual adversarial training)."""
     adversarial_radius: float = number(2.0, within(0, 1000))
-    """Length of that move at each position."""
+    """Length of that move in the features of a whole image."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class WholeCropSample(NamedTuple):
     strong: Tensor  # [V, 3, S, S] float32, the same crop with V draws of low-level augmentation
     valid: Tensor  # [S, S] bool, False on padding
     cutmix: Tensor  # [V, S, S] bool, True inside the box
+    mask: Tensor | None = None  # [S, S] int64 pseudo labels; ignore_index on padding
 
 
 class WholeCropBatch(NamedTuple):
@@ -85,6 +86,7 @@ class WholeCropBatch(NamedTuple):
     strong: Tensor  # [V, B, 3, S, S] float32
     valid: Tensor  # [B, S, S] bool
     cutmix: Tensor  # [V, B, S, S] bool
+    masks: Tensor | None = None  # [B, S, S] int64
 
 
 def collate_labelled(samples: list[LabelledSample]) -> LabelledBatch:
@@ -133,6 +135,7 @@ def collate_whole_crops(samples: list[WholeCropSample]) -> WholeCropBatch:
         torch.stack([sample.strong for sample in samples], dim=1),
         torch.stack([sample.valid for sample in samples]),
         torch.stack([sample.cutmix for sample in samples], dim=1),
+        _stack_known([sample.mask for sample in samples]),
     )
 
 

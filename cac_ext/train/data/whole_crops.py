@@ -20,7 +20,9 @@ _BOX_ASPECT = (0.3, 1 / 0.3)  # width over height
 class WholeCropAugment:
     """Random scale, crop and mirroring, then several draws of low-level augmentation.
 
-    A `Sample` to a `WholeCropSample`. All versions show the same pixels in the same place.
+    A `Sample` to a `WholeCropSample`. All versions show the same pixels in the same place. With
+    ``ignore_index``, samples have a mask (pseudo labels of `weak`), which is cropped with them.
+    Nothing random depends on it.
 
     Args:
         config: sizes and probabilities; the scale is that of unlabelled images.
@@ -28,8 +30,16 @@ class WholeCropAugment:
         cutmix: probability of a CutMix box (Yun et al., ICCV 2019), for each strong version.
     """
 
-    def __init__(self, config: AugmentConfig, *, strong: int = 1, cutmix: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: AugmentConfig,
+        *,
+        strong: int = 1,
+        cutmix: float = 0.0,
+        ignore_index: int | None = None,
+    ) -> None:
         self.config = config
+        self.ignore_index = ignore_index
         self.strong = strong
         self.cutmix = cutmix
         self.low_level = low_level_augmentation(config)
@@ -39,8 +49,14 @@ class WholeCropAugment:
         image = tv_tensors.Image(sample["image"])
         scaled, top, left = random_crop(self.config, self.config.unlabelled_scale, image)
         crop = scaled.part(image, top, left, size, size)
-        crop = crop.flip(-1) if torch.rand(()) < self.config.flip else crop
+        flipped = bool(torch.rand(()) < self.config.flip)
+        crop = crop.flip(-1) if flipped else crop
         strong = [self._padded(self.low_level(crop)) for _ in range(self.strong)]
+        mask = None
+        if self.ignore_index is not None:
+            mask = scaled.part(tv_tensors.Mask(sample["mask"]), top, left, size, size)
+            mask = mask.flip(-1) if flipped else mask
+            mask = pad(mask.long(), size, size, self.ignore_index)
         valid = torch.ones(crop.shape[-2:], dtype=torch.bool)
         return WholeCropSample(
             self._padded(crop),
@@ -49,6 +65,7 @@ class WholeCropAugment:
             torch.stack([self._box(size) for _ in strong])
             if strong
             else torch.zeros(0, size, size, dtype=torch.bool),
+            mask,
         )
 
     def _padded(self, crop: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "no_context": (_NO_CONTEXT,),  # VI
     "no_projector": (_NO_PROJECTOR,),  # VII
     "cac": (),  # VIII
+    "cct": ("method.name=cct",),
     "weak": ("weak.pseudo_labels=auto",),  # VIII with image-level labels (section 3.5)
 }
 
@@ -38,6 +39,7 @@ TITLES = {
     "sup_only": "SupOnly",
     "self_training": "ST",
     "cac": "CAC (ours)",
+    "cct": "CCT",
     "weak": "CAC + image labels (ours)",
 }
 

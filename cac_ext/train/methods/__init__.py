@@ -1,10 +1,11 @@
 """Training methods: the contract (`contract.py`) and the registry of those shipped.
 
     cac          directional context-aware consistency, with every switch of the paper's Table 3
+    cct          Cross-Consistency Training: auxiliary decoders, perturbed features
     sup_only     cross entropy on the labelled images
 
 ``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
-image-level labels to `cac`.
+image-level labels to `cac` and `cct`.
 
 A custom method needs no change here. Write a subclass of `Method` in ``my_method.py``, in the
 current folder or in any package, and train it with ``method.name=my_method:MyMethod``. Its settings
@@ -23,6 +24,7 @@ from cac_ext.train.runtime.registry import find_builder
 #: ``method.name`` -> "module:class", imported only when asked for.
 METHODS = {
     "cac": "cac_ext.train.methods.cac:Cac",
+    "cct": "cac_ext.train.methods.cct:Cct",
     "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
 }
 

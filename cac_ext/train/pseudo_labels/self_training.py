@@ -24,10 +24,16 @@ from cac_ext.train.runtime.distributed import ALONE, Processes
 
 
 def teacher_config(config: Config) -> Config:
-    """The configuration of the teacher: `sup_only` with the student's data, network and seed."""
+    """The configuration of the teacher: `sup_only` with the student's data, network and seed.
+
+    Without its consistency loss, `cac` is that; other methods have no such switch.
+    """
+    method = replace(config.method, unsupervised_weight=0.0)
+    if method.name not in ("cac", "sup_only"):
+        method = replace(method, name="cac", options={})
     return replace(
         config,
-        method=replace(config.method, unsupervised_weight=0.0),
+        method=method,
         self_training=replace(config.self_training, pseudo_labels=None),
         weak=replace(config.weak, pseudo_labels=None),
     )
