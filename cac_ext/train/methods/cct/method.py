@@ -86,7 +86,7 @@ class Cct(Method):
 
     def _mean(self, sums: Tensor, pixels: Tensor) -> Tensor:
         """The mean of D decoders' sums ``[D]`` over all processes' pixels; 0 if there are none."""
-        processes = self.normalizing
+        processes = self.context.normalizing
         counted = processes.mean(pixels.double()).clamp(min=1 / processes.size).float()
         return sums.mean() / counted
 
