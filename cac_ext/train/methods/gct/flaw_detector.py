@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Side in pixels of the smallest crop: its last normalized maps have 3 x 3 places.
+#: Side in pixels of the smallest crop. A smaller one shrinks to maps of a single place, which have
+#: no variance to normalize by.
 SMALLEST_CROP = 20
 
 _CHANNELS = 64

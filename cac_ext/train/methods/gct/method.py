@@ -133,10 +133,8 @@ class Gct(Method):
         if crops is not None:
             handled = handled_flaws(raw1, counted), handled_flaws(raw2, counted)
             known = guidance((first, second), handled, self.settings.flaw_threshold)
-        for index, name in enumerate(_NETWORKS):
-            yield self._network_phase(
-                step.iteration, name, outputs[index], supervised[index], known
-            )
+        for name, output, loss in zip(_NETWORKS, outputs, supervised, strict=True):
+            yield self._network_phase(step.iteration, name, output, loss, known)
         counted = counted[:size]
         losses = []
         for raw, probabilities in ((raw1, first), (raw2, second)):
