@@ -244,7 +244,7 @@ def test_the_smallest_crop_works_and_a_smaller_one_is_refused() -> None:
             assert handled_flaws(flaws, counted).isfinite().all()
             assert true_flaws(probabilities, counted.long(), counted).isfinite().all()
         else:
-            with pytest.raises(ValueError, match="more than 1 (value|spatial)"):
+            with pytest.raises(ValueError, match=r"more than 1 (value|spatial)"):
                 detector(images, probabilities)
             with pytest.raises(ConfigError, match="at least 20 pixels"):
                 check_method(config)

@@ -52,8 +52,8 @@ class Gct(Method):
 
     ``raw_m`` are the detector's own maps, before any handling. The first network is evaluated. Both
     start with the same pretrained backbone, if there is one, and with different random weights.
-    During the warm-up (``schedule.warmup_epochs``) the networks learn their supervised loss, and
-    the detector its own.
+    In the warm-up (``schedule.warmup_epochs``), which the authors do not have, the networks learn
+    their supervised loss, and the detector its own.
 
     Differences from the authors' code (ZHKKKe/PixelSSL, ``ssl_gct.py``):
 
@@ -181,7 +181,7 @@ class Gct(Method):
 
         Averaged over the processes it is the mean over all their pixels.
         """
-        processes = self.normalizing
+        processes = self.context.normalizing
         pixels = processes.mean(counted.sum().double())
         total = values.masked_fill(~counted, 0).sum()
         return total / pixels.clamp(min=1 / processes.size).float()
