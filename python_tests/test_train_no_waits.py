@@ -13,7 +13,7 @@ import pytest
 import torch
 from method_steps import make_cac, random_labelled, random_pairs
 from test_method_cct import make_cct, random_crops
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 
 import cac_ext
 from cac_ext.train.config import load
+from cac_ext.train.methods import Method
 from cac_ext.train.methods.cac import Cac
-from cac_ext.train.methods.cct import Cct
 from cac_ext.train.runs.checkpoint import TrainingState
 from cac_ext.train.runs.nonfinite import NonFiniteGuard
 from cac_ext.train.runtime.distributed import ALONE
@@ -58,13 +58,19 @@ def make_batches(method: Cac) -> dict[str, Any]:
 
 
 def take_steps_without_values(
-    method: Cac | Cct, folder: Path, batches: dict[str, Any] | None = None, *, late: bool = True
+    method: Method,
+    folder: Path,
+    *,
+    batches: dict[str, Any] | None = None,
+    phases: int = 1,
+    late: bool = True,
 ) -> None:
     """Two steps, on the shapes alone; the second finds momentum and a filled bank."""
     if batches is None:
+        assert isinstance(method, Cac)
         batches = make_batches(method)
     with FakeTensorMode() as mode:
-        for owner in method.model.modules():
+        for owner in nn.ModuleDict({**method.trained, **method.kept}).modules():
             for tensors in (owner._parameters, owner._buffers):
                 tensors.update(pytree.tree_map_only(Tensor, mode.from_tensor, dict(tensors)))
         optimizers = method.build_optimizers()
@@ -77,7 +83,7 @@ def take_steps_without_values(
             # is fetched by an event, while the next step is prepared.
             guard = NonFiniteGuard(config.run, folder, state.modules, ALONE, late=late)
             device = torch.device("cpu")
-            assert len(take_step(method, state, fakes, state.modules, guard, device)) == 1
+            assert len(take_step(method, state, fakes, state.modules, guard, device)) == phases
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -92,7 +98,7 @@ def test_a_step_of_cct_asks_for_no_value(setting: list[str], tmp_path: Path) -> 
     method = make_cct(config, classes=CLASSES)
     crops = random_crops(masks=bool(setting))
     batches = {"labelled": random_labelled(2, SIZE, CLASSES), "unlabelled": crops}
-    take_steps_without_values(method, tmp_path, batches)
+    take_steps_without_values(method, tmp_path, batches=batches)
 
 
 def test_waiting_for_a_value_would_be_noticed(tmp_path: Path) -> None:

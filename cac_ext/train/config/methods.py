@@ -117,13 +117,15 @@ class GctConfig:
     consistency_weight: float = number(100.0, _WEIGHT)
     """Weight of the dynamic consistency: the squared distance to the less flawed network."""
     rampup: float = number(0.1, _SHARE)
-    """Share of the iterations in which the consistency's weight rises to its full value."""
+    """Share of the iterations in which the consistency's weight rises from near 0 to its full
+    value."""
     flaw_threshold: float = number(0.6, _SHARE)
-    """Flaw above which a prediction counts as flawed."""
+    """Flaw above which a prediction counts as flawed; an image's largest flaw is 1."""
     detector_weight: float = number(10.0, _WEIGHT)
     """Weight of the flaw detector's own loss."""
     detector_learning_rate: float = number(1e-4, _RATE)
-    """Initial learning rate of the flaw detector (Adam)."""
+    """Initial learning rate of the flaw detector (Adam). It decays as the others do, and does not
+    grow with the number of GPUs."""
 
 
 @dataclass(frozen=True)

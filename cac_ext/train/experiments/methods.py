@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "cac": (),  # VIII
     "cct": ("method.name=cct",),
     "weak": ("weak.pseudo_labels=auto",),  # VIII with image-level labels (section 3.5)
+    "gct": ("method.name=gct",),
 }
 
 #: Names of methods in tables and pictures.
@@ -41,6 +42,7 @@ TITLES = {
     "cac": "CAC (ours)",
     "cct": "CCT",
     "weak": "CAC + image labels (ours)",
+    "gct": "GCT",
 }
 
 

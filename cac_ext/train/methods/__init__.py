@@ -2,6 +2,7 @@
 
     cac          directional context-aware consistency, with every switch of the paper's Table 3
     cct          Cross-Consistency Training: auxiliary decoders, perturbed features
+    gct          two networks and a detector of their flaws (Guided Collaborative Training)
     sup_only     cross entropy on the labelled images
 
 ``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
@@ -25,6 +26,7 @@ from cac_ext.train.runtime.registry import find_builder
 METHODS = {
     "cac": "cac_ext.train.methods.cac:Cac",
     "cct": "cac_ext.train.methods.cct:Cct",
+    "gct": "cac_ext.train.methods.gct.method:Gct",
     "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
 }
 
