@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cac_ext.train.data import build_datasets
 from cac_ext.train.errors import ConfigError
+from cac_ext.train.experiments.figure_folders import output_folder, titled
 from cac_ext.train.figures.contexts import draw_crops, grad_cam_figure, tsne_figure
 from cac_ext.train.runs.folder import load_run, require_same_classes
 from cac_ext.train.runtime.progress import Progress
@@ -38,7 +39,7 @@ def draw_context_figures(
     Raises:
         UserError: a run cannot be read, or the runs cannot be compared.
     """
-    runs = {title: load_run(folder, overrides) for title, folder in _titled(folders).items()}
+    runs = {title: load_run(folder, overrides) for title, folder in titled(folders).items()}
     first = next(iter(runs.values()))
     splits = build_datasets(first.config.data)
     grid = first.network.pooled_grid
@@ -51,7 +52,7 @@ def draw_context_figures(
             )
     networks = {title: run.network for title, run in runs.items()}
     crops = draw_crops(first.config, splits, grid, images, seed)
-    output = output or (folders[0] if len(runs) == 1 else folders[0].parent) / "figures"
+    output = output_folder(folders, output)
     output.mkdir(parents=True, exist_ok=True)
     steps = Progress(total=2, desc="figures", unit="picture", leave=False)
     figure = grad_cam_figure(splits, networks, crops, pixel)
@@ -74,11 +75,3 @@ def draw_context_figures(
             f"{output / 'grad_cam.png'}",
         ]
     )
-
-
-def _titled(folders: Sequence[Path]) -> dict[str, Path]:
-    """Runs by the names of their folders; by whole paths if two names are equal."""
-    named = {folder.resolve().name: folder for folder in folders}
-    if len(named) == len(folders):
-        return named
-    return {str(folder): folder for folder in folders}

@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "cct": ("method.name=cct",),
     "weak": ("weak.pseudo_labels=auto",),  # VIII with image-level labels (section 3.5)
     "gct": ("method.name=gct",),
+    "ecs": ("method.name=ecs",),
 }
 
 #: Names of methods in tables and pictures.
@@ -43,6 +44,7 @@ TITLES = {
     "cct": "CCT",
     "weak": "CAC + image labels (ours)",
     "gct": "GCT",
+    "ecs": "ECS",
 }
 
 

@@ -84,7 +84,7 @@ def _table1() -> Table:
         ("cct", pspnet, (62.2, 68.8, 71.2, 75.3)),
         ("cac", pspnet, (67.1, 71.3, 72.5, 76.4)),
         ("sup_only", deeplab50, (63.9, 68.3, 71.2, 76.3)),
-        ("ECS", deeplab50, (None, 70.2, 72.6, 76.3)),
+        ("ecs", deeplab50, (None, 70.2, 72.6, 76.3)),
         ("cac", deeplab50, (70.1, 72.4, 74.0, 76.5)),
         ("sup_only", deeplab101, (66.4, 71.0, 73.5, 77.7)),
         ("S4GAN", deeplab101, (69.1, 72.4, 74.5, 77.3)),
@@ -248,7 +248,7 @@ def _table5() -> Table:
 
 
 #: The paper's names of this project's methods.
-_TITLES = {"sup_only": "SupOnly", "cac": "Ours", "cct": "CCT", "gct": "GCT"}
+_TITLES = {"sup_only": "SupOnly", "cac": "Ours", "cct": "CCT", "ecs": "ECS", "gct": "GCT"}
 
 TABLES = {table.name: table for table in (_table1(), _table2(), _table3(), _table4(), _table5())}
 

@@ -17,7 +17,8 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.augment import denormalize
 from cac_ext.train.data.batches import CropPairBatch
 from cac_ext.train.data.classes import Classes
-from cac_ext.train.figures.text import set_fonts, shown_names, shown_text, width_of
+from cac_ext.train.figures.legend import legend_below
+from cac_ext.train.figures.text import folded, set_fonts, shown_names, shown_titles
 from cac_ext.train.inference import predict
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
@@ -25,6 +26,7 @@ from cac_ext.train.networks.grid import FeatureGrid
 _IGNORED_COLOR = (255, 255, 255)
 _MANY_COLORS = 64  # most classes for which the colors of a color map differ enough
 _LEGEND = 40  # most classes in a legend
+_COLUMN = 18  # width of a column's title in characters
 _NUMBERS, _NAMES = 30, 100  # most classes for which a confusion matrix has numbers, all names
 
 
@@ -82,7 +84,7 @@ def predictions_figure(
     """The figure that `save_panel` writes. Restores the modes of the networks."""
     count = min(count, len(splits.validation))
     chosen = torch.linspace(0, len(splits.validation) - 1, count).long().tolist()
-    titles = ["image", "truth", *networks]
+    titles = ["image", "truth", *(folded(text, _COLUMN) for text in shown_titles([*networks]))]
     figure = Figure(figsize=(2.1 * len(titles), 2.1 * count + 0.7), layout="constrained")
     axes = figure.subplots(count, len(titles), squeeze=False)
     modes = [(network, network.training) for network in networks.values()]
@@ -101,7 +103,7 @@ def predictions_figure(
     for network, was_training in modes:
         network.train(was_training)
     for axis, text in zip(axes[0], titles, strict=True):
-        axis.set_title(shown_text(text))
+        axis.set_title(text)
     add_legend(figure, splits, seen)
     set_fonts(figure)
     return figure
@@ -235,18 +237,4 @@ def add_legend(figure: Figure, splits: DatasetSplits, masks: Iterable[Tensor] = 
     if more > 0:
         labels.append(f"and {more} more")
         patches.append(Patch(facecolor="none", edgecolor="none"))
-    if not labels:
-        return
-    column = 0.6 + 0.09 * max(map(width_of, labels))  # inches that the longest name takes
-    columns = max(1, min(8, len(labels), int(figure.get_figwidth() / column)))
-    rows = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.22 * (rows - 1))
-    legend = figure.legend(
-        handles=patches,
-        labels=["-"] * len(labels),  # real ones below: "_..." would be dropped here
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-    )
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)
+    legend_below(figure, patches, labels)

@@ -7,6 +7,7 @@ no font has is shown in ASCII.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -59,6 +60,39 @@ def shown_text(text: str) -> str:
             for character in text
         )
     )
+
+
+def shown_titles(texts: Sequence[str]) -> list[str]:
+    """Different texts, e.g. paths of runs, as different texts that figures can show.
+
+    A long text keeps its beginning and its end. Texts that would look equal are numbered.
+    """
+    half = (_LONGEST - 1) // 2
+    shown = [
+        shown_text(f"{text[:half]}…{text[-half:]}" if len(text) > _LONGEST else text)
+        for text in texts
+    ]
+    return [
+        f"{text} ({shown[: index + 1].count(text)})" if shown.count(text) > 1 else text
+        for index, text in enumerate(shown)
+    ]
+
+
+def folded(text: str, width: int) -> str:
+    """A text in lines of at most ``width`` characters, broken behind spaces, ``-``, ``_``, ``/``.
+
+    A part that is longer than a line is broken anywhere.
+    """
+    lines = [""]
+    for part in re.findall(r"[^-_/ ]*[-_/ ]+|[^-_/ ]+", text):
+        if width_of(lines[-1] + part.rstrip()) > width and lines[-1]:
+            lines.append("")
+        for character in part:
+            escaped = lines[-1].endswith("\\")  # "\\$" stays together
+            if width_of(lines[-1] + character) > width and not (escaped or character.isspace()):
+                lines.append("")
+            lines[-1] += character
+    return "\n".join(line.strip() for line in lines)
 
 
 def set_fonts(figure: Figure) -> None:

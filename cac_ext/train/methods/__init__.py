@@ -3,6 +3,7 @@
     cac          directional context-aware consistency, with every switch of the paper's Table 3
     cct          Cross-Consistency Training: auxiliary decoders, perturbed features
     gct          two networks and a detector of their flaws (Guided Collaborative Training)
+    ecs          Error-Correcting Supervision: a second network corrects the predictions
     sup_only     cross entropy on the labelled images
 
 ``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
@@ -27,6 +28,7 @@ METHODS = {
     "cac": "cac_ext.train.methods.cac:Cac",
     "cct": "cac_ext.train.methods.cct:Cct",
     "gct": "cac_ext.train.methods.gct.method:Gct",
+    "ecs": "cac_ext.train.methods.ecs:Ecs",
     "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
 }
 
