@@ -73,7 +73,7 @@ def guidance(
     """
     flawed1, flawed2 = (flaws > threshold for flaws in handled)
     flaws1, flaws2 = handled[0].masked_fill(flawed1, 1), handled[1].masked_fill(flawed2, 1)
-    first, second = (x.detach() for x in probabilities)
+    first, second = probabilities
     keeps1, keeps2 = (flaws2 >= flaws1)[:, None], (flaws1 >= flaws2)[:, None]
     targets = torch.where(keeps1, first, second), torch.where(keeps2, second, first)
     return Guidance(targets, flawed1 & flawed2)
