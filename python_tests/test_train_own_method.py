@@ -8,6 +8,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from dying_run import train_until
 from run_folders import assert_same_run
 from tiny_run import TINY_RUN
 
@@ -21,7 +22,6 @@ from cac_ext.train.methods import Method, check_method
 from cac_ext.train.runs.checkpoint import read_checkpoint, weights_of_network
 from cac_ext.train.runs.folder import load_run
 from cac_ext.train.runs.log import read_metrics
-from cac_ext.train.runtime.distributed import process_group
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TINY = [
@@ -79,20 +79,8 @@ def test_the_teacher_is_the_running_mean_of_the_student(tmp_path: Path, monkeypa
 
 
 def _train(overrides: list[str], folder: Path, dies_at: int | None = None) -> None:
-    os.chdir(EXAMPLES)
-    take_step = loop.take_step
-
-    def dying(method, state, *rest):
-        if state.iteration == dies_at:
-            os.kill(os.getpid(), 9)
-        return take_step(method, state, *rest)
-
-    loop.take_step = dying
-    try:
-        with process_group("cpu"):
-            train(load("synthetic", overrides), folder, resume=True, progress=False)
-    finally:
-        loop.take_step = take_step
+    os.chdir(EXAMPLES)  # in a child process too
+    train_until(overrides, folder, dies_at)
 
 
 def test_the_example_resumes_bit_for_bit_after_sigkill(tmp_path: Path, seed: int) -> None:
