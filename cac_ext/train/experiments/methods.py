@@ -17,6 +17,7 @@ _NO_SAMPLING = "method.negative_sampling=false"
 _NO_FILTERING = "method.positive_filtering=false"
 _NO_CONTEXT = "method.iou_range=[1.0,1.0]"
 _NO_PROJECTOR = "method.projector=false"
+_AND_CAC = "method.directional_contrast=true"
 
 #: Name -> overrides of a configuration.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,12 @@ METHODS: dict[str, tuple[str, ...]] = {
     "no_projector": (_NO_PROJECTOR,),  # VII
     "cac": (),  # VIII
     "weak": ("weak.pseudo_labels=auto",),  # VIII with image-level labels (section 3.5)
+    "mean_teacher": ("method.name=mean_teacher",),
+    "fixmatch": ("method.name=fixmatch",),
+    "unimatch": ("method.name=unimatch",),
+    "mean_teacher_cac": ("method.name=mean_teacher", _AND_CAC),
+    "fixmatch_cac": ("method.name=fixmatch", _AND_CAC),
+    "unimatch_cac": ("method.name=unimatch", _AND_CAC),
 }
 
 #: Names of methods in tables and pictures.
@@ -39,6 +46,12 @@ TITLES = {
     "self_training": "ST",
     "cac": "CAC (ours)",
     "weak": "CAC + image labels (ours)",
+    "mean_teacher": "Mean Teacher",
+    "fixmatch": "FixMatch",
+    "unimatch": "UniMatch",
+    "mean_teacher_cac": "Mean Teacher + CAC",
+    "fixmatch_cac": "FixMatch + CAC",
+    "unimatch_cac": "UniMatch + CAC",
 }
 
 

@@ -1,8 +1,12 @@
 """Training methods: the contract (`contract.py`) and the registry of those shipped.
 
     cac          directional context-aware consistency, with every switch of the paper's Table 3
+    fixmatch     confident predictions of weak crops are the labels of strong ones, with CutMix
+    mean_teacher a student learns the probabilities of its own running mean
     sup_only     cross entropy on the labelled images
+    unimatch     FixMatch with two strong crops and perturbed features
 
+``method.directional_contrast`` adds the loss of `cac` to `fixmatch`, `mean_teacher` and `unimatch`.
 ``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
 image-level labels to `cac`.
 
@@ -23,7 +27,10 @@ from cac_ext.train.runtime.registry import find_builder
 #: ``method.name`` -> "module:class", imported only when asked for.
 METHODS = {
     "cac": "cac_ext.train.methods.cac:Cac",
+    "fixmatch": "cac_ext.train.methods.fixmatch:FixMatch",
+    "mean_teacher": "cac_ext.train.methods.mean_teacher:MeanTeacher",
     "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
+    "unimatch": "cac_ext.train.methods.unimatch:UniMatch",
 }
 
 
@@ -35,6 +42,11 @@ def check_method(config: Config) -> None:
     """
     build = find_builder(config.method.name, METHODS, "method.name")
     if isinstance(build, type) and issubclass(build, Method):
+        if config.method.directional_contrast and not build.takes_directional_contrast:
+            raise ConfigError(
+                f"method.directional_contrast: {config.method.name} does not take the directional "
+                "contrastive loss; fixmatch, mean_teacher and unimatch do, and cac always has it"
+            )
         build.check(config)
 
 
