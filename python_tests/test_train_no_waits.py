@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import crop_steps
 import pytest
 import torch
 from method_steps import make_cac, random_labelled, random_pairs
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 import cac_ext
 from cac_ext.train.config import load
+from cac_ext.train.methods import Method
 from cac_ext.train.methods.cac import Cac
 from cac_ext.train.runs.checkpoint import TrainingState
 from cac_ext.train.runs.nonfinite import NonFiniteGuard
@@ -55,13 +57,19 @@ def make_batches(method: Cac) -> dict[str, Any]:
     return {"labelled": random_labelled(2, SIZE, CLASSES), "crop_pairs": pairs}
 
 
-def take_steps_without_values(method: Cac, folder: Path, *, late: bool = True) -> None:
+def take_steps_without_values(
+    method: Method, folder: Path, batches: dict[str, Any] | None = None, *, late: bool = True
+) -> None:
     """Two steps, on the shapes alone; the second finds momentum and a filled bank."""
-    batches = make_batches(method)
+    if batches is None:
+        batches = make_batches(method)
     with FakeTensorMode() as mode:
-        for owner in method.model.modules():
-            for tensors in (owner._parameters, owner._buffers):
-                tensors.update(pytree.tree_map_only(Tensor, mode.from_tensor, dict(tensors)))
+        converted = set()  # a network may belong to several modules
+        for module in (*method.trained.values(), *method.kept.values()):
+            for owner in set(module.modules()) - converted:
+                converted.add(owner)
+                for tensors in (owner._parameters, owner._buffers):
+                    tensors.update(pytree.tree_map_only(Tensor, mode.from_tensor, dict(tensors)))
         optimizers = method.build_optimizers()
         scalers = {name: torch.amp.GradScaler("cpu", enabled=False) for name in optimizers}
         config = method.context.config
@@ -73,6 +81,14 @@ def take_steps_without_values(method: Cac, folder: Path, *, late: bool = True) -
             guard = NonFiniteGuard(config.run, folder, state.modules, ALONE, late=late)
             device = torch.device("cpu")
             assert len(take_step(method, state, fakes, state.modules, guard, device)) == 1
+
+
+@pytest.mark.parametrize("added", ["false", "true"])
+@pytest.mark.parametrize("name", crop_steps.VERSIONS)
+def test_a_step_on_whole_crops_asks_for_no_value(name: str, added: str, tmp_path: Path) -> None:
+    method = crop_steps.make_method(name, f"method.directional_contrast={added}")
+    batches = crop_steps.random_batches(crop_steps.VERSIONS[name], pairs=added == "true")
+    take_steps_without_values(method, tmp_path, batches)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -36,7 +36,7 @@ class MeanTeacher(StudentMethod):
       like weights, so that the teacher can be evaluated.
     * TorchSemiSeg compares predictions of labelled images too, PixelSSL logits in place of
       probabilities. Here probabilities of unlabelled images are compared.
-    * Before ``schedule.warmup_epochs`` the student learns from labels alone. The teacher follows
+    * In the warm-up (``schedule.warmup_epochs``) the student learns from labels alone. The teacher follows
       it from the first step on.
     """
 
