@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from crop_steps import CLASSES, gradients, make_method, phase_of, random_batches
 
 RAMP = ["schedule.epochs=10", "schedule.iterations_per_epoch=10", "mean_teacher.rampup=0.2"]
+RAMP += ["schedule.warmup_epochs=3"]  # the ramp is from iteration 30 to 50
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -26,7 +27,7 @@ def test_the_distance_is_a_mean_over_classes_and_pixels_outside_padding() -> Non
     assert method.distance(student, target, torch.zeros_like(valid)).item() == 0
 
 
-@pytest.mark.parametrize("iteration", [0, 7, 20, 90])
+@pytest.mark.parametrize("iteration", [30, 37, 50, 90])
 def test_the_total_is_cross_entropy_plus_ramped_weight_times_distance(
     iteration: int, seed: int
 ) -> None:
@@ -51,7 +52,7 @@ def test_the_total_is_cross_entropy_plus_ramped_weight_times_distance(
             place = (image, k, row, column)
             total += (probabilities[place].item() - target[place].item()) ** 2
     distance = total / (pixels * CLASSES)
-    weight = 12 * math.exp(-5 * (1 - min(iteration / 20, 1)) ** 2)
+    weight = 12 * math.exp(-5 * (1 - min((iteration - 30) / 20, 1)) ** 2)
     assert phase.losses["consistency"].item() == pytest.approx(distance, rel=1e-4)
     expected = supervised.item() + weight * distance
     assert phase.total.item() == pytest.approx(expected, rel=1e-4)
@@ -102,6 +103,11 @@ def test_the_teacher_averages_weights_and_batch_statistics(seed: int) -> None:
     assert any("running_mean" in name for name in mean)
     for name, value in teacher.state_dict().items():
         torch.testing.assert_close(value, mean[name])
+
+
+def test_without_a_ramp_the_weight_is_full_at_once() -> None:
+    method = make_method("mean_teacher", "mean_teacher.rampup=0", "mean_teacher.weight=3")
+    assert method.weight(method.context.config.warmup_iterations) == 3
 
 
 def test_the_teacher_is_evaluated_and_kept() -> None:

@@ -40,7 +40,8 @@ class FixMatch(StudentMethod):
       log-uniformly, so that wide and high boxes are equally frequent.
     * The cross entropy on labels is the mean over all pixels for Cityscapes too, where they use the
       hardest pixels alone (OHEM).
-    * In the warm-up (``schedule.warmup_epochs``) the network learns from labels alone; they have no warm-up.
+    * In the warm-up (``schedule.warmup_epochs``) the network learns from labels alone; they have
+      none.
     """
 
     def crop_streams(self) -> dict[str, StreamRequest]:

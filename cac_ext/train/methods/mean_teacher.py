@@ -21,8 +21,8 @@ class MeanTeacher(StudentMethod):
 
     ``cross entropy + w(t) * mean over pixels and classes of (student - teacher)^2`` with class
     probabilities of the student for the strong crop and of the teacher for the weak one;
-    ``w(t) = mean_teacher.weight * exp(-5 (1 - t)^2)`` rises over ``mean_teacher.rampup``. After
-    each step the teacher moves by ``1 - d`` towards the student,
+    ``w(t) = mean_teacher.weight * exp(-5 (1 - t)^2)``, t from 0 to 1 over ``mean_teacher.rampup``
+    of the run. After each step the teacher moves by ``1 - d`` towards the student,
     ``d = min(1 - 1 / (iteration + 1), mean_teacher.ema_decay)``. The teacher is evaluated.
 
     The source classifies images. Defaults are those of two implementations for segmentation,
@@ -36,8 +36,8 @@ class MeanTeacher(StudentMethod):
       like weights, so that the teacher can be evaluated.
     * TorchSemiSeg compares predictions of labelled images too, PixelSSL logits in place of
       probabilities. Here probabilities of unlabelled images are compared.
-    * In the warm-up (``schedule.warmup_epochs``) the student learns from labels alone. The teacher follows
-      it from the first step on.
+    * In the warm-up (``schedule.warmup_epochs``) the student learns from labels alone; the ramp
+      begins behind it. The teacher follows the student from the first step on.
     """
 
     def __init__(self, context: MethodContext) -> None:
@@ -64,10 +64,7 @@ class MeanTeacher(StudentMethod):
         assert student is not None
         finite = finite_outside_padding(student, crops.valid)
         finite = finite & finite_outside_padding(target, crops.valid)
-        config = self.context.config.mean_teacher
-        weight = config.weight * sigmoid_ramp(
-            step.iteration, config.rampup * self.context.config.iterations
-        )
+        weight = self.weight(step.iteration)
         loss = self.distance(student, target, crops.valid)
         yield from self.phase(
             step,
@@ -75,6 +72,13 @@ class MeanTeacher(StudentMethod):
             [Term("consistency", weight, loss, finite)],
             {"consistency_weight": weight},
         )
+
+    def weight(self, iteration: int) -> float:
+        """The weight of the distance, which rises from the end of the warm-up on."""
+        config = self.context.config
+        length = config.mean_teacher.rampup * config.iterations
+        begun = iteration - config.warmup_iterations
+        return config.mean_teacher.weight * sigmoid_ramp(begun, length)
 
     def distance(self, student: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """Mean squared distance of probabilities over classes and pixels outside padding.
