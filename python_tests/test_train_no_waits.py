@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import crop_steps
 import pytest
 import torch
 from method_steps import make_cac, random_labelled, random_pairs
@@ -84,6 +85,14 @@ def take_steps_without_values(
             guard = NonFiniteGuard(config.run, folder, state.modules, ALONE, late=late)
             device = torch.device("cpu")
             assert len(take_step(method, state, fakes, state.modules, guard, device)) == phases
+
+
+@pytest.mark.parametrize("added", ["false", "true"])
+@pytest.mark.parametrize("name", crop_steps.VERSIONS)
+def test_a_step_on_whole_crops_asks_for_no_value(name: str, added: str, tmp_path: Path) -> None:
+    method = crop_steps.make_method(name, f"method.directional_contrast={added}")
+    batches = crop_steps.random_batches(crop_steps.VERSIONS[name], pairs=added == "true")
+    take_steps_without_values(method, tmp_path, batches=batches)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -107,7 +107,9 @@ def test_a_step_is_the_same_from_the_same_seed_and_iteration(seed: int) -> None:
     assert values[0] == values[1] != values[2]  # other negatives at another iteration
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "sup_only"])
+@pytest.mark.parametrize(
+    "method", [x for x in METHODS if x != "sup_only" and "method.name" not in str(METHODS[x])]
+)
 @pytest.mark.parametrize("normalizer", ["overlap", "active"])
 def test_every_method_takes_a_step(method: str, normalizer: str, seed: int) -> None:
     method, labelled, pairs = make_step(

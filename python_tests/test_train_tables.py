@@ -15,6 +15,7 @@ from cac_ext.train.data.batches import LabelledSample, collate_labelled, concate
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.experiments.ablate import format_results, load_row, plan_rows
+from cac_ext.train.experiments.methods import METHODS, method_overrides
 from cac_ext.train.experiments.tables import TABLES, find_table
 
 TINY = [
@@ -193,3 +194,10 @@ def test_a_student_s_batch_holds_both_kinds_of_images() -> None:
     assert len(batches) == 4
     assert batches[0].images[:, 0, 0, 0].tolist() == [1, 1, 2, 2]
     assert batches[0].masks.shape == (4, 2, 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_named_method_is_the_same_whatever_the_configuration_names(name: str) -> None:
+    plain = load("synthetic", [*method_overrides(name)])
+    named = load("synthetic", ["method.name=fixmatch", *method_overrides(name)])
+    assert named == plain

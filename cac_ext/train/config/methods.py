@@ -23,7 +23,8 @@ class MeanTeacherConfig:
     """Weight of the squared distance between the class probabilities of student and teacher, a mean
     over pixels and classes; 100 as in TorchSemiSeg."""
     rampup: float = number(0.1, _SHARE)
-    """Share of the iterations in which the weight rises from near 0 to its full value."""
+    """Share of the iterations in which, after the warm-up, the weight rises from near 0 to its full
+    value. 0: the full value at once, as in TorchSemiSeg."""
     ema_decay: float = number(0.99, below(1))
     """Share of the teacher's weights that each step keeps; the first steps keep less."""
 

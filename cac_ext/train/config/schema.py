@@ -135,8 +135,8 @@ class NetworkConfig:
     width: int = number(64, within(16, 65536))
     """Channels of the small network's features."""
     dropout: float = number(0.1, below(1))
-    """Probability of dropping a channel in front of the classifier, in the supervised branch
-    only."""
+    """Probability of dropping a channel in front of the classifier, wherever it learns; pseudo
+    labels are predicted without."""
     backbone: str = "resnet50"
     """Backbone of deeplabv3plus (resnet50, resnet101) or pspnet (also vgg16,
     vgg16_bn)."""
@@ -155,11 +155,15 @@ class MethodConfig:
     """The training method (`methods/`), with a switch for each column of the paper's Table 3."""
 
     name: str = "cac"
-    """A method of cac_ext (cac, sup_only), or your own as package.module:Class."""
+    """A method of cac_ext (docs/methods.md lists them), or your own as package.module:Class."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of your own method, below method.options."""
     unsupervised_weight: float = number(0.1, _WEIGHT)
-    """Weight lambda of the consistency loss (Eq. 9). 0: the supervised loss alone (SupOnly)."""
+    """Weight lambda of the consistency loss (Eq. 9). 0: no such loss, which leaves cac the
+    supervised loss alone (SupOnly)."""
+    directional_contrast: bool = False
+    """Add the loss of cac, on crop pairs, to fixmatch, mean_teacher or unimatch,
+    unsupervised_weight times. The settings below are its switches."""
     loss: Literal["contrastive", "l2"] = "contrastive"
     """Consistency loss: contrastive, the paper's, or l2, experiment I of Table 3."""
     temperature: float = number(0.1, within(0.001, 100))

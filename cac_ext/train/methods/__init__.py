@@ -2,10 +2,14 @@
 
     cac          directional context-aware consistency, with every switch of the paper's Table 3
     cct          Cross-Consistency Training: auxiliary decoders, perturbed features
-    gct          two networks and a detector of their flaws (Guided Collaborative Training)
     ecs          Error-Correcting Supervision: a second network corrects the predictions
+    fixmatch     confident predictions of weak crops are the labels of strong ones, with CutMix
+    gct          two networks and a detector of their flaws (Guided Collaborative Training)
+    mean_teacher a student learns the probabilities of its own running mean
     sup_only     cross entropy on the labelled images
+    unimatch     FixMatch with two strong crops and perturbed features
 
+``method.directional_contrast`` adds the loss of `cac` to `fixmatch`, `mean_teacher` and `unimatch`.
 ``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
 image-level labels to `cac` and `cct`.
 
@@ -27,9 +31,12 @@ from cac_ext.train.runtime.registry import find_builder
 METHODS = {
     "cac": "cac_ext.train.methods.cac:Cac",
     "cct": "cac_ext.train.methods.cct:Cct",
-    "gct": "cac_ext.train.methods.gct.method:Gct",
     "ecs": "cac_ext.train.methods.ecs:Ecs",
+    "fixmatch": "cac_ext.train.methods.fixmatch:FixMatch",
+    "gct": "cac_ext.train.methods.gct.method:Gct",
+    "mean_teacher": "cac_ext.train.methods.mean_teacher:MeanTeacher",
     "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
+    "unimatch": "cac_ext.train.methods.unimatch:UniMatch",
 }
 
 
@@ -41,6 +48,11 @@ def check_method(config: Config) -> None:
     """
     build = find_builder(config.method.name, METHODS, "method.name")
     if isinstance(build, type) and issubclass(build, Method):
+        if config.method.directional_contrast and not build.takes_directional_contrast:
+            raise ConfigError(
+                f"method.directional_contrast: {config.method.name} does not take the directional "
+                "contrastive loss; fixmatch, mean_teacher and unimatch do, and cac always has it"
+            )
         build.check(config)
 
 

@@ -26,6 +26,8 @@ class Cac(Method):
         loss: replaces `cac_ext.directional_contrastive_loss`, to compare implementations.
     """
 
+    takes_directional_contrast = True  # its own loss: the setting changes nothing
+
     def __init__(
         self,
         context: MethodContext,

@@ -37,7 +37,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -182,6 +182,9 @@ class Method(ABC):
         trained: the modules that optimizers change, by name. Fill it in ``__init__``.
         kept: modules in the checkpoint that no optimizer changes, e.g. a mean teacher.
     """
+
+    #: Whether ``method.directional_contrast`` adds CAC's loss; without it, asking is an error.
+    takes_directional_contrast: ClassVar[bool] = False
 
     def __init__(self, context: MethodContext) -> None:
         self.context = context
