@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "no_projector": (_NO_PROJECTOR,),  # VII
     "cac": (),  # VIII
     "weak": ("weak.pseudo_labels=auto",),  # VIII with image-level labels (section 3.5)
+    "s4gan": ("method.name=s4gan",),
 }
 
 #: Names of methods in tables and pictures.
@@ -39,6 +40,7 @@ TITLES = {
     "self_training": "ST",
     "cac": "CAC (ours)",
     "weak": "CAC + image labels (ours)",
+    "s4gan": "S4GAN",
 }
 
 

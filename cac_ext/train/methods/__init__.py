@@ -1,6 +1,7 @@
 """Training methods: the contract (`contract.py`) and the registry of those shipped.
 
     cac          directional context-aware consistency, with every switch of the paper's Table 3
+    s4gan        a discriminator tells predictions from true masks, the network learns to pass
     sup_only     cross entropy on the labelled images
 
 ``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
@@ -23,6 +24,7 @@ from cac_ext.train.runtime.registry import find_builder
 #: ``method.name`` -> "module:class", imported only when asked for.
 METHODS = {
     "cac": "cac_ext.train.methods.cac:Cac",
+    "s4gan": "cac_ext.train.methods.s4gan:S4gan",
     "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
 }
 
