@@ -34,7 +34,7 @@ class Cac(Method):
         super().__init__(context)
         self.model = build_model(context.config, context.network)
         self.trained["model"] = self.model
-        self.contrast = DirectionalContrast(self, loss)
+        self.contrast = DirectionalContrast(context, loss)
 
     @classmethod
     def check(cls, config: Config) -> None:

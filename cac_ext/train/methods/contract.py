@@ -80,6 +80,17 @@ class MethodContext:
     processes: Processes = ALONE
     pretrained: bool = True
 
+    @property
+    def normalizing(self) -> Processes:
+        """The processes whose pixels and anchors a mean covers: all, or this one alone."""
+        return self.processes if self.config.run.normalize_over_ranks else ALONE
+
+    @property
+    def unlabelled_images(self) -> SegmentationDataset:
+        """The unlabelled images; the labelled ones if there are none (full data, section 4.1)."""
+        splits = self.splits
+        return splits.labelled if splits.unlabelled is None else splits.unlabelled
+
     def another_network(self, name: str) -> SegmentationNetwork:
         """A second network of the same kind with initial weights from a separate seed.
 
@@ -245,12 +256,6 @@ class Method(ABC):
                 groups.append({"name": name, "params": params, "learning_rate": rate})
         return groups
 
-    @property
-    def normalizing(self) -> Processes:
-        """The processes whose pixels and anchors a mean covers: all, or this one alone."""
-        alone = not self.context.config.run.normalize_over_ranks
-        return ALONE if alone else self.context.processes
-
     def supervised_streams(self) -> dict[str, StreamRequest]:
         """``labelled``, and with ``self_training.pseudo_labels`` also ``pseudo_labelled``."""
         streams = {"labelled": self._supervised_stream(self.context.splits.labelled, "labelled")}
@@ -274,7 +279,7 @@ class Method(ABC):
         """
         config = self.context.config
         return StreamRequest(
-            self.unlabelled_images(),
+            self.context.unlabelled_images,
             WholeCropAugment(config.augment, strong=strong, cutmix=cutmix),
             collate_whole_crops,
             config.schedule.unlabelled_batch,
@@ -282,11 +287,6 @@ class Method(ABC):
             name,
             config.warmup_iterations,
         )
-
-    def unlabelled_images(self) -> SegmentationDataset:
-        """The unlabelled images; the labelled ones if there are none (full data, section 4.1)."""
-        splits = self.context.splits
-        return splits.labelled if splits.unlabelled is None else splits.unlabelled
 
     def _supervised_stream(self, images: SegmentationDataset, part: str) -> StreamRequest:
         config = self.context.config
@@ -305,7 +305,7 @@ class Method(ABC):
         ``[B, K, H, W]`` and ``[B, H, W]`` to two scalars. Averaged over the processes it is the
         mean over all their pixels.
         """
-        processes, ignore_index = self.normalizing, self.context.splits.ignore_index
+        processes, ignore_index = self.context.normalizing, self.context.splits.ignore_index
         counted = processes.mean((masks != ignore_index).sum().double())
         total = F.cross_entropy(logits, masks, ignore_index=ignore_index, reduction="sum")
         loss = total / counted.clamp(min=1 / processes.size).float()

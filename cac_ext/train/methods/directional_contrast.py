@@ -21,7 +21,7 @@ from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.figures.panels import crop_pair_figure
 from cac_ext.train.methods.consistency import Anchors, Overlap, consistency_loss
-from cac_ext.train.methods.contract import Method, StreamRequest
+from cac_ext.train.methods.contract import MethodContext, StreamRequest
 from cac_ext.train.methods.memory_bank import MemoryBank
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
 from cac_ext.train.methods.projecting_network import ViewOutputs, halves
@@ -68,15 +68,14 @@ class DirectionalContrast:
     """Eq. 1-8 for a method.
 
     Args:
-        method: that owns it; it says what data, processes and configuration there are.
+        context: of the method that owns it.
         loss: replaces `cac_ext.directional_contrastive_loss`, to compare implementations.
     """
 
     def __init__(
-        self, method: Method, loss: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self, context: MethodContext, loss: Callable[..., tuple[Tensor, Tensor]] | None = None
     ) -> None:
-        self.method = method
-        self.context = method.context
+        self.context = context
         self.loss = loss
         selected_num = self.context.config.method.selected_num
         if selected_num is not None:  # each process selects its share, rounded up
@@ -96,7 +95,7 @@ class DirectionalContrast:
                 "e.g. to 0, or method.unsupervised_weight=0 if that is intended",
                 stacklevel=2,
             )
-        images, ignore_index = self.method.unlabelled_images(), None
+        images, ignore_index = self.context.unlabelled_images, None
         if config.weak.pseudo_labels:
             images = pseudo_labelled(splits, config.weak.pseudo_labels, "weak.pseudo_labels")
             ignore_index = splits.ignore_index
@@ -144,7 +143,7 @@ class DirectionalContrast:
             pairs.weights,
             negatives,
             negative_labels,
-            self.method.normalizing,
+            self.context.normalizing,
             self.loss,
         )
         metrics: dict[str, Tensor | float] = {
