@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from method_steps import make_cac, random_labelled, random_pairs
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 import cac_ext
 from cac_ext.train.config import load
+from cac_ext.train.methods import Method
 from cac_ext.train.methods.cac import Cac
 from cac_ext.train.runs.checkpoint import TrainingState
 from cac_ext.train.runs.nonfinite import NonFiniteGuard
@@ -55,11 +56,20 @@ def make_batches(method: Cac) -> dict[str, Any]:
     return {"labelled": random_labelled(2, SIZE, CLASSES), "crop_pairs": pairs}
 
 
-def take_steps_without_values(method: Cac, folder: Path, *, late: bool = True) -> None:
+def take_steps_without_values(
+    method: Method,
+    folder: Path,
+    *,
+    batches: dict[str, Any] | None = None,
+    phases: int = 1,
+    late: bool = True,
+) -> None:
     """Two steps, on the shapes alone; the second finds momentum and a filled bank."""
-    batches = make_batches(method)
+    if batches is None:
+        assert isinstance(method, Cac)
+        batches = make_batches(method)
     with FakeTensorMode() as mode:
-        for owner in method.model.modules():
+        for owner in nn.ModuleDict({**method.trained, **method.kept}).modules():
             for tensors in (owner._parameters, owner._buffers):
                 tensors.update(pytree.tree_map_only(Tensor, mode.from_tensor, dict(tensors)))
         optimizers = method.build_optimizers()
@@ -72,7 +82,7 @@ def take_steps_without_values(method: Cac, folder: Path, *, late: bool = True) -
             # is fetched by an event, while the next step is prepared.
             guard = NonFiniteGuard(config.run, folder, state.modules, ALONE, late=late)
             device = torch.device("cpu")
-            assert len(take_step(method, state, fakes, state.modules, guard, device)) == 1
+            assert len(take_step(method, state, fakes, state.modules, guard, device)) == phases
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -215,7 +215,7 @@ class S4gan(Method):
         The means cover the crops of all processes; averaged over them, so does the result.
         """
         difference = true.mean(dim=0) - predicted.mean(dim=0)  # [512], of this process
-        sign = self.normalizing.mean(difference).sign()
+        sign = self.context.normalizing.mean(difference).sign()
         return (sign * difference).mean()
 
     def self_training(self, logits: Tensor, valid: Tensor, selected: Tensor) -> Tensor:
