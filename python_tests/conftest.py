@@ -38,7 +38,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training that reaches its first step fails the test."""
+    """Fails the test if a training reaches its first step."""
     from cac_ext.train import loop
     from cac_ext.train.pseudo_labels import image_classifier
 
@@ -51,7 +51,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """On feature maps as small as the tests', threads wait for each other most of the time."""
+    """One thread: on feature maps as small as here, several mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that train and look at no picture."""
+    """Draws no pictures, for tests that do not look at them."""
     from tiny_run import draw_no_pictures
 
     draw_no_pictures(monkeypatch)

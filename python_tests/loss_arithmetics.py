@@ -16,7 +16,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 @dataclass(frozen=True)
 class Multiplication:
-    """What features are multiplied as."""
+    """The type of the products."""
 
     name: str
     unit: float  # half a unit in the last place
@@ -34,7 +34,7 @@ BFLOAT16 = Multiplication("bfloat16", 2.0**-8, True, 2.0**-13)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """One way to compute the loss of features of a type on this processor."""
+    """One way to compute the loss of a type of features on this processor."""
 
     dtype: torch.dtype
     capability: str
@@ -44,7 +44,7 @@ class Arithmetic:
         return f"{str(self.dtype).removeprefix('torch.')}-{self.precision}-{self.capability}"
 
 
-#: All there are; precisions other than "highest" only where they change what float32 does.
+#: All ways; precisions other than "highest" only if they change the float32 products.
 ARITHMETICS = [
     *(Arithmetic(dtype, capability) for capability in _C.cpu_capabilities() for dtype in DTYPES),
     *(
@@ -69,7 +69,7 @@ def use_arithmetic(arithmetic: Arithmetic) -> Iterator[None]:
 
 
 def multiplication_of(features: Tensor) -> Multiplication:
-    """What the loss multiplies such features as, here and now."""
+    """The type of the products of such features, here and now."""
     dtype, precision = features.dtype, torch.get_float32_matmul_precision()
     if dtype == torch.float64:
         return FLOAT64

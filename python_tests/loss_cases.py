@@ -25,7 +25,7 @@ class LossCase:
         return tuple(vars(self).values())
 
     def to_float64(self) -> LossCase:
-        """The same numbers, to the last bit, in the oracle's type."""
+        """The same numbers in the oracle's type, exact to the last bit."""
         return LossCase(*(x.double() if x.is_floating_point() else x for x in self.arguments()))
 
 
@@ -49,14 +49,14 @@ def make_case(
         return drawn.clamp(min=classes - 2 if classes > 1 else 0) - max(classes - 2, 0)
 
     def confidences() -> Tensor:
-        # In steps that every type holds, so that some are equal, or equal to a threshold.
+        # Multiples of 1/64, exact in every type: some are equal, some equal a threshold.
         return torch.randint(0, 65, (anchors,), generator=generator).double() / 64
 
-    centres = normal(classes, channels)
+    centers = normal(classes, channels)
     classes1, negative_labels = labels(anchors), labels(negatives)
     relabelled = torch.rand(anchors, generator=generator) < 0.1
     classes2 = torch.where(relabelled, labels(anchors), classes1)
-    common = centres[classes1] + normal(anchors, channels)
+    common = centers[classes1] + normal(anchors, channels)
     tensors = (
         common + 0.5 * normal(anchors, channels),
         common + 0.5 * normal(anchors, channels),
@@ -64,7 +64,7 @@ def make_case(
         confidences(),
         classes1,
         classes2,
-        centres[negative_labels] + normal(negatives, channels),
+        centers[negative_labels] + normal(negatives, channels),
         negative_labels,
     )
     return LossCase(

@@ -1,4 +1,4 @@
-"""What the loss is held to: values and gradients within relative bounds of the float64 oracle.
+"""The judge of the loss: values and gradients within relative bounds of the float64 oracle.
 
 The same checks judge the loss and wrong losses made on purpose, which they must reject.
 
@@ -107,7 +107,7 @@ def active_of(
 
 @dataclass(frozen=True)
 class Scales:
-    """What errors are measured by, for each direction and anchor: all [2, A]."""
+    """Units of the errors, for each direction and anchor: all [2, A]."""
 
     logit: Tensor  # t, the largest size of a logit
     gradient: Tensor  # w (|n| + |p|) / (tau |a|), times the weight in the sum
@@ -144,7 +144,7 @@ def scales_of(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Errors of an outcome and what they are allowed to be."""
+    """Errors of an outcome and their bounds."""
 
     ours: Outcome
     exact: Outcome
@@ -184,7 +184,7 @@ class Comparison:
         return (self.ours.gradients[view] - self.exact.gradients[view]).norm(dim=1)
 
     def lost_elements(self) -> int:
-        """Elements of the gradients that are exactly 0 and must not be, as a filter makes them."""
+        """Elements of the gradients that are 0 but must not be, as a filter would make them."""
         lost = 0
         underflow = self.result.smallest_normal * self.result.eps
         for view in range(2):
@@ -195,7 +195,7 @@ class Comparison:
 
 
 def _without_overflow(ours: Tensor, exact: Tensor, largest: float) -> Tensor:
-    """The exact elements where the type cannot hold them and ours are as large as it can."""
+    """The exact elements, if the type cannot hold them and ours have its largest value."""
     overflown = (exact.abs() > 0.99 * largest) & (ours * exact.sign() > 0.98 * largest)
     return torch.where(overflown, exact, ours)
 
@@ -212,7 +212,7 @@ def compare(
     ours: Outcome | None = None,
     **options,
 ) -> Comparison:
-    """``loss`` beside the oracle; ``ours`` where the outcome is known already."""
+    """``loss`` beside the oracle; ``ours`` if the outcome is known already."""
     weights = upstream(case) if weights is None else weights
     oracle = reference.directional_contrastive_loss
     exact = outcome(oracle, case.to_float64(), weights, **options)
@@ -271,7 +271,7 @@ def _assert_gradients(found: Comparison, factors: Factors) -> None:
 
 
 def assert_close_to_oracle(case: LossCase, loss: Loss | None = None, **options) -> None:
-    """Losses [2, A] and gradients are the oracle's, but for rounding.
+    """Losses [2, A] and gradients equal the oracle's up to rounding.
 
     Args:
         case: The inputs, of any type.
@@ -288,7 +288,7 @@ def assert_close_to_oracle(case: LossCase, loss: Loss | None = None, **options) 
 def compare_reduced(
     loss: Loss, case: LossCase, *, reduction: str, weights: Tensor | None = None, **options
 ) -> tuple[Comparison, Tensor, Callable[[Tensor], Tensor]]:
-    """The comparison, the error of the reduced loss, and what reduces bounds of rows to its own."""
+    """The comparison, the error of the reduced loss, and the reduction of the bounds of rows."""
     pixels = case.features1.shape[0]
     active = active_of(case, **options)
     exact_weights = None if weights is None else weights.double()
@@ -317,7 +317,7 @@ def assert_reductions_equal_oracle(
     weighted: bool = False,
     **options,
 ) -> None:
-    """The reduced loss and its gradients are the oracle's; arguments as above."""
+    """The reduced loss and its gradients equal the oracle's; arguments as above."""
     found, error, reduced = compare_reduced(
         loss or cac_ext.directional_contrastive_loss,
         case,
@@ -332,7 +332,7 @@ def assert_reductions_equal_oracle(
 
 
 def assert_logsumexp_close_to_oracle(case: LossCase, logsumexp: Loss | None = None, **options):
-    """`masked_logsumexp` of view 1 and its gradient are the oracle's; arguments as above."""
+    """`masked_logsumexp` of view 1 and its gradient equal the oracle's; arguments as above."""
     exact_case = case.to_float64()
     weights = upstream(case, len(case.features1))  # [A]
     results = []

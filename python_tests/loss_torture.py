@@ -1,4 +1,4 @@
-"""Random calls of the loss against the float64 oracle, far outside of what training asks for.
+"""Random calls of the loss against the float64 oracle, far beyond those of a training.
 
     python -m python_tests.loss_torture --cases 2000 --seed 1
 
@@ -40,7 +40,7 @@ LARGEST_LOGIT = 4e29
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
 class Call:
-    """What is drawn for one call; `inputs` makes the tensors, from the same seed always."""
+    """The random choices of one call; `inputs` makes the tensors, always from the same seed."""
 
     seed: int
     arithmetic: Arithmetic
@@ -179,7 +179,7 @@ def with_proved_bounds(found: Comparison, case: LossCase) -> Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The largest error in units of what is allowed; a refusal has its message instead."""
+    """The largest error in units of its bound; for a refusal its message."""
 
     losses: float = 0.0
     gradients: float = 0.0
@@ -197,7 +197,7 @@ class Verdict:
 
 
 def _largest_ratio(error: Tensor, allowed: Tensor) -> float:
-    """0 / 0 counts as 0, and anything that is not a number as infinite."""
+    """0 / 0 counts as 0, any other nan as infinite."""
     ratio = torch.where((error == 0) & (allowed >= 0), 0.0, error / allowed)
     return ratio.nan_to_num(nan=math.inf, posinf=math.inf).max().item() if ratio.numel() else 0.0
 
@@ -232,7 +232,7 @@ def judge(call: Call) -> Verdict:
 
 
 def largest_logit(case: LossCase, call: Call) -> float:
-    """What lengths allow, without normalization; 1 / tau with it."""
+    """The bound that the lengths allow without normalization; 1 / tau with it."""
     temperature = call.options["temperature"]
     if call.options["normalize"]:
         return 1 / temperature

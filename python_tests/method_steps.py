@@ -49,7 +49,7 @@ def random_pairs(
 
 
 def step_of(method: Cac, labelled: Any, pairs: Any = None, iteration: int = 0) -> Phase | None:
-    """The phase of a step; None where the step is void."""
+    """The phase of a step; None if the step is void."""
     batches = {"labelled": labelled} | ({} if pairs is None else {"crop_pairs": pairs})
     step = Step(iteration, batches, method.trained, lambda finite: bool(finite))
     phases = list(method.step(step))

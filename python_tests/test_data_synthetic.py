@@ -8,6 +8,7 @@ import torch
 
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
+from cac_ext.train.data.datasets import synthetic
 from cac_ext.train.data.datasets.synthetic import CLASS_NAMES, SURROUNDINGS, draw_scene
 
 
@@ -67,3 +68,22 @@ def test_appearance_does_not_depend_on_the_split(seed: int) -> None:
             counts += np.bincount(draw_scene(rng, 64, matching)[1].ravel(), minlength=len(counts))
         shares.append(counts / counts.sum())
     np.testing.assert_allclose(shares[0], shares[1], atol=0.05)
+
+
+def test_surroundings_that_others_cover_get_no_object(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two or three kinds drawn for a scene, one may be the largest field nowhere."""
+    fields: list[float] = []
+
+    def level(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+        fields.append(float(not fields))  # the first field is 1 everywhere, all others are 0
+        return np.full((size, size), fields[-1])
+
+    monkeypatch.setattr(synthetic, "_smooth_noise", level)
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        fields.clear()
+        _, mask, surroundings = draw_scene(rng, 32, matching=True)
+        (kind,) = np.unique(surroundings)
+        assert set(np.unique(mask)) <= {0, kind + 1}

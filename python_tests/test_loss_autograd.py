@@ -1,4 +1,4 @@
-"""The operators live well with autograd, torch.compile, autocast and threads."""
+"""The operators work with autograd, torch.compile, autocast and threads."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_gradcheck_of_the_logsumexp(seed, device):
 
 
 def test_gradcheck_of_both_directions(seed, device):
-    # Finite differences see the positives move; frozen copies of them hold still.
+    # Finite differences would move the positives as well; frozen copies stay in place.
     case = make_case(seed, 9, 21, 5, 3, torch.float64, device)
     first_to_second, second_to_first = cac_ext.reference.direction_masks(
         case.confidences1, case.confidences2, 0.2

@@ -1,4 +1,4 @@
-"""Inputs at the edges: any lengths, temperatures, zero rows, labels that do not take part."""
+"""Inputs at the edges: rows of any length, any temperature, zero rows, ignored labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = 4
 
 
 def naive(anchors, positives, negatives, anchor_labels, labels, tau, *, normalize, ignore=None):
-    """Eq. 1 and 5 of each anchor in float64, written out; ``[A]``."""
+    """Eq. 1 and 5 of each anchor, written out in float64, ``[A]``."""
     anchors, positives, negatives = (x.double() for x in (anchors, positives, negatives))
     if normalize:
         anchors, positives, negatives = (
@@ -44,7 +44,7 @@ def draw(seed, count=40, others=150, channels=24, dtype=torch.float32):
 
 
 def both(anchors, positives, negatives, labels, negative_labels, tau, **options):
-    """Loss and gradient: ours, and the formula's in float64."""
+    """Our loss and gradient, and those of the formula in float64."""
     found = []
     for function, inputs in (
         (cac_ext.masked_contrastive_loss, (anchors, positives, negatives)),
@@ -68,7 +68,7 @@ def relative(actual, expected):
 
 @pytest.fixture(params=[*_C.cpu_capabilities(), "aten"])
 def processor(request):
-    """Every instruction set, and what devices fall back on."""
+    """Every instruction set, and the fallback without kernels."""
     best = _C.cpu_capability()
     if request.param == "aten":
         _C.replace_cpu_backend_by_aten(True)
@@ -104,7 +104,7 @@ def test_rows_of_any_length_are_compared_by_their_products(seed, processor, norm
     ],
 )
 def test_lengths_do_not_matter_to_directions(seed, processor, dtype, norms):
-    """Squares of none of the three operands leave the range of their type."""
+    """The squares of all three operands stay in the range of their type."""
     *rows, labels, negative_labels = draw(seed)
     unit = [F.normalize(x.double()) for x in rows]
     coarse = {torch.float32: 1e-5, torch.float64: 1e-11}.get(dtype, 0.04)
@@ -242,7 +242,7 @@ def test_weights_of_pixels_may_be_learned(seed):
 
 @pytest.mark.parametrize("tau", [1e-3, 0.01, 0.03])
 def test_eps_copes_with_negatives_far_above_the_first_ones(seed, processor, tau):
-    """The row maximum is over the first 8000: what comes later may exceed it by any amount."""
+    """The row maximum covers the first 8000 negatives: a later one may exceed it by any amount."""
     anchors, positives, negatives, _, negative_labels = draw(seed, count=6, others=8100)
     anchors = F.normalize(anchors)
     negatives[:8000] = -anchors[torch.arange(8000) % 6]

@@ -24,7 +24,7 @@ from cac_ext import reference
 
 @pytest.fixture(params=ARITHMETICS, ids=str)
 def arithmetic(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """The type of the features, for each way this processor and build multiply them, in turn."""
+    """The type of the features, for each way in which this build multiplies them here."""
     with use_arithmetic(request.param):
         yield request.param.dtype
 
@@ -52,7 +52,7 @@ def test_every_instruction_set_on_many_negatives(seed, arithmetic, eps):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [x for x in SHAPES if x[0] > 32 and x[1] > 32 and x[3] > 1])
 def test_narrow_types_are_at_least_twice_as_near_as_eager(seed, device, shape, dtype):
-    """Beside one unit in the last place, in norm: eager rounds logits and sums to the type too."""
+    """Errors beside one unit in the last place, in norm: eager rounds logits and sums too."""
     case = make_case(seed, *shape, dtype, device)
     ours = compare(cac_ext.directional_contrastive_loss, case, confidence_threshold=0.25)
     eager = compare(reference.directional_contrastive_loss, case, confidence_threshold=0.25)
@@ -154,7 +154,7 @@ def test_ignored_labels(seed, device, dtype, ignore_index):
     assert_reductions_equal_oracle(case, ignore_index=ignore_index)
 
 
-def test_the_papers_normaliser_is_a_weighted_sum(seed, device):
+def test_the_papers_normalizer_is_a_weighted_sum(seed, device):
     # 1 / (B N_b) for a pixel of image b: the mean over each image's pixels, then over images.
     case = make_case(seed, 90, 300, 16, 5, torch.float64, device)
     image = torch.arange(90, device=device) // 30 % 2  # images of 60 and of 30 pixels
@@ -168,7 +168,7 @@ def test_the_papers_normaliser_is_a_weighted_sum(seed, device):
 @pytest.mark.parametrize("ignored", [{}, {"ignore_index": 1}], ids=str)
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
 def test_one_direction_equals_both(seed, arithmetic, eps, ignored):
-    """Anchors of one direction at a time, put together, are what the directional loss computes."""
+    """Two calls of the one-directional loss give what one directional call gives."""
     case = make_case(seed, 75, 410, 40, 6, arithmetic)
 
     def one_by_one(x1, x2, c1, c2, y1, y2, negatives, labels, *, reduction, **options):
@@ -206,7 +206,7 @@ def test_normalize_off_trusts_unit_vectors(seed, device, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_vectors_without_direction_have_gradient_zero(device, dtype):
-    """At most as long as torch.nn.functional.normalize's limit, by which they are divided."""
+    """Rows no longer than the limit of torch.nn.functional.normalize."""
     anchors = torch.zeros(4, 4, dtype=dtype, device=device)
     anchors[1, 2] = 1e-13
     anchors[2, 1] = -8e-13

@@ -1,4 +1,4 @@
-"""Every wrong argument is named, with what came and what was needed."""
+"""Every wrong argument is named, with the given and the needed value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a device has no kernel (float64 or many channels on CUDA) plain ATen gives the same."""
+"""Plain ATen gives the same if a device has no kernel (float64, many channels on CUDA)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is masked costs nothing and gives exactly zero; undefined cases have defined values."""
+"""Masked anchors give exactly zero, and cases that the formula leaves undefined have a value."""
 
 from __future__ import annotations
 

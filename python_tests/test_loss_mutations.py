@@ -1,4 +1,4 @@
-"""The checks that the loss passes reject wrong losses, of every type of features."""
+"""The checks that the loss passes reject wrong losses, for every type of features."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = [
 
 @pytest.fixture(params=[x for x in ARITHMETICS if x.capability in CAPABILITIES], ids=str)
 def arithmetic(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """The type of the features, multiplied in the plainest way and in the best."""
+    """The type of the features, multiplied in the plainest and in the fastest way."""
     with use_arithmetic(request.param):
         yield request.param.dtype
 

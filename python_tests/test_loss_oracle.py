@@ -21,7 +21,7 @@ def rows(*values: tuple[float, ...]) -> Tensor:
 
 
 def two_pixels_and_three_negatives() -> tuple[Tensor, ...]:
-    """Vectors at right angles or at 3-4-5 triangles, of various lengths, so that cosines are plain.
+    """Vectors at right angles or in 3-4-5 triangles, of various lengths: their cosines are simple.
 
     Pixel 0 (class 0) sees negatives 1 and 2, pixel 1 (class 1) negatives 0 and 2.
     """
@@ -148,7 +148,7 @@ def test_an_unknown_reduction_is_named():
 
 
 def test_eps_by_hand():
-    """Added to the denominator in units of the row's maximum, and inside the logarithm."""
+    """eps is added to the denominator in units of the row maximum, and inside the logarithm."""
     x1, x2, _, _, y1, _, negatives, labels = two_pixels_and_three_negatives()
     eps = 0.01
     losses = reference.masked_contrastive_loss(

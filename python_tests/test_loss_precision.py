@@ -29,7 +29,7 @@ from cac_ext import _C, reference
 
 U = 2.0**-24
 SPLIT = 2.0**-15
-#: Second-order terms, and what is rounded once: unit vectors, the result.
+#: Second-order terms, and single roundings: unit vectors, the result.
 SLACK = 1.02
 
 HAS_AMX = "amx" in _C.cpu_capabilities()
@@ -44,7 +44,7 @@ def logsumexp_error(channels: int, temperature: float) -> float:
 
 
 def mean_error(negatives: int, channels: int, temperature: float) -> float:
-    """Of the mean of the negatives, weighted by their probabilities."""
+    """Error of the mean of the negatives, weighted by their probabilities."""
     weights = math.expm1(logit_error(channels, temperature) + 2.0**-21)
     return SLACK * (2 * weights + 2.0**-17 + SPLIT + 3 * negatives * U)
 
@@ -55,7 +55,7 @@ def highest_logit_error(channels: int, temperature: float) -> float:
 
 @pytest.fixture
 def precision() -> Iterator:
-    """Sets the precision of float32 products; the test's end restores it."""
+    """Sets the precision of float32 products until the test ends."""
     before = torch.get_float32_matmul_precision()
     yield torch.set_float32_matmul_precision
     torch.set_float32_matmul_precision(before)
@@ -182,7 +182,7 @@ def test_float16_features_are_multiplied_as_float32_ones(seed, high):
 
 @pytest.mark.parametrize("channels", [64, 37])
 def test_prepared_float32_negatives_serve_every_precision(seed, precision, channels):
-    """What counts is the precision set when the loss is computed."""
+    """The precision counts that is set when the loss is computed."""
     case = make_case(seed, 130, 517, channels, 7)
     prepared, losses = {}, {}
     for name in ("highest", "high"):

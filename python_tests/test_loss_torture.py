@@ -1,4 +1,4 @@
-"""Random calls far outside of what training asks for; ``loss_torture`` runs more of them."""
+"""Random calls far beyond those of a training; ``loss_torture`` runs more of them."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def test_random_calls_equal_the_oracle_within_proved_bounds(seed):
     verdicts = {call: judge(call) for call in map(draw, range(seed, seed + 300))}
     failures = [f"{verdict}: {call}" for call, verdict in verdicts.items() if not verdict.passed]
     assert not failures, f"{len(failures)} calls failed:\n" + "\n".join(failures[:5])
-    # It must be the loss that is judged: nearly all calls are answered.
+    # The test judges the loss only if it answers nearly all calls.
     assert sum(not verdict.refusal for verdict in verdicts.values()) > 200

@@ -1,4 +1,4 @@
-"""First derivatives by every way that torch has; a second one is refused, never a constant."""
+"""First derivatives by every way of torch; a second one is refused, never silently 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(seed):
 
 
 def losses(rows):
-    """Each public function of its anchors alone."""
+    """Each public function, as a function of its anchors."""
     anchors, positives, negatives, labels, negative_labels = rows
     confidences = torch.linspace(0.1, 0.9, 12), torch.linspace(0.95, 0.8, 12)
 
@@ -123,7 +123,7 @@ def test_forward_mode_takes_no_second_derivative_for_a_constant(rows, name):
         value = loss(dual := forward_ad.make_dual(anchors.clone().requires_grad_(), tangent))
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(value, dual)
-    # What is linear in the tangent can be differentiated by it.
+    # The result is linear in the tangent, so it has a derivative with respect to it.
     along = torch.func.grad(lambda t: torch.func.jvp(loss, (anchors,), (t,))[1])(tangent)
     torch.testing.assert_close(along, torch.func.grad(loss)(anchors))
 

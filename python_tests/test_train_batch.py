@@ -1,4 +1,4 @@
-"""A batch too small for batch normalisation is one sentence before the first step."""
+"""A batch too small for batch normalization is refused in one sentence before the first step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class PooledEncoder(nn.Module):
-    """Batch normalisation of features that are pooled to a single one, as a user may write it."""
+    """Batch normalization of features pooled to a single one, as a user may write it."""
 
     out_channels, stride = 8, 4
 

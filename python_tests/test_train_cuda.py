@@ -1,4 +1,4 @@
-"""Training on a GPU is the training that a CPU does: all of the way, in every precision.
+"""A whole training on a GPU equals that on a CPU, in every precision.
 
 Each test runs on a CPU too, where there is no GPU.
 """

@@ -81,7 +81,7 @@ def test_any_number_of_classes_is_trained_evaluated_and_predicted(
 
 
 @pytest.mark.parametrize("count", [2, 20, 21, 64, 65, 256, 300, 1000, 8192])
-def test_every_class_has_a_colour_of_its_own_and_none_that_of_ignored_pixels(count: int) -> None:
+def test_every_class_has_a_different_color_and_none_has_that_of_ignored_pixels(count: int) -> None:
     colors = class_colors(Classes(["x"] * count, 255, None))
     assert colors.shape == (count, 3)
     assert len(np.unique(colors, axis=0)) == count

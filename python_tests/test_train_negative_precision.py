@@ -1,4 +1,4 @@
-"""The precision of the selected negatives is what counting all pairs gives, and costs no result."""
+"""The precision of the selected negatives equals a count of all pairs, and changes no result."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
 def counted_pairs(anchors: Tensor, negatives: Tensor) -> tuple[float, float]:
-    """Both precisions from each pair: rows are (pseudo label, true class), ``[A, 2]``, ``[N, 2]``.
+    """Both precisions, pair by pair; rows are (pseudo label, true class), ``[A, 2]``, ``[N, 2]``.
 
     The true class -1 is not known.
     """
@@ -133,7 +133,7 @@ def test_a_step_pairs_its_active_anchors_with_the_negatives_of_the_bank(
 
 
 def test_drawn_negatives_keep_their_truth(seed: int) -> None:
-    """Where the true class is the pseudo label itself, each selected pair is a true negative."""
+    """If the true class is the pseudo label itself, each selected pair is a true negative."""
     torch.manual_seed(seed)
     for truth, expected in (("pseudo label", 1.0), ("one class", 0.0)):
         method, labelled = make_method("method.selected_num=20", "network.dropout=0")
@@ -188,10 +188,10 @@ def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
 
 @pytest.mark.parametrize(("stride", "offset", "pool"), [(4, 0.0, 1), (4, 1.5, 1), (4, 0.0, 2)])
 @pytest.mark.parametrize("scale", [0.4, 1.0, 1.37])
-def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
+def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centerd(
     stride: int, offset: float, pool: int, scale: float, seed: int
 ) -> None:
-    """Classes number the pixels: views agree at the overlap, and with what they show."""
+    """Each pixel is a class: the views agree at the overlap and with their images."""
     torch.manual_seed(seed)
     grid = FeatureGrid(stride, offset).pooled(pool)
     height, width = 90, 110
@@ -212,13 +212,13 @@ def test_the_truth_of_a_feature_is_that_of_the_pixel_on_which_it_is_centred(
         for view in pair:
             shown = view.truth  # [h, w]
             assert torch.equal(shown >= 0, view.valid)
-            # The view's own mask, sampled at the centres; halves of a pixel go to either side.
-            centres = grid.offset + grid.stride * torch.arange(grid.size(64))
+            # The view's own mask, sampled at the centers; halves of a pixel go to either side.
+            centers = grid.offset + grid.stride * torch.arange(grid.size(64))
             near = []
             for shift in (0.0, 0.5):
-                places = (centres + shift).floor().long()
+                places = (centers + shift).floor().long()
                 for columns_shift in (0.0, 0.5):
-                    across = (centres + columns_shift).floor().long()
+                    across = (centers + columns_shift).floor().long()
                     near.append(view.mask[places[:, None], across])
             agree = torch.stack([one == shown for one in near]).any(dim=0)
             assert agree[shown >= 0].all()

@@ -138,7 +138,7 @@ def test_whole_crops_show_one_part_and_draw_as_asked(seed: int) -> None:
     torch.manual_seed(seed)
     config = load("synthetic", ["augment.crop_size=33", "augment.jitter=1"]).augment
     image = torch.randint(0, 256, (3, 20, 60), dtype=torch.uint8)
-    plain = load("synthetic", ["augment.crop_size=33", *(f"augment.{x}=0" for x in NO_COLOURS)])
+    plain = load("synthetic", ["augment.crop_size=33", *(f"augment.{x}=0" for x in NO_COLORS)])
     augment = WholeCropAugment(plain.augment, strong=2, cutmix=1.0)
     shares = []
     for _ in range(20):
@@ -148,9 +148,9 @@ def test_whole_crops_show_one_part_and_draw_as_asked(seed: int) -> None:
         shares += sample.cutmix.float().mean(dim=(1, 2)).tolist()
     assert min(shares) > 0.005
     assert max(shares) < 0.45
-    coloured = WholeCropAugment(config, strong=1)({"image": image, "name": "x"})
-    assert not coloured.cutmix.any()
-    assert not torch.equal(coloured.strong[0], coloured.weak)
+    colored = WholeCropAugment(config, strong=1)({"image": image, "name": "x"})
+    assert not colored.cutmix.any()
+    assert not torch.equal(colored.strong[0], colored.weak)
 
 
-NO_COLOURS = ("jitter", "gray", "blur")
+NO_COLORS = ("jitter", "gray", "blur")

@@ -1,4 +1,4 @@
-"""Mixed precision, memory layout and compilation: options that leave the training what it is."""
+"""Mixed precision, memory layout and compilation change a training by rounding alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from the command line to its results, and its exact continuation."""
+"""A run from the command line to its results, and its exact resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training step: where gradient goes, and what each switch of the method does."""
+"""One training step: which weights get a gradient, and the effect of each switch of the method."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ TINY_WEAK = [
 
 
 def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
-    """Trainings draw nothing until the patch is undone: drawing takes most of a tiny one's time."""
+    """Trainings draw no pictures until the patch is undone: they take most of a tiny run's time."""
     from cac_ext.train import loop
     from cac_ext.train.runs.log import RunLog
 

@@ -1,4 +1,4 @@
-"""A training whose steps are watched: what they start from, how they run, where they lead."""
+"""A training whose steps are watched: weights before and after, losses, device and layout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Watched:
     compiled: list[bool]
 
     def update(self) -> Tensor:
-        """What training changed, all parameters in a row."""
+        """The change of all parameters, in a row."""
         return torch.cat([(self.after[x] - self.before[x]).flatten() for x in self.before])
 
 
@@ -75,7 +75,7 @@ def watched_training(folder: Path, overrides: list[str], device: str = "cpu") ->
 def assert_same_training(
     one: Watched, other: Watched, *, losses: float, update: float, steps: int | None = None
 ) -> None:
-    """The same within relative tolerances.
+    """Both trainings are the same within relative tolerances.
 
     Args:
         one, other: both start from the same parameters.

@@ -3,7 +3,8 @@
 schema.py     every key: type, default, meaning, and the bounds of numbers
 methods.py    the same for the settings of each method beside `cac`
 explain.py    the same as text, for `cac-ext config --explain`
-bounds.py     checks of values, made by `load`
+bounds.py     bounds of numbers
+checks.py     checks of values, made by `load`
 loading.py    YAML files, their bases and key=value overrides to a `Config`, and back
 typed_yaml.py YAML values get the type of their key: texts stay texts
 """

@@ -24,7 +24,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cac_ext.train.config.bounds import check_values
+from cac_ext.train.config.checks import check_values
 from cac_ext.train.config.schema import Config
 from cac_ext.train.config.typed_yaml import hint_of, parse_document, parse_value
 from cac_ext.train.errors import ConfigError

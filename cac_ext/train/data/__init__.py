@@ -46,7 +46,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cac_ext.train.config import DataConfig
-from cac_ext.train.config.bounds import check_class_names
+from cac_ext.train.config.checks import check_class_names
 from cac_ext.train.data.checks.check import quick_check
 from cac_ext.train.data.contract import (
     DatasetSplits,

@@ -14,7 +14,7 @@ class MemoryBank:
 
     Args:
         selected_num: positions drawn without replacement from each view at each step; None takes
-            all. Where there are fewer, all are taken, and a warning says so once.
+            all. If there are fewer, all are taken and a warning says so once.
         step_save: earlier steps that are kept beside the current one.
     """
 

@@ -174,6 +174,8 @@ def draw_scene(rng: np.random.Generator, size: int, matching: bool) -> tuple[Arr
         radius = rng.uniform(*_RADIUS) * size
         if matching:
             kind = rng.choice(kinds)
+            while not (surroundings == kind).any():  # others may cover all of the image
+                kind = rng.choice(kinds)
             center = _inside(rng, surroundings == kind, radius)
             class_id = int(kind) + 1
         else:
