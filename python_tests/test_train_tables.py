@@ -91,6 +91,8 @@ def test_rows_are_chosen_by_name_and_pattern() -> None:
     (row,) = table.select(["pspnet-resnet50-cac-1_8"])
     assert (row.paper, load_row(table, row).data.labelled_ratio) == (71.3, "1/8")
     assert len(table.select(["*-cac-*"])) == 12
+    (row,) = table.select(["deeplabv3plus-resnet101-s4gan-1_8"])
+    assert (row.paper, load_row(table, row).method.name) == (72.4, "s4gan")
     with pytest.raises(ConfigError, match=r"no row 'pspnet-resnet50-cac-1_9' \(did you mean"):
         table.select(["pspnet-resnet50-cac-1_9"])
     with pytest.raises(ConfigError, match="only the paper's figures"):

@@ -42,6 +42,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mean_teacher_cac": ("method.name=mean_teacher", _AND_CAC),
     "fixmatch_cac": ("method.name=fixmatch", _AND_CAC),
     "unimatch_cac": ("method.name=unimatch", _AND_CAC),
+    "s4gan": ("method.name=s4gan",),
 }
 
 #: Names of methods in tables and pictures.
@@ -59,6 +60,7 @@ TITLES = {
     "mean_teacher_cac": "Mean Teacher + CAC",
     "fixmatch_cac": "FixMatch + CAC",
     "unimatch_cac": "UniMatch + CAC",
+    "s4gan": "S4GAN",
 }
 
 

@@ -87,7 +87,7 @@ def _table1() -> Table:
         ("ecs", deeplab50, (None, 70.2, 72.6, 76.3)),
         ("cac", deeplab50, (70.1, 72.4, 74.0, 76.5)),
         ("sup_only", deeplab101, (66.4, 71.0, 73.5, 77.7)),
-        ("S4GAN", deeplab101, (69.1, 72.4, 74.5, 77.3)),
+        ("s4gan", deeplab101, (69.1, 72.4, 74.5, 77.3)),
         ("gct", deeplab101, (67.2, 72.5, 75.1, 77.5)),
         ("cac", deeplab101, (72.4, 74.6, 76.3, 78.2)),
     )
@@ -248,7 +248,14 @@ def _table5() -> Table:
 
 
 #: The paper's names of this project's methods.
-_TITLES = {"sup_only": "SupOnly", "cac": "Ours", "cct": "CCT", "ecs": "ECS", "gct": "GCT"}
+_TITLES = {
+    "sup_only": "SupOnly",
+    "cac": "Ours",
+    "cct": "CCT",
+    "ecs": "ECS",
+    "gct": "GCT",
+    "s4gan": "S4GAN",
+}
 
 TABLES = {table.name: table for table in (_table1(), _table2(), _table3(), _table4(), _table5())}
 

@@ -6,6 +6,7 @@
     fixmatch     confident predictions of weak crops are the labels of strong ones, with CutMix
     gct          two networks and a detector of their flaws (Guided Collaborative Training)
     mean_teacher a student learns the probabilities of its own running mean
+    s4gan        a discriminator tells predictions from true masks, the network learns to pass
     sup_only     cross entropy on the labelled images
     unimatch     FixMatch with two strong crops and perturbed features
 
@@ -35,6 +36,7 @@ METHODS = {
     "fixmatch": "cac_ext.train.methods.fixmatch:FixMatch",
     "gct": "cac_ext.train.methods.gct.method:Gct",
     "mean_teacher": "cac_ext.train.methods.mean_teacher:MeanTeacher",
+    "s4gan": "cac_ext.train.methods.s4gan:S4gan",
     "sup_only": "cac_ext.train.methods.sup_only:SupOnly",
     "unimatch": "cac_ext.train.methods.unimatch:UniMatch",
 }
