@@ -138,11 +138,12 @@ class NetworkConfig:
     """Probability of dropping a channel in front of the classifier, in the supervised branch
     only."""
     backbone: str = "resnet50"
-    """Backbone of deeplabv3plus (resnet50, resnet101) or pspnet (also vgg16,
-    vgg16_bn)."""
+    """Backbone of deeplabv3plus (resnet50, resnet101) or pspnet (also vgg16, vgg16_bn); of both
+    also timm/NAME, a network of the package timm, such as timm/tf_efficientnet_lite0."""
     weights: Optional[str] = None
     """Pretrained weights of the backbone: a file (.safetensors, .pth), or a name of torchvision's
-    such as IMAGENET1K_V1, downloaded on first use. null: random weights."""
+    such as IMAGENET1K_V1, for timm/NAME pretrained or a tag of timm's such as a1_in1k, downloaded
+    on first use. null: random weights."""
     stride_in: Literal["3x3", "1x1"] = "3x3"
     """Convolution that is strided in each stage of a ResNet: 3x3 in torchvision's weights, 1x1 in
     those of the original ResNet."""
