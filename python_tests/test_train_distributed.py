@@ -26,7 +26,13 @@ from cac_ext.train.evaluate import evaluate
 from cac_ext.train.loop import train
 from cac_ext.train.runs.checkpoint import read_checkpoint
 from cac_ext.train.runs.log import read_metrics
-from cac_ext.train.runtime.distributed import GlooBatchNorm, Processes, current, process_group
+from cac_ext.train.runtime.distributed import (
+    GlooBatchNorm,
+    Processes,
+    current,
+    process_group,
+    synchronize_batch_norm,
+)
 
 #: Relative tolerance: float32 sums in another order, over a few steps.
 TOLERANCE = 2e-4
@@ -224,6 +230,33 @@ def _normalize(seed: int, dtype: torch.dtype) -> dict:
             "running_mean": norm.running_mean.tolist(),
             "running_var": norm.running_var.tolist(),
         }
+
+
+class _NormAndActivation(nn.BatchNorm2d):
+    """As timm's: a normalization with its activation inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_an_activation_inside_a_normalization_is_kept(seed: int) -> None:
+    one = torch.tensor(_normalize_and_activate(seed))
+    assert one.min() == 0 < one.max()
+    for rank, two in enumerate(processes.run_together(2, _normalize_and_activate, seed)):
+        torch.testing.assert_close(torch.tensor(two), one.chunk(2)[rank], rtol=1e-5, atol=1e-5)
+
+
+def _normalize_and_activate(seed: int) -> list:
+    with process_group("cpu") as group:
+        torch.manual_seed(seed)
+        x = torch.randn(4, 3, 5, 2).chunk(group.size)[group.rank]
+        model = nn.Sequential(_NormAndActivation(3))
+        synchronize_batch_norm(model, group, torch.device("cpu"))
+        return model(x).tolist()
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error() -> None:

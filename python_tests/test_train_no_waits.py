@@ -39,6 +39,7 @@ SETTINGS = {
     "l2": ["method.loss=l2"],
     "not_directional": ["method.directional=false", "method.negative_sampling=false"],
     "precision": ["run.negative_precision=true"],
+    "adamw": ["optimizer.name=adamw"],
     "weak": ["weak.pseudo_labels=masks", "run.precision=bf16"],
 }
 

@@ -7,7 +7,7 @@ Read it from the hall, top to bottom:
     batch_streams.py   the batches that the method asked for, on the device
     step.py            one step: forward, backward and optimizer, for each phase of the method
     evaluate.py        mIoU at the images' original size; inference.py: one image's probabilities
-    optimizer.py       SGD, poly decay
+    optimizer.py       SGD or AdamW, poly decay
     errors.py          what the user can fix
 
 The rooms, highest first; each imports only those below:

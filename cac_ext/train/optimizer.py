@@ -1,20 +1,32 @@
-"""SGD with poly decay (paper section 4.1)."""
+"""SGD (paper section 4.1) or AdamW, with poly decay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from cac_ext.train.config import OptimizerConfig
 
 
-def build_sgd(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
-    """SGD over parameter groups, each with the key ``learning_rate``."""
-    return SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
+    """The configured optimizer over parameter groups, each with the key ``learning_rate``."""
+    if not config.decay_norms_and_biases:
+        groups = [part for group in groups for part in _by_dimensions(group)]
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.name == "adamw":
+        return AdamW(groups, lr=rate, betas=config.betas, weight_decay=decay)
+    return SGD(groups, lr=rate, momentum=config.momentum, weight_decay=decay)
+
+
+def _by_dimensions(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group without its biases and scales, and these alone, without weight decay."""
+    parameters = list(group["params"])
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    parts = [{**group, "params": weights}, {**group, "params": vectors, "weight_decay": 0.0}]
+    return [part for part in parts if part["params"]]
 
 
 def set_learning_rates(

@@ -138,11 +138,12 @@ class NetworkConfig:
     """Probability of dropping a channel in front of the classifier, wherever it learns; pseudo
     labels are predicted without."""
     backbone: str = "resnet50"
-    """Backbone of deeplabv3plus (resnet50, resnet101) or pspnet (also vgg16,
-    vgg16_bn)."""
+    """Backbone of deeplabv3plus (resnet50, resnet101) or pspnet (also vgg16, vgg16_bn); of both
+    also timm/NAME, a network of the package timm, such as timm/tf_efficientnet_lite0."""
     weights: Optional[str] = None
     """Pretrained weights of the backbone: a file (.safetensors, .pth), or a name of torchvision's
-    such as IMAGENET1K_V1, downloaded on first use. null: random weights."""
+    such as IMAGENET1K_V1, for timm/NAME pretrained or a tag of timm's such as a1_in1k, downloaded
+    on first use. null: random weights."""
     stride_in: Literal["3x3", "1x1"] = "3x3"
     """Convolution that is strided in each stage of a ResNet: 3x3 in torchvision's weights, 1x1 in
     those of the original ResNet."""
@@ -250,16 +251,24 @@ class SelfTrainingConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with poly decay: learning_rate (1 - iteration / iterations)^poly_power."""
+    """SGD or AdamW with poly decay: learning_rate (1 - iteration / iterations)^poly_power."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer of the networks: sgd, or adamw, whose steps have the size of the learning rate: it
+    needs one of about 1e-4."""
     learning_rate: float = number(0.01, _RATE)
     """Initial learning rate."""
     backbone_factor: float = number(0.1, within(0, 1000))
     """Learning rate of the backbone relative to the rest. 0: the backbone is not trained."""
     momentum: float = number(0.9, below(1))
     """Momentum of SGD."""
+    betas: tuple[float, float] = number((0.9, 0.999), below(1))
+    """Decay of AdamW's running means of the gradient and of its square."""
     weight_decay: float = number(1e-4, within(0, 10))
-    """Weight decay (L2 penalty) of SGD."""
+    """Weight decay: the L2 penalty of SGD; decoupled in AdamW, where 0.01 is usual."""
+    decay_norms_and_biases: bool = True
+    """Apply weight decay to biases and to the scales of normalization layers too. false: only to
+    weights of two or more dimensions, as timm and others do with AdamW."""
     poly_power: float = number(0.9, within(0, 100))
     """Power of the poly decay. 0: a constant learning rate."""
 
@@ -298,6 +307,9 @@ class RunConfig:
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do with a step whose loss or gradient is nan or infinite: stop the run or skip the
     step."""
+    ema_decay: Optional[float] = number(None, below(1))
+    """Evaluate the running mean of the network's weights, of which each step keeps this share, such
+    as 0.99; training itself does not change. null: evaluate the network."""
     normalize_over_ranks: bool = True
     """Average losses over the pixels and anchors of all processes. false: average the means of the
     processes."""

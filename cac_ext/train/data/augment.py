@@ -16,10 +16,7 @@ from cac_ext.train.data.batches import CropPairSample, LabelledSample, ViewSampl
 from cac_ext.train.data.contract import Sample
 from cac_ext.train.data.crop_pair import Crop, CropPairSampler
 from cac_ext.train.data.rescale import Scaled, draw_scale
-
-#: Channel means and deviations of ImageNet, for inputs in [0, 1]; every network gets such inputs.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
 
 _BLUR_SIGMA = (0.1, 2.0)
 _BLUR_KERNEL = 5  # pixels
@@ -28,14 +25,13 @@ _BLUR_REACH = _BLUR_KERNEL // 2 + 1  # the least size that it blurs
 
 def normalize(image: Tensor) -> Tensor:
     """uint8 ``[3, H, W]`` to a network's input: float32, by ImageNet's mean and deviation."""
-    return VF.normalize(VF.to_dtype(image, torch.float32, scale=True), MEAN, STD).as_subclass(
-        Tensor
-    )
+    scaled = VF.to_dtype(image, torch.float32, scale=True)
+    return VF.normalize(scaled, INPUT_MEAN, INPUT_STD).as_subclass(Tensor)
 
 
 def denormalize(image: Tensor) -> Tensor:
     """The inverse of `normalize`, ``[3, H, W]``, clamped to [0, 1] for display."""
-    mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (image.new_tensor(values)[:, None, None] for values in (INPUT_MEAN, INPUT_STD))
     return (image * std + mean).clamp(0, 1)
 
 

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from cac_ext.train.config import Config
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
+from cac_ext.train.methods.ema import EvaluatedMean
 from cac_ext.train.runtime.registry import find_builder
 
 #: ``method.name`` -> "module:class", imported only when asked for.
@@ -63,6 +64,8 @@ def build_method(
 ) -> Method:
     """Build the method that ``config.method.name`` names, or call ``build``.
 
+    With ``run.ema_decay``, it is wrapped in an `EvaluatedMean`.
+
     Raises:
         ConfigError: the name is neither registered nor an importable "package.module:name", or the
             settings do not suit the method.
@@ -84,7 +87,8 @@ def build_method(
         )
     if not method.trained:
         raise TypeError(f"{config.name} trains nothing: put its modules into Method.trained")
-    return method
+    decay = context.config.run.ema_decay
+    return method if decay is None else EvaluatedMean(method, decay)
 
 
 __all__ = [

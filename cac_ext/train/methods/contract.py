@@ -57,7 +57,7 @@ from cac_ext.train.data.batches import (
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.whole_crops import WholeCropAugment
 from cac_ext.train.networks import SegmentationNetwork, build_network
-from cac_ext.train.optimizer import build_sgd
+from cac_ext.train.optimizer import build_optimizer
 from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.seeding import seeded
 
@@ -160,7 +160,7 @@ class Phase:
     total: Tensor
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
-    optimizer: str = "sgd"
+    optimizer: str = "network"
 
     def scalars(self) -> dict[str, float]:
         """All losses and metrics as numbers. It waits for the device."""
@@ -226,12 +226,15 @@ class Method(ABC):
         return self.context.network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups with ``params`` and a ``learning_rate`` for the optimizer ``sgd``."""
+        """Groups with ``params`` and a ``learning_rate`` for the optimizer ``network``."""
         return self.groups_of(self.trained)
 
     def build_optimizers(self) -> dict[str, Optimizer]:
-        """The optimizers by name. Each parameter group has a ``learning_rate``, which decays."""
-        return {"sgd": build_sgd(self.context.config.optimizer, self.parameter_groups())}
+        """The optimizers by name. Each parameter group has a ``learning_rate``, which decays.
+
+        ``network`` is the one that ``optimizer.name`` configures.
+        """
+        return {"network": build_optimizer(self.context.config.optimizer, self.parameter_groups())}
 
     def state_dict(self) -> dict[str, Any]:
         """State outside modules and optimizers, e.g. a memory bank: plain values and tensors."""

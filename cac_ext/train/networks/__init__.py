@@ -4,6 +4,9 @@
     deeplabv3plus    the paper's main network, on ResNet-50 or ResNet-101
     pspnet           on ResNet-50, ResNet-101 or VGG-16
 
+The latter two also take a backbone of timm by name, ``network.backbone=timm/NAME``
+(`timm_backbones.py`).
+
 A custom network needs no change here. Write, in ``my_network.py`` of the current folder or in any
 package::
 
@@ -13,7 +16,8 @@ package::
         return SegmentationNetwork(encoder, classifier, dropout=config.dropout)
 
 and train it with ``network.name=my_network:build``. Its own settings, ``network.options.NAME=...``,
-are in ``config.options``. ``python_tests/own_network.py`` does that for a torchvision model.
+are in ``config.options``. ``examples/smp_network.py`` does that for the models of
+segmentation_models.pytorch, ``python_tests/own_network.py`` for one of torchvision.
 
 To ship one, write such a function in a module of this package and name it in `NETWORKS`.
 """

@@ -1,6 +1,7 @@
-"""Pretrained backbones: torchvision's ResNet and VGG-16, dilated to an output stride.
+"""Pretrained backbones: torchvision's ResNet and VGG-16, dilated to an output stride, and timm's.
 
-A backbone's parameters have torchvision's names, so that classification weights fit (`weights.py`).
+torchvision's have torchvision's names of parameters, so that classification weights fit
+(`weights.py`). For those of timm see `timm_backbones.py`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,23 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from cac_ext.train.config import NetworkConfig, nearest
 from cac_ext.train.errors import ConfigError
+from cac_ext.train.networks.backbone import Backbone
+from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.networks.timm_backbones import PREFIX, build_timm_backbone
 from cac_ext.train.networks.weights import load_backbone_weights
 
 RESNETS = ("resnet50", "resnet101")
 VGGS = ("vgg16", "vgg16_bn")
 
 
-class Backbone(IntermediateLayerGetter):
-    """``[B, 3, H, W]`` to feature maps by name: "low" and "high" (VGG-16: "high" alone).
+class TorchvisionBackbone(IntermediateLayerGetter, Backbone):
+    """The outputs of some layers of a model.
 
     Args:
         model: whose layers are run in order.
         layers: layer of the model -> name of its output.
         channels: of each output.
-        grid_offset: see `FeatureGrid`.
+        grids: of each output.
     """
 
     def __init__(
@@ -36,11 +40,11 @@ class Backbone(IntermediateLayerGetter):
         model: nn.Module,
         layers: Mapping[str, str],
         channels: Mapping[str, int],
-        grid_offset: float,
+        grids: Mapping[str, FeatureGrid],
     ) -> None:
         super().__init__(model, dict(layers))
         self.channels = dict(channels)
-        self.grid_offset = grid_offset
+        self.grids = dict(grids)
 
 
 def build_backbone(
@@ -50,16 +54,20 @@ def build_backbone(
 
     Args:
         config: ``backbone``, ``weights``, ``stride_in``.
-        allowed: the backbones that the network supports.
-        output_stride: pixels from one "high" feature to the next, 8 or 16 (VGG-16: 8).
+        allowed: the backbones of torchvision that the network supports.
+        output_stride: pixels from one "high" feature to the next, 8 or 16 (VGG-16: 8). A backbone
+            of timm that cannot do that has another: see its ``grids``.
 
     Raises:
         ConfigError: the backbone is not allowed, or the weights cannot be used.
     """
+    if config.backbone.startswith(PREFIX):
+        return build_timm_backbone(config, output_stride)
     if config.backbone not in allowed:
         raise ConfigError(
             f"network.backbone: {config.name} has no backbone {config.backbone!r}"
-            f"{nearest(config.backbone, allowed)}; allowed are {', '.join(allowed)}"
+            f"{nearest(config.backbone, allowed)}; allowed are {', '.join(allowed)}, and "
+            f"{PREFIX}NAME for a network of timm"
         )
     if config.backbone in VGGS:
         if config.stride_in != "3x3":
@@ -74,7 +82,7 @@ def build_backbone(
     return backbone, str(load_backbone_weights(backbone, config.backbone, config.weights))
 
 
-def _resnet(name: str, output_stride: int, stride_in: str) -> Backbone:
+def _resnet(name: str, output_stride: int, stride_in: str) -> TorchvisionBackbone:
     dilated = {8: [False, True, True], 16: [False, False, True]}[output_stride]
     model = torchvision.models.get_model(name, weights=None, replace_stride_with_dilation=dilated)
     if stride_in == "1x1":
@@ -83,7 +91,8 @@ def _resnet(name: str, output_stride: int, stride_in: str) -> Backbone:
         "low": model.layer1[-1].conv3.out_channels,
         "high": model.layer4[-1].conv3.out_channels,
     }
-    return Backbone(model, {"layer1": "low", "layer4": "high"}, channels, grid_offset=0.0)
+    grids = {"low": FeatureGrid(4), "high": FeatureGrid(output_stride)}
+    return TorchvisionBackbone(model, {"layer1": "low", "layer4": "high"}, channels, grids)
 
 
 def move_stride_to_1x1(model: resnet.ResNet) -> None:
@@ -101,7 +110,7 @@ def move_stride_to_1x1(model: resnet.ResNet) -> None:
         first.conv2.dilation = first.conv2.padding = second.conv2.dilation
 
 
-def _vgg16(*, batch_norm: bool) -> Backbone:
+def _vgg16(*, batch_norm: bool) -> TorchvisionBackbone:
     """VGG-16's convolutions at stride 8: without pool4 and pool5, the last three dilated.
 
     There are no fully connected layers. Pooling rounds sizes up, so that a feature map has
@@ -122,4 +131,5 @@ def _vgg16(*, batch_norm: bool) -> Backbone:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     # After three poolings of 2 x 2 a feature is centered in its 8 x 8 pixels.
-    return Backbone(features, {str(fifth - 1): "high"}, {"high": 512}, grid_offset=3.5)
+    grids = {"high": FeatureGrid(8, 3.5)}
+    return TorchvisionBackbone(features, {str(fifth - 1): "high"}, {"high": 512}, grids)

@@ -31,6 +31,10 @@ from torch import Tensor, nn
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.networks.layers import upsample
 
+#: Channel means and deviations of ImageNet, for images in [0, 1]; every network gets such inputs.
+INPUT_MEAN = (0.485, 0.456, 0.406)
+INPUT_STD = (0.229, 0.224, 0.225)
+
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cac_ext.train.config import NetworkConfig
-from cac_ext.train.networks.backbones import RESNETS, VGGS, Backbone, build_backbone
+from cac_ext.train.networks.backbone import Backbone
+from cac_ext.train.networks.backbones import RESNETS, VGGS, build_backbone
 from cac_ext.train.networks.contract import SegmentationNetwork
 from cac_ext.train.networks.layers import conv_bn_relu, require_batch
 
@@ -44,16 +45,16 @@ class PSPNetEncoder(nn.Module):
     """Backbone, pyramid pooling, 3x3: ``[B, 3, H, W] -> [B, 512, ceil(H / 8), ceil(W / 8)]``.
 
     Args:
-        backbone: "high" at stride 8.
+        backbone: "high", at stride 8 or another, which the features then have.
     """
 
-    stride = _STRIDE
     out_channels = _CHANNELS
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
-        self.grid_offset = backbone.grid_offset
+        grid = backbone.grids["high"]
+        self.stride, self.grid_offset = grid.stride, grid.offset
         channels = backbone.channels["high"]
         self.pyramid = PyramidPooling(channels)
         self.bottleneck = conv_bn_relu(2 * channels, _CHANNELS, 3)
@@ -72,7 +73,7 @@ class PSPNetEncoder(nn.Module):
 
 
 def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
-    """PSPNet on ``config.backbone`` (resnet50, resnet101, vgg16, vgg16_bn).
+    """PSPNet on ``config.backbone`` (resnet50, resnet101, vgg16, vgg16_bn, timm/NAME).
 
     The paper does not describe the VGG-16 network of Table 5. The ResNet-50 row of that table is a
     PSPNet (the paper says that it is 1.0 above the fully labelled baseline, which is the PSPNet row

@@ -77,19 +77,52 @@ def load_backbone_weights(backbone: nn.Module, architecture: str, weights: str) 
     Warns:
         UserWarning: only a part fits.
     """
+    if is_weights_file(weights):
+        state: Mapping[str, Tensor] = read_weights_file(weights)
+    else:
+        state = _download(architecture, weights)
+    return set_weights(backbone, architecture, state, weights)
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether ``network.weights`` is a path, which need not exist, and no name of weights."""
     path = Path(weights).expanduser()
-    is_file = path.suffix in _SAFETENSORS + _PICKLES or path.exists() or "/" in weights
-    state = _read_file(path) if is_file else _download(architecture, weights)
-    report = _copy(backbone, state, weights)
+    return path.suffix in _SAFETENSORS + _PICKLES or path.exists() or "/" in weights
+
+
+def set_weights(
+    backbone: nn.Module,
+    architecture: str,
+    state: Mapping[str, Tensor],
+    source: str,
+    names: Mapping[str, str] | None = None,
+) -> WeightsReport:
+    """Sets a backbone's parameters and statistics from tensors by name.
+
+    Args:
+        backbone: its tensors are looked up by their names, behind a prefix that they share.
+        architecture: its name, for errors.
+        state: of the file.
+        source: of ``state``, for the report.
+        names: the backbone's names -> those in ``state``, where they differ.
+
+    Raises:
+        ConfigError: a value is not finite, or nothing fits.
+
+    Warns:
+        UserWarning: only a part fits.
+    """
+    names = {} if names is None else names
+    report = _copy(backbone, state, source, names)
     if not report.loaded:
-        wanted = [name for name, _ in backbone.named_parameters()]
+        wanted = [names.get(name, name) for name, _ in backbone.named_parameters()]
         raise ConfigError(
-            f"network.weights: nothing in {weights} fits the {architecture} backbone. It needs "
+            f"network.weights: nothing in {source} fits the {architecture} backbone. It needs "
             f"tensors such as {_shorten(wanted, 3)}, and holds {_shorten(list(state), 3)}"
             + (f"; of another shape: {_shorten(report.mismatched)}" if report.mismatched else "")
         )
     if report.missing or report.mismatched:
-        warnings.warn(f"only a part of the weights fits: {report}", stacklevel=2)
+        warnings.warn(f"only a part of the weights fits: {report}", stacklevel=3)
     return report
 
 
@@ -102,10 +135,12 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _copy(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> WeightsReport:
+def _copy(
+    backbone: nn.Module, state: Mapping[str, Tensor], source: str, names: Mapping[str, str]
+) -> WeightsReport:
     # Batch counters have no influence, and files from before 2018 lack them.
     own = {
-        name: tensor
+        names.get(name, name): tensor
         for name, tensor in backbone.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
@@ -124,7 +159,7 @@ def _copy(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> Weig
             found.append((tensor, given))
     for tensor, given in found:
         tensor.copy_(given)
-    known = {prefix + name for name in backbone.state_dict()}
+    known = {prefix + names.get(name, name) for name in backbone.state_dict()}
     return WeightsReport(
         source=source,
         loaded=len(found),
@@ -149,7 +184,13 @@ def _common_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> st
     return max(candidates, key=lambda prefix: sum(prefix + name in state for name in own))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def read_weights_file(weights: str) -> dict[str, Tensor]:
+    """The tensors of a file by name; of a checkpoint, its largest state dict.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+    """
+    path = Path(weights).expanduser()
     if not path.is_file():
         raise ConfigError(f"network.weights: there is no file {path}")
     try:

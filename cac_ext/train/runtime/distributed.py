@@ -249,10 +249,19 @@ def synchronize_batch_norm(model: nn.Module, processes: Processes, device: torch
         return
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = GlooBatchNorm  # the same parameters and buffers
+            if device.type != "cuda":
+                module.__class__ = GlooBatchNorm  # the same parameters and buffers
+            if any(True for _ in module.children()):
+                module.register_forward_hook(_call_children)
+
+
+def _call_children(norm: nn.Module, _: Any, out: Tensor) -> Tensor:
+    """What timm's normalization layers do behind it: dropout and activation are inside them."""
+    for child in norm.children():
+        out = child(out)
+    return out
 
 
 class GlooBatchNorm(_BatchNorm):
