@@ -92,7 +92,7 @@ def test_the_losses_of_labelled_images_by_hand(ignore_index: int) -> None:
     assert first.losses["supervised"].item() == pytest.approx(supervised, rel=1e-5)
     assert first.losses["correction"].item() == pytest.approx(correction, rel=1e-5)
     assert first.total.item() == pytest.approx(supervised + 0.3 * correction, rel=1e-5)
-    assert first.optimizer == "sgd"
+    assert first.optimizer == "network"
     assert second.total.item() == pytest.approx(corrector, rel=1e-5)
     assert second.optimizer == "corrector"
     # Verdicts: correct, class 0, correct.
@@ -183,7 +183,7 @@ def test_optimizers_share_no_parameter_and_the_corrector_s_rate_decays() -> None
         name: {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, optimizer in optimizers.items()
     }
-    assert owned["sgd"] == {id(p) for p in method.context.network.parameters()}
+    assert owned["network"] == {id(p) for p in method.context.network.parameters()}
     assert owned["corrector"] == {id(p) for p in method.corrector.parameters()}
     (group,) = optimizers["corrector"].param_groups
     assert group["learning_rate"] == 0.0005

@@ -198,7 +198,7 @@ def test_the_phases_are_the_sums_written_out(passing: int, seed: int) -> None:
     assert first.scalars()["self_training_share"] == pytest.approx(passing / IMAGES)
     loss = -((1 - predicted.scores).log().mean() + real.scores.log().mean()) / 2
     torch.testing.assert_close(second.total.detach(), loss, **close)
-    assert (first.optimizer, second.optimizer) == ("sgd", "adam")
+    assert (first.optimizer, second.optimizer) == ("network", "adam")
     assert second.scalars()["score_true"] == pytest.approx(real.scores.mean().item(), rel=1e-4)
 
 
@@ -263,7 +263,7 @@ def test_the_second_phase_judges_the_predictions_before_the_step_of_the_network(
 def test_each_optimizer_has_its_own_weights_and_decays(tmp_path: Path) -> None:
     method = make_method("s4gan.discriminator_learning_rate=0.002")
     optimizers = method.build_optimizers()
-    for name, module in (("sgd", method.context.network), ("adam", method.discriminator)):
+    for name, module in (("network", method.context.network), ("adam", method.discriminator)):
         groups = optimizers[name].param_groups
         held = {id(p) for group in groups for p in group["params"]}
         assert held == {id(p) for p in module.parameters()}

@@ -11,7 +11,7 @@
     unimatch     FixMatch with two strong crops and perturbed features
 
 ``method.directional_contrast`` adds the loss of `cac` to `fixmatch`, `mean_teacher` and `unimatch`.
-``self_training.pseudo_labels`` adds a teacher's masks to either; ``weak.pseudo_labels`` adds
+``self_training.pseudo_labels`` adds a teacher's masks to any; ``weak.pseudo_labels`` adds
 image-level labels to `cac` and `cct`.
 
 A custom method needs no change here. Write a subclass of `Method` in ``my_method.py``, in the

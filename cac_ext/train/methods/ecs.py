@@ -56,7 +56,7 @@ from torch.optim import Adam, Optimizer
 from cac_ext.train.data.batches import WholeCropBatch
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.corrector import Corrector
-from cac_ext.train.methods.ramp import sigmoid_ramp
+from cac_ext.train.methods.ramp import ramp_after_warmup
 from cac_ext.train.runtime.seeding import seeded
 
 _BETAS = (0.9, 0.99)
@@ -110,7 +110,7 @@ class Ecs(Method):
         if not step.proceeds(finite):
             return
         losses, metrics = {"supervised": supervised}, dict[str, Tensor | float]()
-        ramp = sigmoid_ramp(step.iteration, self.settings.rampup * self.context.config.iterations)
+        ramp = ramp_after_warmup(self.context.config, step.iteration, self.settings.rampup)
         probabilities = logits.float().softmax(dim=1)
         known = labelled.masks != self.context.splits.ignore_index  # [B, S, S]
         with _fixed(self.corrector):

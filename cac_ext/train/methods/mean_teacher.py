@@ -10,7 +10,7 @@ from torch import Tensor
 from cac_ext.train.data.batches import WholeCropBatch
 from cac_ext.train.methods.contract import MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.ema import mean_of, update_mean
-from cac_ext.train.methods.ramp import sigmoid_ramp
+from cac_ext.train.methods.ramp import ramp_after_warmup
 from cac_ext.train.methods.student import StudentMethod, Term
 from cac_ext.train.methods.weak_to_strong import finite_outside_padding
 from cac_ext.train.networks import SegmentationNetwork
@@ -76,9 +76,9 @@ class MeanTeacher(StudentMethod):
     def weight(self, iteration: int) -> float:
         """The weight of the distance, which rises from the end of the warm-up on."""
         config = self.context.config
-        length = config.mean_teacher.rampup * config.iterations
-        begun = iteration - config.warmup_iterations
-        return config.mean_teacher.weight * sigmoid_ramp(begun, length)
+        return config.mean_teacher.weight * ramp_after_warmup(
+            config, iteration, config.mean_teacher.rampup
+        )
 
     def distance(self, student: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """Mean squared distance of probabilities over classes and pixels outside padding.

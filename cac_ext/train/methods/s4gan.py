@@ -53,10 +53,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cac_ext.train.config import Config
-from cac_ext.train.data.augment import MEAN, STD, LabelledAugment
+from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.batches import LabelledBatch, WholeCropBatch
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
+from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
 from cac_ext.train.runtime.seeding import seeded
 
 _CHANNELS = (64, 128, 256, 512)  # of D's convolutions, each of which halves the map
@@ -99,8 +100,8 @@ class Discriminator(nn.Module):
         self.convolutions = nn.Sequential(*layers[:-1])
         self.score = nn.Linear(inputs, 1)
         # Buffers, because making them in each step would make the host wait for a GPU.
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(INPUT_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(INPUT_STD)[:, None, None], persistent=False)
 
     def forward(self, maps: Tensor, images: Tensor) -> Judgement:
         """Class maps ``[B, K, S, S]`` and normalized images ``[B, 3, S, S]`` of the same crops."""

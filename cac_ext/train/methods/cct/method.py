@@ -17,7 +17,7 @@ from cac_ext.train.errors import ConfigError, listed
 from cac_ext.train.methods.cac import weak_weight
 from cac_ext.train.methods.cct.network import KINDS, OBJECT_KINDS, CrossConsistencyNetwork
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
-from cac_ext.train.methods.ramp import sigmoid_ramp
+from cac_ext.train.methods.ramp import ramp_after_warmup
 
 
 class Cct(Method):
@@ -73,8 +73,8 @@ class Cct(Method):
         total, finite = self.cross_entropy(logits, labelled.masks)
         losses = {"supervised": total}
         if auxiliary is not None:
-            weight = config.cct.weight * sigmoid_ramp(
-                step.iteration, config.cct.rampup * config.iterations
+            weight = config.cct.weight * ramp_after_warmup(
+                config, step.iteration, config.cct.rampup
             )
             losses["consistency"] = self._mean(auxiliary.distances, auxiliary.pixels)
             total = total + weight * losses["consistency"]

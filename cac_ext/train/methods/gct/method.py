@@ -14,8 +14,8 @@ from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.gct.flaw_detector import SMALLEST_CROP, FlawDetector, frozen
 from cac_ext.train.methods.gct.flaw_maps import Guidance, guidance, handled_flaws, true_flaws
-from cac_ext.train.methods.ramp import sigmoid_ramp
-from cac_ext.train.optimizer import build_sgd
+from cac_ext.train.methods.ramp import ramp_after_warmup
+from cac_ext.train.optimizer import build_optimizer
 from cac_ext.train.runtime.seeding import seeded
 
 _BETAS = (0.9, 0.99)  # of Adam, for the detector
@@ -97,10 +97,10 @@ class Gct(Method):
         return {**self.supervised_streams(), "unlabelled": self.whole_crop_stream(strong=0)}
 
     def build_optimizers(self) -> dict[str, Optimizer]:
-        """SGD for each network, Adam for the detector; all with the run's poly decay."""
+        """The configured optimizer for each network, Adam for the detector; all with the run's poly decay."""
         config = self.context.config.optimizer
         optimizers: dict[str, Optimizer] = {
-            name: build_sgd(config, self.groups_of({name: self.trained[name]}))
+            name: build_optimizer(config, self.groups_of({name: self.trained[name]}))
             for name in _NETWORKS
         }
         rate = self.settings.detector_learning_rate
@@ -165,7 +165,7 @@ class Gct(Method):
             (flaws,) = self.detector(images, corrected)
         correction = self._mean(flaws.square() * known.both_flawed, counted)
         losses |= {f"{prefix}correction": correction, f"{prefix}consistency": consistency}
-        ramp = sigmoid_ramp(iteration, self.settings.rampup * self.context.config.iterations)
+        ramp = ramp_after_warmup(self.context.config, iteration, self.settings.rampup)
         total = (
             supervised
             + self.settings.correction_weight * correction
