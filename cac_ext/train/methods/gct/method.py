@@ -97,7 +97,7 @@ class Gct(Method):
         return {**self.supervised_streams(), "unlabelled": self.whole_crop_stream(strong=0)}
 
     def build_optimizers(self) -> dict[str, Optimizer]:
-        """The configured optimizer for each network, Adam for the detector; all with the run's poly decay."""
+        """The configured optimizer for each network, Adam for the detector, all with poly decay."""
         config = self.context.config.optimizer
         optimizers: dict[str, Optimizer] = {
             name: build_optimizer(config, self.groups_of({name: self.trained[name]}))
