@@ -14,11 +14,14 @@ train: $(VENV)/installed ## train on the built-in data: SupOnly against the full
 	$(BIN)/cac-ext compare synthetic
 
 # PASSIVE: waiting threads sleep instead of spinning, or tests crawl when the cores are shared.
-test: $(VENV)/installed ## run the tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+WORKERS ?= 2
+
+test: $(VENV)/installed ## run the tests, in WORKERS=2 processes
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/installed ## run the longer tests too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The budget counts all that is measured; with the start and the end it is less than 3 minutes.
 bench: $(VENV)/installed ## time and memory of the loss against its rivals, in less than 3 minutes
