@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import cac_ext
+from cac_ext.train.cli.main import main
+from cac_ext.train.config.explain import find_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -67,3 +69,16 @@ def test_the_documents_give_the_same_accuracy_as_the_docstring():
     )
     assert in_code
     assert [re.split(r"  +", line) for line in in_code] == [x.split(" | ") for x in in_document]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_exist(document):
+    """Every ``cac-ext COMMAND`` in a document, and each ``key=value`` beside ``train``."""
+    for line in re.findall(r"(?:cac-ext|cac_ext\.train) (.*)", document.read_text()):
+        command = re.match(r"[a-z-]+", line)
+        if command is not None and not line.startswith("-"):
+            with pytest.raises(SystemExit) as stop:
+                main([command.group(), "--help"])
+            assert stop.value.code == 0, line
+        for key in re.findall(r"(?<=[ `])([a-z]+\.[a-z_.]+)(?==[^=])", line):
+            assert key.startswith("method.options.") or find_keys([key]), line
