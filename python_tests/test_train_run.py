@@ -211,12 +211,19 @@ def test_compare_ends_with_a_table_and_a_picture(
 
 
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize(("epochs", "method", "warned"), [(1, "", 1), (1, "0", 0), (2, "", 0)])
+@pytest.mark.parametrize(
+    ("epochs", "method", "warned"),
+    [
+        (1, "method.name=cac", 1),
+        (1, "method.name=fixmatch", 1),
+        (1, "method.unsupervised_weight=0", 0),
+        (2, "method.name=cac", 0),
+    ],
+)
 def test_a_run_that_is_all_warm_up_is_warned_of(
     epochs: int, method: str, warned: int, tmp_path: Path
 ) -> None:
-    overrides = [*TINY, f"schedule.epochs={epochs}"]
-    overrides += [f"method.unsupervised_weight={method}"] if method else []
+    overrides = [*TINY, f"schedule.epochs={epochs}", method]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(load("synthetic", overrides), tmp_path, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ class BatchStreams:
 
     Raises:
         ConfigError: a batch cannot be shared equally by the processes.
+
+    Warns:
+        UserWarning: the run ends before a stream begins.
     """
 
     def __init__(
@@ -40,6 +44,9 @@ class BatchStreams:
         self._device = device
         self._channels_last = config.run.channels_last
         self._loaders: dict[str, Iterator[Any]] = {}
+        unused = [x for x in requests.values() if x.first_iteration >= config.iterations]
+        if unused and processes.is_main:
+            _warn_of_warmup(config)
         for name, request in requests.items():
             first = max(start, request.first_iteration)
             if first >= config.iterations:
@@ -68,3 +75,14 @@ class BatchStreams:
     def images(self, batches: Mapping[str, Any]) -> int:
         """The number of images that all processes see in a step with these batches."""
         return sum(self._requests[name].batch_size for name in batches)
+
+
+def _warn_of_warmup(config: Config) -> None:
+    schedule = config.schedule
+    warnings.warn(
+        f"the whole run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
+        f"schedule.epochs {schedule.epochs}): it trains the supervised loss alone and uses no "
+        "unlabelled image. Set schedule.warmup_epochs below schedule.epochs, e.g. to 0, or "
+        "method.name=sup_only if that is intended",
+        stacklevel=2,
+    )

@@ -6,7 +6,6 @@ views into a loss, metrics and a picture.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,15 +85,6 @@ class DirectionalContrast:
     def stream(self) -> StreamRequest:
         """Crop pairs of the unlabelled images, after the warm-up."""
         config, splits = self.context.config, self.context.splits
-        schedule = config.schedule
-        if config.warmup_iterations >= config.iterations and self.context.processes.is_main:
-            warnings.warn(
-                f"the whole run is warm-up (schedule.warmup_epochs is {schedule.warmup_epochs}, "
-                f"schedule.epochs {schedule.epochs}): it trains the supervised loss alone and "
-                "uses no crop pair. Set schedule.warmup_epochs below schedule.epochs, "
-                "e.g. to 0, or method.unsupervised_weight=0 if that is intended",
-                stacklevel=2,
-            )
         images, ignore_index = self.context.unlabelled_images, None
         if config.weak.pseudo_labels:
             images = pseudo_labelled(splits, config.weak.pseudo_labels, "weak.pseudo_labels")
@@ -111,7 +101,7 @@ class DirectionalContrast:
             images,
             CropPairAugment(config.augment, sampler, ignore_index),
             collate_pairs,
-            schedule.unlabelled_batch,
+            config.schedule.unlabelled_batch,
             "schedule.unlabelled_batch",
             "unlabelled",
             config.warmup_iterations,
