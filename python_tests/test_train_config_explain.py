@@ -134,3 +134,12 @@ def test_a_configuration_alone_is_printed_whole(
 def test_the_old_name_of_gray_names_the_new_one() -> None:
     with pytest.raises(ConfigError, match=r"no key augment.grey \(did you mean 'augment.gray'"):
         load("synthetic", ["augment.grey=0.1"])
+
+
+def test_the_document_of_settings_is_up_to_date(capsys: pytest.CaptureFixture) -> None:
+    document = Path(__file__).parent.parent / "docs" / "settings.md"
+    text = explained(capsys, "--explain", "--markdown")
+    assert document.read_text() == text, (
+        "run: cac-ext config --explain --markdown > docs/settings.md"
+    )
+    assert re.findall(r"^\* `([a-z0-9_.]+)`: ", text, re.MULTILINE) == list(KEYS)

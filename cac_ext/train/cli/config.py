@@ -28,6 +28,9 @@ def add_config_command(commands: Commands) -> None:
         help="explain these keys: names, sections or patterns, e.g. seed method '*.weights' "
         "(default: all keys)",
     )
+    config.add_argument(
+        "--markdown", action="store_true", help="with --explain: as a Markdown document"
+    )
     config.set_defaults(command=_config)
 
 
@@ -39,10 +42,13 @@ def _config(options: argparse.Namespace) -> None:
         raise ConfigError("config needs the name or path of a configuration, or --explain alone")
     config = None if options.config is None else load(options.config, overrides)
     if options.explain is not None:
-        from cac_ext.train.config.explain import explain
+        from cac_ext.train.config.explain import explain, explain_in_markdown
 
-        width = shutil.get_terminal_size().columns
         patterns = [word for word in words if "=" not in word]
+        if options.markdown:
+            print(explain_in_markdown(patterns), end="")
+            return
+        width = shutil.get_terminal_size().columns
         print(explain(patterns, width, options.config or "", config))
     elif config is not None:
         print(to_yaml(config), end="")

@@ -100,6 +100,25 @@ def explain(
     return "\n".join(lines[1:])
 
 
+def explain_in_markdown(patterns: Sequence[str] = ()) -> str:
+    """The same documentation as a Markdown document, which is ``docs/settings.md`` for all keys."""
+    lines = [
+        "# Settings",
+        "",
+        "`cac-ext config --explain [KEY ...]` prints the same. Any key can be set in a YAML file, or",
+        "as `key=value` behind a command.",
+    ]
+    section = None
+    for key in find_keys(patterns):
+        if key.section != section:
+            section = key.section
+            name, _, summary = _title(section).partition(": ")
+            lines += ["", f"## {name}", "", *_wrapped(summary, 100, "", ""), ""]
+        text = f"* `{key.name}`: {key.allowed}; default `{key.default}`. {key.meaning}"
+        lines += _wrapped(text, 100, "", "  ")
+    return "\n".join(lines) + "\n"
+
+
 @cache
 def _meanings() -> dict[str, dict[str, str]]:
     """Class -> field -> the text below the field in the source."""
