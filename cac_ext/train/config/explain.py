@@ -105,8 +105,8 @@ def explain_in_markdown(patterns: Sequence[str] = ()) -> str:
     lines = [
         "# Settings",
         "",
-        "`cac-ext config --explain [KEY ...]` prints the same. Any key can be set in a YAML file, or",
-        "as `key=value` behind a command.",
+        "`cac-ext config --explain [KEY ...]` prints the same. Any key can be set in a YAML file",
+        "or as `key=value` behind a command.",
     ]
     section = None
     for key in find_keys(patterns):
