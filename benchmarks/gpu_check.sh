@@ -117,7 +117,7 @@ gpu=$("$python" -c 'import torch; print("".join(map(str, torch.cuda.get_device_c
   || { echo "$python cannot import torch" >&2; exit 2; }
 
 # --- Build, in a copy, for this GPU alone (or for one common architecture to show that it builds) --
-cp -r "$root"/{CMakeLists.txt,csrc,cac_ext,python_tests,benchmarks,pyproject.toml} "$tree"
+cp -r "$root"/{CMakeLists.txt,csrc,cac_ext,examples,python_tests,benchmarks,pyproject.toml} "$tree"
 rm -f "$tree"/cac_ext/_C*.so "$tree"/cac_ext/build_config.json
 generator="Unix Makefiles"
 command -v ninja > /dev/null && generator=Ninja
@@ -157,7 +157,8 @@ trainer=0
 "$python" -c 'import omegaconf, PIL, sklearn, tensorboard, torchmetrics, torchvision, tqdm' 2> /dev/null \
   && trainer=1
 if ((trainer)); then
-  step trainer_tests 120 "$python" -m pytest -m "gpu and not slow" python_tests/test_train_*.py
+  step trainer_tests 200 "$python" -m pytest -m "gpu and not slow" \
+    python_tests/test_train_*.py python_tests/test_methods_all.py
 else
   skip trainer_tests "the packages of the extra 'train' are missing"
 fi

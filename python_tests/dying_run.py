@@ -26,7 +26,8 @@ def train_until(overrides: list[str], folder: Path, dies_at: int | None = None) 
 
     loop.take_step = dying
     try:
-        with process_group("cpu"):
-            train(load("synthetic", overrides), folder, resume=True, progress=False)
+        config = load("synthetic", overrides)
+        with process_group(config.device):
+            train(config, folder, resume=True, progress=False)
     finally:
         loop.take_step = take_step

@@ -83,3 +83,16 @@ def test_it_trains_any_network_in_mixed_precision(
     assert len(steps) == 2
     for step in steps:
         assert all(torch.tensor(value).isfinite() for key, value in step.items() if "loss" in key)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_it_trains_on_a_gpu(method: str, precision: str, tmp_path: Path, seed: int) -> None:
+    # The last of equal keys counts: TINY_RUN asks for the CPU.
+    overrides = settings(method, f"seed={seed}", "device=cuda", f"run.precision={precision}")
+    train_until(overrides, tmp_path)
+    steps = [x for x in read_metrics(tmp_path / "metrics.jsonl") if x["split"] == "train"]
+    assert len(steps) == 6
+    if precision != "fp16":  # whose first steps may be skipped until the loss scale fits
+        assert all(torch.tensor(step["loss"]).isfinite() for step in steps)
