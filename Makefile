@@ -14,8 +14,8 @@ train: $(VENV)/installed ## train on the built-in data: SupOnly against the full
 	$(BIN)/cac-ext compare synthetic
 
 # PASSIVE: waiting threads sleep instead of spinning, or tests crawl when the cores are shared.
-PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 WORKERS ?= 2
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: $(VENV)/installed ## run the tests, in WORKERS=2 processes
 	$(PYTEST) -m "not slow"
