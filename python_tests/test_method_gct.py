@@ -19,7 +19,8 @@ from cac_ext.train.data.batches import LabelledBatch, WholeCropBatch
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.experiments.methods import method_overrides
 from cac_ext.train.methods import MethodContext, Phase, Step, check_method
-from cac_ext.train.methods.gct.flaw_detector import SMALLEST_CROP, FlawDetector, IBNorm, frozen
+from cac_ext.train.methods.frozen import frozen
+from cac_ext.train.methods.gct.flaw_detector import SMALLEST_CROP, FlawDetector, IBNorm
 from cac_ext.train.methods.gct.flaw_maps import blurred, guidance, handled_flaws, true_flaws
 from cac_ext.train.methods.gct.method import Gct
 from cac_ext.train.methods.ramp import sigmoid_ramp
@@ -568,7 +569,7 @@ def test_a_mean_covers_the_pixels_of_all_processes(
         counted = torch.arange(16).view(1, 4, 4) < count
         losses = torch.rand(1, 4, 4)
         total = total + losses[counted].sum()
-        values.append(method._mean(losses, counted))
+        values.append(method.context.mean_over(losses, counted))
     torch.testing.assert_close(sum(values) / 2, total / 12)
 
 

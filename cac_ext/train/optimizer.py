@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch.optim import SGD, AdamW, Optimizer
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from cac_ext.train.config import OptimizerConfig
+
+_ADAM_BETAS = (0.9, 0.99)
 
 
 def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
@@ -18,6 +21,15 @@ def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> Op
     if config.name == "adamw":
         return AdamW(groups, lr=rate, betas=config.betas, weight_decay=decay)
     return SGD(groups, lr=rate, momentum=config.momentum, weight_decay=decay)
+
+
+def build_adam(name: str, module: nn.Module, learning_rate: float) -> Optimizer:
+    """Adam for a network that judges another one, such as a discriminator, as their authors use it.
+
+    Its one parameter group has the given ``learning_rate``, which decays as that of all others.
+    """
+    group = {"name": name, "params": list(module.parameters()), "learning_rate": learning_rate}
+    return Adam([group], lr=learning_rate, betas=_ADAM_BETAS)
 
 
 def _by_dimensions(group: dict[str, Any]) -> list[dict[str, Any]]:

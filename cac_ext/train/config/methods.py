@@ -66,7 +66,8 @@ class CctConfig:
     """Weight of the squared distance between the class probabilities of auxiliary decoders and main
     decoder, a mean over decoders, pixels and classes."""
     rampup: float = number(0.1, _SHARE)
-    """Share of the iterations in which the weight rises from near 0 to its full value."""
+    """Share of the iterations in which, after the warm-up, the weight rises from near 0 to its full
+    value."""
     dropout: int = number(6, _COUNT)
     """Number of decoders whose features lose channels at random."""
     dropout_rate: float = number(0.5, below(1))
@@ -118,8 +119,8 @@ class GctConfig:
     consistency_weight: float = number(100.0, _WEIGHT)
     """Weight of the dynamic consistency: the squared distance to the less flawed network."""
     rampup: float = number(0.1, _SHARE)
-    """Share of the iterations in which the consistency's weight rises from near 0 to its full
-    value."""
+    """Share of the iterations in which, after the warm-up, the consistency's weight rises from near
+    0 to its full value."""
     flaw_threshold: float = number(0.6, _SHARE)
     """Flaw above which a prediction counts as flawed; an image's largest flaw is 1."""
     detector_weight: float = number(10.0, _WEIGHT)
@@ -141,6 +142,7 @@ class EcsConfig:
     unlabelled_weight: float = number(1.0, _WEIGHT)
     """Weight of the cross entropy on the corrected predictions of unlabelled images."""
     rampup: float = number(0.1, _SHARE)
-    """Share of the iterations in which both weights rise to their full value."""
+    """Share of the iterations in which, after the warm-up, both weights rise to their full
+    value."""
     corrector_learning_rate: float = number(1e-4, _RATE)
     """Initial learning rate of the corrector (Adam)."""

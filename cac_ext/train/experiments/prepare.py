@@ -6,7 +6,11 @@ from pathlib import Path
 
 from cac_ext.train.config import Config
 from cac_ext.train.data import DatasetSplits, build_datasets
-from cac_ext.train.data.pseudo_label_files import unlabelled_images, warn_of_no_labels
+from cac_ext.train.data.pseudo_label_files import (
+    PseudoLabelReport,
+    unlabelled_images,
+    warn_of_no_labels,
+)
 from cac_ext.train.loop import TrainResult, train
 from cac_ext.train.methods import check_method
 from cac_ext.train.networks import SegmentationNetwork
@@ -138,10 +142,7 @@ def label_by_teacher(
     report = write_teacher_labels(
         config, network, splits, folder, processes=processes, progress=progress
     )
-    if progress:
-        print(f"{folder}: {report}")
-    if processes.is_main:
-        warn_of_no_labels(report, "lower self_training.confidence_threshold")
+    _report(folder, report, "lower self_training.confidence_threshold", progress=progress)
 
 
 def label_by_classifier(
@@ -158,10 +159,15 @@ def label_by_classifier(
     report = write_cam_labels(
         config, classifier, splits, folder, processes=processes, progress=progress
     )
+    _report(folder, report, "lower image_classifier.foreground", progress=progress)
+
+
+def _report(folder: Path, report: PseudoLabelReport, advice: str, *, progress: bool) -> None:
+    """Prints how much the masks in ``folder`` label; warns, with advice, if that is nothing."""
     if progress:
         print(f"{folder}: {report}")
-    if processes.is_main:
-        warn_of_no_labels(report, "lower image_classifier.foreground")
+    if current().is_main:
+        warn_of_no_labels(report, advice)
 
 
 def _wanted(config: Config) -> bool:

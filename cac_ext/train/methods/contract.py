@@ -91,6 +91,14 @@ class MethodContext:
         splits = self.splits
         return splits.labelled if splits.unlabelled is None else splits.unlabelled
 
+    def mean_over(self, values: Tensor, counted: Tensor) -> Tensor:
+        """The mean of the counted pixels of ``[B, S, S]``, a scalar; 0 if there are none.
+
+        Averaged over the processes it is the mean over all their pixels.
+        """
+        total = torch.where(counted, values, 0.0).sum()
+        return total / self.normalizing.mean_count(counted.sum())
+
     def another_network(self, name: str) -> SegmentationNetwork:
         """A second network of the same kind with initial weights from a separate seed.
 
@@ -311,8 +319,8 @@ class Method(ABC):
         ``[B, K, H, W]`` and ``[B, H, W]`` to two scalars. Averaged over the processes it is the
         mean over all their pixels.
         """
-        processes, ignore_index = self.context.normalizing, self.context.splits.ignore_index
-        counted = processes.mean((masks != ignore_index).sum().double())
+        ignore_index = self.context.splits.ignore_index
+        counted = self.context.normalizing.mean_count((masks != ignore_index).sum())
         total = F.cross_entropy(logits, masks, ignore_index=ignore_index, reduction="sum")
-        loss = total / counted.clamp(min=1 / processes.size).float()
+        loss = total / counted
         return loss, loss.detach().isfinite()

@@ -32,8 +32,8 @@ ours:
   only, on labelled images only.
 * The certainty is the largest of the K + 1 probabilities, without a threshold. The loss is divided
   by the number of pixels, not by the sum of certainties: an uncertain corrector lowers it.
-* The weights (0.1 and 1), and that both rise over the first tenth of the run, while the corrector
-  is new. Unlabelled images are used after ``schedule.warmup_epochs``.
+* The weights (0.1 and 1), and that both rise over a tenth of the run, from the end of the warm-up
+  on. Unlabelled images are used after ``schedule.warmup_epochs``.
 * The corrector's optimizer: Adam with betas 0.9 and 0.99 and a learning rate of 1e-4, which decays
   as the segmenter's. It steps after the segmenter in every step, on the predictions that the
   segmenter made before its own step: no third forward pass.
@@ -45,21 +45,22 @@ ours:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from cac_ext.train.data.batches import WholeCropBatch
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.corrector import Corrector
+from cac_ext.train.methods.frozen import frozen
 from cac_ext.train.methods.ramp import ramp_after_warmup
+from cac_ext.train.methods.weak_to_strong import finite_outside_padding
+from cac_ext.train.optimizer import build_adam
 from cac_ext.train.runtime.seeding import seeded
 
-_BETAS = (0.9, 0.99)
 _NONE = -1  # target of a pixel that counts nowhere; `ignore_index` may be K, which is "correct"
 
 
@@ -90,12 +91,8 @@ class Ecs(Method):
 
     def build_optimizers(self) -> dict[str, Optimizer]:
         rate = self.settings.corrector_learning_rate
-        group = {
-            "name": "corrector",
-            "params": list(self.corrector.parameters()),
-            "learning_rate": rate,
-        }
-        return {**super().build_optimizers(), "corrector": Adam([group], lr=rate, betas=_BETAS)}
+        adam = build_adam("corrector", self.corrector, rate)
+        return {**super().build_optimizers(), "corrector": adam}
 
     def step(self, step: Step) -> Iterator[Phase]:
         """A phase of the segmenter, then one of the corrector."""
@@ -106,24 +103,25 @@ class Ecs(Method):
         logits = step.modules["network"](images)  # [B + U, K, S, S]
         supervised, finite = self.cross_entropy(logits[:count], labelled.masks)
         if crops is not None:
-            finite = finite & (logits[count:].isfinite().all(dim=1) | ~crops.valid).all()
+            finite = finite & finite_outside_padding(logits[count:], crops.valid)
         if not step.proceeds(finite):
             return
         losses, metrics = {"supervised": supervised}, dict[str, Tensor | float]()
         ramp = ramp_after_warmup(self.context.config, step.iteration, self.settings.rampup)
         probabilities = logits.float().softmax(dim=1)
         known = labelled.masks != self.context.splits.ignore_index  # [B, S, S]
-        with _fixed(self.corrector):
+        with frozen(self.corrector):
             verdicts = self.corrector(labelled.images, probabilities[:count])
             correct = torch.where(known, self.corrector.correct, _NONE)
-            losses["correction"] = self.mean_over(known, _cross_entropy(verdicts, correct))
+            losses["correction"] = self.context.mean_over(_cross_entropy(verdicts, correct), known)
             if crops is not None:
                 targets = self.targets(crops.weak, probabilities[count:].detach())
                 classes = torch.where(crops.valid, targets.classes, _NONE)
                 each = targets.certainty * _cross_entropy(logits[count:], classes)
-                losses["unlabelled"] = self.mean_over(crops.valid, each)
-                metrics["certainty"] = self.mean_over(crops.valid, targets.certainty)
-                metrics["amended_share"] = self.mean_over(crops.valid, targets.amended.float())
+                losses["unlabelled"] = self.context.mean_over(each, crops.valid)
+                metrics["certainty"] = self.context.mean_over(targets.certainty, crops.valid)
+                amended = targets.amended.float()
+                metrics["amended_share"] = self.context.mean_over(amended, crops.valid)
         total = supervised + ramp * self.settings.correction_weight * losses["correction"]
         if crops is not None:
             total = total + ramp * self.settings.unlabelled_weight * losses["unlabelled"]
@@ -132,8 +130,9 @@ class Ecs(Method):
         predicted = probabilities[:count].detach()
         verdicts = step.modules["corrector"](labelled.images, predicted)  # [B, K + 1, S, S]
         truth = self.verdicts_of(predicted.argmax(dim=1), labelled.masks)
-        loss = self.mean_over(known, _cross_entropy(verdicts, truth))
-        right = self.mean_over(known, (verdicts.detach().argmax(dim=1) == truth).float())
+        loss = self.context.mean_over(_cross_entropy(verdicts, truth), known)
+        is_right = (verdicts.detach().argmax(dim=1) == truth).float()
+        right = self.context.mean_over(is_right, known)
         yield Phase(loss, {"corrector": loss}, {"corrector_accuracy": right}, optimizer="corrector")
 
     @torch.no_grad()
@@ -152,26 +151,7 @@ class Ecs(Method):
         verdicts = torch.where(predicted == masks, self.corrector.correct, masks)
         return torch.where(masks == self.context.splits.ignore_index, _NONE, verdicts)
 
-    def mean_over(self, counted: Tensor, values: Tensor) -> Tensor:
-        """The mean of the counted pixels of ``[B, H, W]``, a scalar; 0 if there are none.
-
-        Averaged over the processes it is the mean over all their pixels.
-        """
-        processes = self.context.normalizing
-        number = processes.mean(counted.sum().double()).clamp(min=1 / processes.size)
-        return torch.where(counted, values, 0.0).sum() / number.float()
-
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """``[B, K, H, W]`` and ``[B, H, W]`` to that of each pixel; 0 where the target is -1."""
     return F.cross_entropy(logits.float(), targets, ignore_index=_NONE, reduction="none")
-
-
-@contextmanager
-def _fixed(module: nn.Module) -> Iterator[None]:
-    """Inside, outputs of the module have gradients to its inputs, not to its weights."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)

@@ -88,11 +88,8 @@ class MeanTeacher(StudentMethod):
             target: probabilities ``[U, K, S, S]``.
             valid: ``[U, S, S]``, False on padding.
         """
-        processes = self.context.normalizing
         squared = (student.softmax(dim=1) - target).square().mean(dim=1)  # [U, S, S]
-        counted = processes.mean(valid.sum().double())
-        total = torch.where(valid, squared, 0.0).sum()
-        return total / counted.clamp(min=1 / processes.size).float()
+        return self.context.mean_over(squared, valid)
 
     def after_step(self, iteration: int) -> None:
         decay = self.context.config.mean_teacher.ema_decay

@@ -16,9 +16,9 @@ with masks y, u unlabelled crops, and (r, y_r) a second, independent batch of la
                                   + self_training_weight * self_training
     discriminator    = (mean -log(1 - score_p) + mean -log(score_t)) / 2
 
-SGD takes a step on ``total`` with D's weights fixed, then Adam one on ``discriminator`` with the
-predictions fixed that were made before the step of SGD. D is in training mode throughout, as in the
-authors' code: its dropout is active when it scores a prediction.
+The network's optimizer takes a step on ``total`` with D's weights fixed, then Adam one on
+``discriminator`` with the predictions fixed that were made before the network's step. D is in
+training mode throughout, as in the authors' code: its dropout is active when it scores predictions.
 
 Differences from the authors' code (``train_s4GAN.py`` of sud0301/semisup-semseg), and why:
 
@@ -43,26 +43,26 @@ The image classifier that the authors add in a second branch (MLMT) is left out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from cac_ext.train.config import Config
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.batches import LabelledBatch, WholeCropBatch
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
+from cac_ext.train.methods.frozen import frozen
 from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
+from cac_ext.train.optimizer import build_adam
 from cac_ext.train.runtime.seeding import seeded
 
 _CHANNELS = (64, 128, 256, 512)  # of D's convolutions, each of which halves the map
 _SMALLEST_CROP = 2 ** len(_CHANNELS)  # pixels
-_BETAS = (0.9, 0.99)  # of Adam
 
 
 class Judgement(NamedTuple):
@@ -135,8 +135,7 @@ class S4gan(Method):
 
     def build_optimizers(self) -> dict[str, Optimizer]:
         rate = self.settings.discriminator_learning_rate
-        params = list(self.discriminator.parameters())
-        adam = Adam([{"params": params, "learning_rate": rate}], lr=rate, betas=_BETAS)
+        adam = build_adam("discriminator", self.discriminator, rate)
         return {**super().build_optimizers(), "adam": adam}
 
     def streams(self) -> dict[str, StreamRequest]:
@@ -158,7 +157,7 @@ class S4gan(Method):
         )
 
     def step(self, step: Step) -> Iterator[Phase]:
-        """The phases of the module's docstring, by the optimizers ``sgd`` and ``adam``."""
+        """The phases of the module's docstring, by the optimizers ``network`` and ``adam``."""
         labelled = self.supervised_batch(step.batches)
         crops: WholeCropBatch | None = step.batches.get("unlabelled")
         if crops is None:  # warm-up
@@ -176,7 +175,7 @@ class S4gan(Method):
         maps = predicted.softmax(dim=1) * crops.valid[:, None]
         true: LabelledBatch = step.batches["true"]
         true_maps = self.one_hot(true.masks)
-        with without_learning(self.discriminator):
+        with frozen(self.discriminator):
             judged = self.discriminator(maps, crops.weak)
             with torch.no_grad():
                 judged_true = self.discriminator(true_maps, true.images)
@@ -239,13 +238,3 @@ def discriminator_loss(logits: Tensor, predictions: int) -> Tensor:
     """
     of_predictions, of_true = logits[:predictions], logits[predictions:]
     return (F.softplus(of_predictions).mean() + F.softplus(-of_true).mean()) / 2
-
-
-@contextmanager
-def without_learning(module: nn.Module) -> Iterator[None]:
-    """Inside, gradients pass through the module to its inputs, but not to its weights."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)

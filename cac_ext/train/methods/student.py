@@ -7,6 +7,7 @@ losses follow.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -165,9 +166,9 @@ class StudentMethod(Method):
             streams["crop_pairs"] = self.contrast.stream()
         return streams
 
+    @abstractmethod
     def crop_streams(self) -> dict[str, StreamRequest]:
         """The streams of whole crops."""
-        raise NotImplementedError
 
     def forward(self, step: Step, weak: Tensor | None, strong: Tensor | None) -> Forward:
         """Show the student all images of a step.

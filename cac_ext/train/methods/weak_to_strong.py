@@ -90,8 +90,7 @@ def confident_cross_entropy(
     """
     labels = torch.where(targets.confident(threshold), targets.labels, _NOT_LEARNED)
     total = F.cross_entropy(logits, labels, ignore_index=_NOT_LEARNED, reduction="sum")
-    counted = processes.mean(targets.valid.sum().double())
-    return total / counted.clamp(min=1 / processes.size).float()
+    return total / processes.mean_count(targets.valid.sum())
 
 
 def finite_outside_padding(logits: Tensor, valid: Tensor) -> Tensor:

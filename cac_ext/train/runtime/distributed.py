@@ -70,6 +70,14 @@ class Processes:
         """The mean over all processes, without gradient."""
         return self.sum(values) / self.size
 
+    def mean_count(self, count: Tensor) -> Tensor:
+        """The mean over all processes of an integer count, float32; at least 1 in all together.
+
+        A process's sum divided by it is, averaged over the processes, the mean over everything that
+        they count, and 0 if they count nothing.
+        """
+        return self.mean(count.double()).clamp(min=1 / self.size).float()
+
     def mean_scalars(self, scalars: dict[str, float]) -> dict[str, float]:
         """The mean of each value over all processes; all must have the same keys."""
         means = self.mean(torch.tensor(list(scalars.values()), dtype=torch.float64))

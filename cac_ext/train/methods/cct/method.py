@@ -86,9 +86,7 @@ class Cct(Method):
 
     def _mean(self, sums: Tensor, pixels: Tensor) -> Tensor:
         """The mean of D decoders' sums ``[D]`` over all processes' pixels; 0 if there are none."""
-        processes = self.context.normalizing
-        counted = processes.mean(pixels.double()).clamp(min=1 / processes.size).float()
-        return sums.mean() / counted
+        return sums.mean() / self.context.normalizing.mean_count(pixels)
 
 
 def _require_background(config: Config, splits: DatasetSplits) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,13 +76,3 @@ class FlawDetector(nn.Module):
         size = x.shape[-2:]
         flaws = F.interpolate(flaws, size, mode="bilinear", align_corners=True)
         return flaws.squeeze(1).float()
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside, gradients flow through the module, but its parameters get none."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)

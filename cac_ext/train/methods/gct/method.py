@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from cac_ext.train.config import Config
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
-from cac_ext.train.methods.gct.flaw_detector import SMALLEST_CROP, FlawDetector, frozen
+from cac_ext.train.methods.frozen import frozen
+from cac_ext.train.methods.gct.flaw_detector import SMALLEST_CROP, FlawDetector
 from cac_ext.train.methods.gct.flaw_maps import Guidance, guidance, handled_flaws, true_flaws
 from cac_ext.train.methods.ramp import ramp_after_warmup
-from cac_ext.train.optimizer import build_optimizer
+from cac_ext.train.methods.weak_to_strong import finite_outside_padding
+from cac_ext.train.optimizer import build_adam, build_optimizer
 from cac_ext.train.runtime.seeding import seeded
 
-_BETAS = (0.9, 0.99)  # of Adam, for the detector
 _NETWORKS = ("first", "second")
 
 
@@ -71,8 +72,8 @@ class Gct(Method):
       pixels on can be used in place of 60. Convolutions in front of a norm have no bias.
     * An image without flaws has the handled map 0. There, it is a negative constant.
     * Blur kernels are cut and normalized. There, the tails beyond the kernel are folded into it.
-    * The consistency's weight rises over a share of all iterations, counted from the first; there,
-      over 3 or 5 epochs, which is a tenth of most of the authors' runs.
+    * The consistency's weight rises over a share of all iterations, from the end of the warm-up on;
+      there, over 3 or 5 epochs, which is a tenth of most of the authors' runs.
     """
 
     def __init__(self, context: MethodContext) -> None:
@@ -104,8 +105,7 @@ class Gct(Method):
             for name in _NETWORKS
         }
         rate = self.settings.detector_learning_rate
-        group = {"params": list(self.detector.parameters()), "learning_rate": rate}
-        optimizers["detector"] = Adam([group], lr=rate, betas=_BETAS)
+        optimizers["detector"] = build_adam("detector", self.detector, rate)
         return optimizers
 
     def step(self, step: Step) -> Iterator[Phase]:
@@ -120,7 +120,7 @@ class Gct(Method):
         for name in _NETWORKS:
             logits = step.modules[name](images)  # [B + U, K, S, S]
             loss, is_finite = self.cross_entropy(logits[:size], labelled.masks)
-            finite = finite & is_finite & (logits.isfinite().all(dim=1) | ~counted).all()
+            finite = finite & is_finite & finite_outside_padding(logits, counted)
             outputs.append(Outputs(images, counted, logits.float().softmax(dim=1)))
             supervised.append(loss)
         first, second = (x.probabilities.detach() for x in outputs)
@@ -139,7 +139,7 @@ class Gct(Method):
         losses = []
         for raw, probabilities in ((raw1, first), (raw2, second)):
             target = true_flaws(probabilities[:size], labelled.masks, counted)
-            losses.append(self._mean((raw[:size] - target).square(), counted))
+            losses.append(self.context.mean_over((raw[:size] - target).square(), counted))
         detector = (losses[0] + losses[1]) / 2
         total = self.settings.detector_weight * detector
         yield Phase(total, {"detector": detector}, optimizer="detector")
@@ -159,11 +159,11 @@ class Gct(Method):
             return Phase(supervised, losses, optimizer=name)
         images, counted, probabilities = outputs
         target = known.targets[_NETWORKS.index(name)]
-        consistency = self._mean((probabilities - target).square().mean(dim=1), counted)
+        consistency = self.context.mean_over((probabilities - target).square().mean(dim=1), counted)
         corrected = torch.where(counted[:, None], probabilities, probabilities.detach())
         with frozen(self.detector):
             (flaws,) = self.detector(images, corrected)
-        correction = self._mean(flaws.square() * known.both_flawed, counted)
+        correction = self.context.mean_over(flaws.square() * known.both_flawed, counted)
         losses |= {f"{prefix}correction": correction, f"{prefix}consistency": consistency}
         ramp = ramp_after_warmup(self.context.config, iteration, self.settings.rampup)
         total = (
@@ -173,15 +173,5 @@ class Gct(Method):
         )
         metrics: dict[str, Tensor | float] = {}
         if name == "first":
-            metrics["both_flawed"] = self._mean(known.both_flawed.float(), counted)
+            metrics["both_flawed"] = self.context.mean_over(known.both_flawed.float(), counted)
         return Phase(total, losses, metrics, name)
-
-    def _mean(self, values: Tensor, counted: Tensor) -> Tensor:
-        """The mean of the counted pixels, 0 if none counts.
-
-        Averaged over the processes it is the mean over all their pixels.
-        """
-        processes = self.context.normalizing
-        pixels = processes.mean(counted.sum().double())
-        total = values.masked_fill(~counted, 0).sum()
-        return total / pixels.clamp(min=1 / processes.size).float()
