@@ -38,8 +38,12 @@ COMMANDS = {
         measures=True,
     ),
     "camvid": Command(
-        "benchmarks.camvid.command",
+        "benchmarks.trainings.camvid",
         "real trainings: the supervised loss alone and the whole method, three seeds",
+    ),
+    "methods": Command(
+        "benchmarks.trainings.methods",
+        "all methods on the built-in data, three seeds; time and memory of their steps",
     ),
     "report": Command("benchmarks.documents.report", "one HTML page from result files"),
     "readme": Command("benchmarks.documents.readme", "the tables in a document, from result files"),

@@ -17,7 +17,11 @@ def assert_same_run(one: Path, other: Path) -> None:
     lines = []
     for folder in (one, other):
         records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        unequal = {"images_per_second", "memory_mib"}  # they differ from run to run
+        unequal = {
+            "images_per_second",
+            "seconds_per_step",
+            "memory_mib",
+        }  # they differ from run to run
         lines.append([{k: v for k, v in r.items() if k not in unequal} for r in records])
     assert lines[0] == lines[1]
 

@@ -19,7 +19,7 @@ ROOMS = [
     {"operations"},
     {"implementations"},
     {"measure"},
-    {"loss", "step", "convergence", "camvid"},
+    {"loss", "step", "convergence", "trainings"},
     {"documents"},
     {"__main__"},
 ]

@@ -75,8 +75,9 @@ class RunLog:
         """Logs the scalars of a step, which saw ``images`` images."""
         now, (then, before) = time.perf_counter(), self._last
         self._last = (now, iteration)
-        rate = images * (iteration - before) / max(now - then, 1e-9)
-        self._write("train", iteration, {**scalars, "images_per_second": rate})
+        seconds = max(now - then, 1e-9) / (iteration - before)
+        speed = {"images_per_second": images / seconds, "seconds_per_step": seconds}
+        self._write("train", iteration, {**scalars, **speed})
         self._show(loss=f"{scalars['loss']:.3f}")
 
     def evaluation(self, iteration: int, miou: float, class_iou: dict[str, float]) -> None:

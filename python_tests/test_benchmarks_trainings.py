@@ -1,4 +1,4 @@
-"""`benchmarks camvid` compares like with like, resumes when interrupted and names no folder."""
+"""`benchmarks camvid` and `methods` compare like with like, resume and name no folder."""
 
 from __future__ import annotations
 
@@ -70,18 +70,26 @@ def test_both_methods_meet_the_same_images_at_equal_iterations(
     assert "data.root=DATA" in results["command"]
     miou = {(run["method"], run["seed"]): run["miou"] for run in results["runs"]}
     gains = [miou["cac", seed] - miou["sup_only", seed] for seed in (4, 7)]
-    assert list(results["gains"]["by_seed"].values()) == gains
-    assert results["gains"]["mean"] == pytest.approx(statistics.fmean(gains))
+    assert list(results["gains"]) == ["cac"]
+    assert list(results["gains"]["cac"]["by_seed"].values()) == gains
+    assert results["gains"]["cac"]["mean"] == pytest.approx(statistics.fmean(gains))
     for run in results["runs"]:
         assert run["evaluations"][-1] == [4, run["miou"]]
-        assert ("negatives" in run) == (run["method"] == "cac")
+        assert ("negatives" in run["late"]) == (run["method"] == "cac")
+        assert run["seconds_per_step"] > 0
     table = (output / "comparison.md").read_text()
-    assert f"| gain | {100 * gains[0]:+.2f} | {100 * gains[1]:+.2f} |" in table
+    shown = [f"{100 * miou['cac', seed]:.2f}" for seed in (4, 7)]
+    of_cac = [miou["cac", seed] for seed in (4, 7)]
+    mean, spread = 100 * statistics.fmean(of_cac), 100 * statistics.stdev(of_cac)
+    row = f"| CAC (ours) | {' | '.join(shown)} | {mean:.2f} ± {spread:.2f} |"
+    assert f"{row} {100 * statistics.fmean(gains):+.2f} |" in table
+    assert re.search(r"^\| `active_share` \| - \| \d", table, re.M)
     # The picture is that of the comparison.
     drawn = output / "runs" / "comparison" / "picture.png"
     assert (output / "picture.png").read_bytes() == drawn.read_bytes()
-    with Image.open(output / "picture.png") as picture:
-        assert picture.format == "PNG"
+    for name in ("picture.png", "validation_curves.png"):
+        with Image.open(output / name) as picture:
+            assert picture.format == "PNG"
 
     # The same command again trains nothing.
     checkpoints = {path: path.stat().st_mtime_ns for path in output.rglob("checkpoint.pt")}
@@ -100,8 +108,8 @@ def test_a_quick_sweep_has_rows_of_other_numbers_of_negatives(camvid: Path, tmp_
         assert main([*arguments, "--only", "negatives"]) == 0
     results = json.loads((output / "negatives.json").read_text())
     assert [run["row"] for run in results["runs"]] == ["negatives-500", "negatives-25600"]
-    assert results["runs"][0]["negatives"] == 2 * 250
-    assert results["runs"][1]["negatives"] > 2 * 250
+    assert results["runs"][0]["late"]["negatives"] == 2 * 250
+    assert results["runs"][1]["late"]["negatives"] > 2 * 250
     table = (output / "negatives.md").read_text()
     assert "these figures say nothing" in table
     assert re.search(r"^\| 500 \| 500 \|", table, re.M)
@@ -116,3 +124,35 @@ def test_what_cannot_be_used_is_said_at_once(
     assert main([*arguments, "shedule.epochs=2"]) == 2
     assert "did you mean 'schedule'?" in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
+
+
+SMALL = ["network.width=16", "augment.crop_size=33", "data.synthetic.validation=2"]
+SMALL += ["schedule.labelled_batch=2", "schedule.unlabelled_batch=2"]
+
+
+def test_methods_trains_each_method_and_measures_its_steps(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    arguments = ["methods", "--output", str(output), "--methods", "sup_only,cac"]
+    assert main([*arguments, "--quick", "device=cpu", *SMALL]) == 0
+    accuracy = json.loads((output / "accuracy.json").read_text())
+    assert str(tmp_path) not in (output / "accuracy.json").read_text()
+    assert [(x["method"], x["seed"]) for x in accuracy["runs"]] == [("sup_only", 0), ("cac", 0)]
+    assert list(accuracy["gains"]) == ["cac"]
+    assert "these figures say nothing" in (output / "accuracy.md").read_text()
+    cost = json.loads((output / "cost.json").read_text())
+    assert [each["method"] for each in cost["costs"]] == ["sup_only", "cac"]
+    assert all(each["seconds_per_step"] > 0 < each["memory_mib"] for each in cost["costs"])
+    supervised, contrastive = cost["costs"]
+    assert contrastive["seconds_per_step"] > supervised["seconds_per_step"]
+    assert "| SupOnly | " in (output / "cost.md").read_text()
+    assert (output / "picture.png").exists()
+
+
+def test_a_method_that_cannot_be_trained_ends_the_measurement_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["methods", "--output", str(tmp_path / "o"), "--only", "cost"]
+    assert main([*arguments, "--methods", "sup_only", "augment.crop_size=0"]) == 2
+    assert "augment.crop_size" in capsys.readouterr().err
+    assert main([*arguments, "--methods", "cack"]) == 2
+    assert "did you mean 'cac'?" in capsys.readouterr().err

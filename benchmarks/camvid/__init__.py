@@ -1,1 +1,0 @@
-"""What do unlabelled images bring on real data?"""

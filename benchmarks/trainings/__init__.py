@@ -1,0 +1,1 @@
+"""What do unlabelled images bring, and by which method?"""
