@@ -220,13 +220,6 @@ def _stream(request, seed: int) -> Stream:
     return Stream(request.images, request.augment, seed, request.name)
 
 
-@pytest.mark.parametrize("method", VERSIONS)
-def test_image_level_labels_are_refused(method: str) -> None:
-    config = load("synthetic", [f"method.name={method}", "weak.pseudo_labels=auto"])
-    with pytest.raises(ConfigError, match=r"weak\.pseudo_labels: .* image-level.*method\.name=cac"):
-        check_method(config)
-
-
 def _train(overrides: list[str], folder: Path) -> None:
     with process_group("cpu"):
         train(load("synthetic", overrides), folder, progress=False)

@@ -11,7 +11,9 @@ from dying_run import train_until
 from run_folders import assert_same_run
 from tiny_run import TINY_RUN
 
-from cac_ext.train.methods import METHODS
+from cac_ext.train.config import load
+from cac_ext.train.errors import ConfigError
+from cac_ext.train.methods import METHODS, check_method
 from cac_ext.train.runs.checkpoint import read_checkpoint
 from cac_ext.train.runs.log import read_metrics
 
@@ -33,6 +35,16 @@ pytestmark = [
 def settings(method: str, *more: str) -> list[str]:
     lively = LIVELY.get(method, [])
     return [*TINY_RUN, "schedule.epochs=3", f"method.name={method}", *lively, *more]
+
+
+def test_image_labels_are_used_or_refused(method: str) -> None:
+    config = load("synthetic", [f"method.name={method}", "weak.pseudo_labels=masks"])
+    if method in ("cac", "cct"):
+        check_method(config)
+        return
+    reason = f"weak.pseudo_labels: {method} does not learn from image-level labels; leave it out"
+    with pytest.raises(ConfigError, match=reason):
+        check_method(config)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

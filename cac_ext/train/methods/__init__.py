@@ -56,6 +56,11 @@ def check_method(config: Config) -> None:
                 f"method.directional_contrast: {config.method.name} does not take the directional "
                 "contrastive loss; fixmatch, mean_teacher and unimatch do, and cac always has it"
             )
+        if config.weak.pseudo_labels is not None and not build.takes_image_labels:
+            raise ConfigError(
+                f"weak.pseudo_labels: {config.method.name} does not learn from image-level labels; "
+                "leave it out, or set method.name to cac or cct, which do"
+            )
         build.check(config)
 
 

@@ -27,6 +27,7 @@ class Cac(Method):
     """
 
     takes_directional_contrast = True  # its own loss: the setting changes nothing
+    takes_image_labels = True
 
     def __init__(
         self,

@@ -193,6 +193,8 @@ class Method(ABC):
 
     #: Whether ``method.directional_contrast`` adds CAC's loss; without it, asking is an error.
     takes_directional_contrast: ClassVar[bool] = False
+    #: Whether the method learns from ``weak.pseudo_labels``; without it, giving them is an error.
+    takes_image_labels: ClassVar[bool] = False
 
     def __init__(self, context: MethodContext) -> None:
         self.context = context

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from cac_ext.train.config import Config
 from cac_ext.train.data.batches import CropPairBatch, LabelledBatch
-from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.directional_contrast import DirectionalContrast, are_finite, views_of
 from cac_ext.train.methods.fused_loss import require_fused_loss
@@ -149,11 +148,6 @@ class StudentMethod(Method):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        if config.weak.pseudo_labels is not None:
-            raise ConfigError(
-                f"weak.pseudo_labels: {config.method.name} does not learn from image-level labels; "
-                "leave it out, or set method.name=cac"
-            )
         if _adds_contrast(config):
             require_fused_loss(config)
 

@@ -23,6 +23,8 @@ from cac_ext.train.methods.ramp import ramp_after_warmup
 class Cct(Method):
     """Cross-Consistency Training; see the package's docstring."""
 
+    takes_image_labels = True
+
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         config, splits = context.config, context.splits
