@@ -21,9 +21,8 @@ from tiny_run import TINY_RUN
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.stream import Stream
-from cac_ext.train.errors import ConfigError
 from cac_ext.train.loop import train
-from cac_ext.train.methods import MethodContext, build_method, check_method
+from cac_ext.train.methods import MethodContext, build_method
 from cac_ext.train.methods.weak_to_strong import (
     PseudoLabels,
     confident_cross_entropy,
