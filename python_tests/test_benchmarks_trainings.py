@@ -16,6 +16,8 @@ pytest.importorskip("torchvision")
 pytest.importorskip("omegaconf")
 
 from benchmarks.__main__ import main
+from benchmarks.errors import UsageError
+from benchmarks.trainings.resized import resized_copy
 from cac_ext.train.config import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,6 +126,39 @@ def test_what_cannot_be_used_is_said_at_once(
     assert main([*arguments, "shedule.epochs=2"]) == 2
     assert "did you mean 'schedule'?" in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
+
+
+def test_smaller_copies_keep_class_ids_and_lists(camvid: Path, tmp_path: Path, seed: int) -> None:
+    (camvid / "lists.txt").write_text("a b\n")
+    copy = tmp_path / "copy"
+    resized_copy(camvid, copy, 24)
+    assert {p.relative_to(camvid) for p in camvid.rglob("*")} == {
+        p.relative_to(copy) for p in copy.rglob("*")
+    }
+    for path in camvid.rglob("*.png"):
+        with Image.open(path) as whole, Image.open(copy / path.relative_to(camvid)) as small:
+            assert max(small.size) == 24 < max(whole.size)
+            assert abs(small.width * whole.height - small.height * whole.width) <= max(whole.size)
+            if path.parent.name.endswith("annot"):
+                assert np.isin(np.asarray(small), np.asarray(whole)).all()
+    assert (copy / "lists.txt").read_text() == "a b\n"
+    # A second copy changes nothing; one inside the data would copy itself.
+    times = {p: p.stat().st_mtime_ns for p in copy.rglob("*")}
+    resized_copy(camvid, copy, 24)
+    assert {p: p.stat().st_mtime_ns for p in copy.rglob("*")} == times
+    with pytest.raises(UsageError, match="must lie outside of the data"):
+        resized_copy(camvid, camvid / "small", 24)
+    with pytest.raises(UsageError, match="there is no folder"):
+        resized_copy(camvid / "nowhere", copy, 24)
+
+
+def test_a_smaller_copy_is_what_is_trained(camvid: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    arguments = ["camvid", "--data", str(camvid), "--output", str(output), "--long-side", "28"]
+    assert main([*arguments, "--only", "comparison", "--seeds", "4", *TINY]) == 0
+    config = load(str(output / "runs/comparison/cac-seed4/config.yaml"))
+    assert (config.data.root, config.augment.base_size) == (str(output / "data"), None)
+    assert "images reduced to 28 pixels" in (output / "comparison.md").read_text()
 
 
 SMALL = ["network.width=16", "augment.crop_size=33", "data.synthetic.validation=2"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import positive_int
 from benchmarks.trainings.arguments import add_method_arguments, check_seeds
 from benchmarks.trainings.records import (
     TrainingResults,
@@ -19,6 +20,7 @@ from benchmarks.trainings.records import (
     new_results,
     write_results,
 )
+from benchmarks.trainings.resized import resized_copy
 from benchmarks.trainings.table import class_table, late_table, negatives_table, page, seed_table
 
 DESCRIPTION = """
@@ -65,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the ResNet-50 (default: those of torchvision, downloaded); those of the original "
         "ResNet also need network.stride_in=1x1",
     )
+    parser.add_argument(
+        "--long-side",
+        type=positive_int,
+        metavar="PIXELS",
+        help="train and evaluate on a smaller copy of the data, made in OUTPUT/data; 240 for a "
+        "processor without a GPU",
+    )
     parser.add_argument("--only", choices=PARTS, help="one of the two parts")
     add_method_arguments(parser, methods="sup_only,cac")
 
@@ -75,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     from cac_ext.train.runtime.distributed import find_device
 
     check_seeds(arguments.seeds)
+    if arguments.long_side is not None:
+        arguments = _with_smaller_data(arguments)
     device = find_device(load("camvid", _settings(arguments)).device)
     # The command in the result file names no folders.
     named = {"data": "DATA", "output": "OUTPUT", "weights": arguments.weights and "WEIGHTS"}
@@ -92,11 +103,20 @@ def run(arguments: argparse.Namespace) -> int:
             quick=arguments.quick,
         )
         results["weights"] = describe_weights(arguments.weights)
-        _write(Path(arguments.output), results)
+        _write(Path(arguments.output), results, arguments.long_side)
     return 0
 
 
-def _write(output: Path, results: TrainingResults) -> None:
+def _with_smaller_data(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Arguments that name a smaller copy of the data, which is made here."""
+    copy = Path(arguments.output) / "data"
+    resized_copy(Path(arguments.data), copy, arguments.long_side)
+    sizes = ["augment.base_size=null"]  # the images have their size already
+    changed = {"data": str(copy), "overrides": [*sizes, *arguments.overrides]}
+    return argparse.Namespace(**{**vars(arguments), **changed})
+
+
+def _write(output: Path, results: TrainingResults, long_side: int | None) -> None:
     from cac_ext.train.experiments.run_figures import draw_validation_curves
 
     part = results["part"]
@@ -112,8 +132,9 @@ def _write(output: Path, results: TrainingResults) -> None:
         first = [run for run in runs if run["seed"] == runs[0]["seed"]]
         folders = [output / "runs" / part / f"{x['method']}-seed{x['seed']}" for x in first]
         draw_validation_curves(folders, output)
-    what = f"CamVid, 1/8 labelled, {runs[-1]['iterations']} iterations, validation images at "
-    write_results(output, results, page(results, tables, f"{what}their own size"))
+    size = f", images reduced to {long_side} pixels on the long side" if long_side else ""
+    what = f"CamVid{size}, 1/8 labelled, {runs[-1]['iterations']} iterations"
+    write_results(output, results, page(results, tables, what))
 
 
 def _command(part: str, arguments: argparse.Namespace) -> list[str]:
