@@ -121,11 +121,12 @@ def evaluate(
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),
     )
+    dtype = smallest_dtype(num_classes)
     failure: Exception | None = None
     try:
         for sample in Progress(loader, "evaluate", unit="image", leave=False, disable=not progress):
             mask = sample["mask"].as_subclass(Tensor)  # [H, W]
-            ids = predict(network, sample["image"], inference, dtype=smallest_dtype(num_classes))
+            ids = predict(network, sample["image"], inference, dtype=dtype, progress=progress)
             rows = max(1, _COUNTED // mask.shape[1])
             for found, truth in zip(ids.split(rows), mask.split(rows), strict=True):
                 confusion.update(found.long(), truth.to(device).long())

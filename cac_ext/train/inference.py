@@ -23,6 +23,7 @@ from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.windows import Block, Windows, averaged_blocks
 
 _BYTES = 4  # of a class probability
+_PATIENCE = 3  # seconds before a progress bar appears
 #: What to do about an image that is too large.
 SMALLER_WINDOWS = (
     "let the network see windows, or smaller ones, e.g. evaluation.window=513 (`cac-ext predict`, "
@@ -129,7 +130,7 @@ def predict(
         image: on the CPU.
         inference: test-time options.
         dtype: of the result; see `smallest_dtype`.
-        progress: whether to show a bar of the pixels that windows have finished.
+        progress: whether to show a bar of the pixels that windows have finished, if they take long.
 
     Raises:
         DataError: the device has not enough memory.
@@ -145,6 +146,7 @@ def predict(
         unit="pixel",
         unit_scale=True,
         leave=False,
+        delay=_PATIENCE,
         disable=not progress or inference.window is None,
     )
     with bar, _naming_lack_of_memory(device, height, width):
