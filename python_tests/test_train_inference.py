@@ -185,13 +185,21 @@ def test_half_precision_computes_the_network_and_sums_in_float32(
     network: SegmentationNetwork, window: int | None
 ) -> None:
     types: list[torch.dtype] = []
-    network.encoder.register_forward_hook(lambda module, args, out: types.append(out.dtype))
+    layouts: list[bool] = []
+
+    def watch(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+        types.append(output.dtype)
+        layouts.append(arguments[0].is_contiguous(memory_format=torch.channels_last))
+
+    network.encoder.register_forward_hook(watch)
     image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8)
     exact = class_probabilities(network, image, Inference(window=window))
     assert set(types) == {torch.float32}
     types.clear()
+    layouts.clear()
     half = class_probabilities(network, image, Inference(window=window, precision="bf16"))
     assert set(types) == {torch.bfloat16}
+    assert all(layouts)
     assert half.dtype == torch.float32
     assert 0 < (half - exact).abs().max() < 0.02
     assert str(Inference(window=window, precision="bf16")).endswith(", bf16")
