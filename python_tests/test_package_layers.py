@@ -85,7 +85,7 @@ ROOMS = [
     {"runtime"},
     {"networks"},
     {"data"},
-    {"preflight", "inference", "evaluate"},
+    {"preflight", "windows", "inference", "evaluate"},
     {"figures"},
     {"runs"},
     {"pseudo_labels"},

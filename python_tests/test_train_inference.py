@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cac_ext.train import inference
+from cac_ext.train.data import rescale
+from cac_ext.train.errors import DataError
 from cac_ext.train.inference import Inference, class_probabilities, predict, predict_logits
 from cac_ext.train.networks import SegmentationNetwork
 
@@ -64,9 +67,9 @@ def test_windows_give_the_same_bits_as_the_plain_algorithm(
 ) -> None:
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     expected = plain_windows(network, image, window)
-    inference = Inference(window=window)
-    assert torch.equal(class_probabilities(network, image, inference), expected)
-    assert torch.equal(predict(network, image, inference), expected.argmax(dim=0))
+    options = Inference(window=window)
+    assert torch.equal(class_probabilities(network, image, options), expected)
+    assert torch.equal(predict(network, image, options), expected.argmax(dim=0))
     assert max(max(shape) for shape in network.encoder.sizes) <= max(window + 3, 4)
 
 
@@ -84,19 +87,19 @@ def test_scales_mirrors_and_windows_are_averaged(network: SegmentationNetwork) -
 
 
 @torch.no_grad()
-def test_prediction_by_windows_holds_bands_and_not_the_picture(
+def test_prediction_by_windows_keeps_shared_rows_and_not_the_picture(
     network: SegmentationNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice the height takes twice the calls, and no larger tensors."""
     largest: list[int] = []
-    original = Tensor.new_zeros
+    original = Tensor.new_empty
 
     def watched(self: Tensor, *arguments, **keywords) -> Tensor:
         made = original(self, *arguments, **keywords)
         largest.append(made.numel())
         return made
 
-    monkeypatch.setattr(Tensor, "new_zeros", watched)
+    monkeypatch.setattr(Tensor, "new_empty", watched)
     counts = []
     for height in (200, 400):
         network.encoder.sizes.clear()
@@ -104,4 +107,133 @@ def test_prediction_by_windows_holds_bands_and_not_the_picture(
         assert predict(network, image, Inference(window=40)).shape == (height, 96)
         counts.append(len(network.encoder.sizes))
     assert counts[1] <= 2.1 * counts[0]
-    assert max(largest) <= CLASSES * 40 * 96
+    assert max(largest) <= CLASSES * 20 * 96  # of 40 rows, two rows of windows share less than half
+
+
+def made_smaller(monkeypatch: pytest.MonkeyPatch, probabilities: int) -> None:
+    """One MiB of window memory holds so many probabilities of each class."""
+    monkeypatch.setattr(inference, "_BYTES", 2**20 // (CLASSES * probabilities))
+
+
+@pytest.mark.parametrize(("probabilities", "most_calls"), [(10_000, 1.0), (1500, 1.35), (1, 2.01)])
+@torch.no_grad()
+def test_less_memory_gives_the_same_bits_and_computes_some_windows_twice(
+    network: SegmentationNetwork,
+    probabilities: int,
+    most_calls: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = torch.randint(0, 256, (3, 90, 400), dtype=torch.uint8)
+    expected = plain_windows(network, image, 32).argmax(dim=0)
+    plain_calls = len(network.encoder.sizes)
+    network.encoder.sizes.clear()
+    made_smaller(monkeypatch, probabilities)
+    found = predict(network, image, Inference(window=32, window_memory=1), dtype=torch.uint8)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found.long(), expected)
+    assert len(network.encoder.sizes) <= most_calls * plain_calls
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        (Inference(flip=True, window=32, window_memory=1), 0.0),
+        # Pillow scales a part of an image otherwise than torchvision the whole, by a gray level.
+        (Inference(scales=(0.6, 1.0, 1.7), flip=True, window=33, window_memory=1), 0.02),
+    ],
+)
+@torch.no_grad()
+def test_tiles_of_several_views_are_those_of_the_whole_picture(
+    network: SegmentationNetwork,
+    options: Inference,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8)
+    expected = class_probabilities(network, image, options)
+    made_smaller(monkeypatch, 4 * 50 * 50)  # tiles of 50 x 50
+    monkeypatch.setattr(rescale, "WHOLE_PIXELS", 0)  # only the part of a tile is scaled
+    blocks = list(inference._finished_blocks(network, image, options))
+    assert len(blocks) == 2 * 3
+    found = torch.full_like(expected, torch.nan)
+    for top, left, part in blocks:
+        place = found[:, top : top + part.shape[1], left : left + part.shape[2]]
+        assert place.isnan().all()  # each pixel once
+        place.copy_(part)
+    assert (found - expected).abs().max() <= tolerance
+    ids = predict(network, image, options)
+    assert (ids != expected.argmax(dim=0)).float().mean() <= tolerance
+
+
+@torch.no_grad()
+def test_interpolated_parts_are_those_of_torch(seed: int) -> None:
+    torch.manual_seed(seed)
+    for scaled, size in ((30, 90), (90, 30), (47, 100), (100, 47), (1, 9), (9, 1)):
+        probabilities = torch.rand(2, scaled, 3)
+        expected = F.interpolate(probabilities[None], (size, 3), mode="bilinear")[0]
+        for start in range(0, size, 7):
+            span = range(start, min(start + 7, size))
+            sources = inference._sources(span, size, scaled)
+            part = probabilities[:, sources.start : sources.stop]
+            found = inference._interpolated(part, 1, span, size, scaled)
+            torch.testing.assert_close(found, expected[:, start : span.stop], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 32])
+@torch.no_grad()
+def test_half_precision_computes_the_network_and_sums_in_float32(
+    network: SegmentationNetwork, window: int | None
+) -> None:
+    types: list[torch.dtype] = []
+    layouts: list[bool] = []
+
+    def watch(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+        types.append(output.dtype)
+        layouts.append(arguments[0].is_contiguous(memory_format=torch.channels_last))
+
+    network.encoder.register_forward_hook(watch)
+    image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8)
+    exact = class_probabilities(network, image, Inference(window=window))
+    assert set(types) == {torch.float32}
+    types.clear()
+    layouts.clear()
+    half = class_probabilities(network, image, Inference(window=window, precision="bf16"))
+    assert set(types) == {torch.bfloat16}
+    assert all(layouts)
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.02
+    assert str(Inference(window=window, precision="bf16")).endswith(", bf16")
+
+
+def test_equal_scores_are_of_the_first_class(network: SegmentationNetwork) -> None:
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    for window in (None, 16):
+        assert not predict(network, image, Inference(window=window)).any()
+
+
+@pytest.mark.parametrize("window", [None, 32])
+def test_lack_of_memory_is_an_error_that_says_what_to_do(
+    network: SegmentationNetwork, window: int | None
+) -> None:
+    texts = ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."]
+    for error in (RuntimeError(*texts), torch.OutOfMemoryError("CUDA out of memory")):
+
+        def fail(*arguments: object, error: Exception = error) -> None:
+            raise error
+
+        with network.encoder.register_forward_pre_hook(fail):
+            image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+            size = "60 x 40" if window is None else "32 x 32"
+            with pytest.raises(DataError, match=rf"cpu .* {size} pixels .*--window 513"):
+                predict(network, image, Inference(window=window))
+
+    def other(*arguments: object) -> None:
+        raise RuntimeError("something else")
+
+    with (
+        network.encoder.register_forward_pre_hook(other),
+        pytest.raises(RuntimeError, match="something else"),
+    ):
+        predict(network, image, Inference(window=window))

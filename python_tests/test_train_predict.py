@@ -112,9 +112,11 @@ def test_evaluate_takes_scales_windows_and_other_data(run_folder: Path, capsys) 
     assert json.loads(path.read_text())["images"] == 2
 
     for wrong, word in (
-        (["optimizer.momentum=0"], "only data.* and device"),
+        (["optimizer.momentum=0"], "only data.*, evaluation.*, run.precision and device"),
         (["--scales", "0,x"], "--scales"),
-        (["--window", "0"], "--window"),
+        (["--window", "0"], "--window takes a number of pixels above 0"),
+        (["--window", "all"], "or whole, but got all"),
+        (["--window-memory", "0"], "--window-memory takes"),
     ):
         capsys.readouterr()
         assert main(["evaluate", str(run_folder), *wrong]) == 2

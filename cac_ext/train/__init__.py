@@ -6,7 +6,8 @@ Read it from the hall, top to bottom:
     preflight.py       labels to learn from, a batch to normalize: asked before training
     batch_streams.py   the batches that the method asked for, on the device
     step.py            one step: forward, backward and optimizer, for each phase of the method
-    evaluate.py        mIoU at the images' original size; inference.py: one image's probabilities
+    evaluate.py        mIoU at the images' original size
+    inference.py       one image's probabilities and classes; windows.py: over a large image
     optimizer.py       SGD or AdamW, poly decay
     errors.py          what the user can fix
 

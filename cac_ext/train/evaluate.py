@@ -13,11 +13,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from cac_ext.train.data import SegmentationDataset
 from cac_ext.train.data.stream import SampleLoader
 from cac_ext.train.errors import DataError, ProcessError, listed
-from cac_ext.train.inference import SINGLE_SCALE, Inference, predict
+from cac_ext.train.inference import SINGLE_SCALE, Inference, predict, smallest_dtype
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.signals import leave_signals_to_the_main_process
+
+#: Pixels that are counted at once: their class ids take eight bytes each, several times over.
+_COUNTED = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def evaluate(
     result.
 
     Raises:
-        DataError: the data set is empty, or an image cannot be read.
+        DataError: the data set is empty, or an image cannot be read or is too large to be seen at
+            once.
         ProcessError: another process has failed.
     """
     if len(dataset) == 0:
@@ -117,11 +121,15 @@ def evaluate(
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),
     )
+    dtype = smallest_dtype(num_classes)
     failure: Exception | None = None
     try:
         for sample in Progress(loader, "evaluate", unit="image", leave=False, disable=not progress):
-            truth = sample["mask"].to(device).long()  # [H, W]
-            confusion.update(predict(network, sample["image"], inference), truth)
+            mask = sample["mask"].as_subclass(Tensor)  # [H, W]
+            ids = predict(network, sample["image"], inference, dtype=dtype, progress=progress)
+            rows = max(1, _COUNTED // mask.shape[1])
+            for found, truth in zip(ids.split(rows), mask.split(rows), strict=True):
+                confusion.update(found.long(), truth.to(device).long())
     except Exception as error:  # the other processes must not wait for this one
         failure = error
     network.train(was_training)

@@ -18,6 +18,7 @@ from cac_ext.train.data.classes import save_classes
 from cac_ext.train.errors import CheckpointError, NonFiniteError, ProcessError
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.figures.panels import save_panel
+from cac_ext.train.inference import configured_inference
 from cac_ext.train.methods import build_method, check_method
 from cac_ext.train.methods.contract import Method, MethodContext, Phase
 from cac_ext.train.networks import SegmentationNetwork, build_network
@@ -151,6 +152,8 @@ def train(
     if processes.is_main:
         log = RunLog(folder, label, state.iteration, config.iterations, progress=progress)
 
+    inference = configured_inference(config)
+
     def evaluate_now() -> None:
         evaluation = evaluate(
             method.evaluated,
@@ -160,12 +163,13 @@ def train(
             num_workers=config.data.num_workers,
             progress=progress,
             processes=processes,
+            inference=inference,
         )
         class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
         state.results = {"miou": evaluation.miou, "class_iou": class_iou}
         state.evaluated_at = state.iteration
         log.evaluation(state.iteration, **state.results)
-        log.pictures(state.iteration, splits, method.evaluated, method.pictures)
+        log.pictures(state.iteration, splits, method.evaluated, inference, method.pictures)
 
     def together(work: Callable[[], T]) -> T:
         """Run ``work`` between two steps. If it fails in any process, the steps taken are saved."""
@@ -210,7 +214,7 @@ def train(
     if processes.is_main:
         picture = folder / "picture.png"
         with naming(picture):
-            save_panel(picture, splits, {"prediction": method.evaluated})
+            save_panel(picture, splits, {"prediction": method.evaluated}, inference=inference)
     processes.any(False)  # every process waits until the picture is written
     return TrainResult(folder, method.evaluated, splits, **state.results)
 

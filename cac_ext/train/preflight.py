@@ -27,8 +27,10 @@ from cac_ext.train.data.checks.mask_scan import MaskScan, scan_masks
 from cac_ext.train.data.checks.split_search import split_advice
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.inference import SMALLER_WINDOWS
 from cac_ext.train.networks.grid import FeatureGrid
-from cac_ext.train.runtime.distributed import ALONE, Processes, current
+from cac_ext.train.runtime.distributed import ALONE, Processes, current, find_device
+from cac_ext.train.runtime.memory import total_memory
 from cac_ext.train.runtime.seeding import seeded
 
 _PAIRS = 16  # crop pairs drawn to see whether views overlap
@@ -50,7 +52,8 @@ def require_labels(
         progress: whether to show a progress bar.
 
     Raises:
-        DataError: no labelled pixel, labels of a single class, or no validation pixel.
+        DataError: no labelled pixel, labels of a single class, no validation pixel, or a
+            validation image that is too large to be seen at once.
 
     Warns:
         UserWarning: classes without a pixel, and advice.
@@ -85,6 +88,7 @@ def _look_at_labels(config: Config, splits: DatasetSplits, progress: bool) -> No
         if fault is not None:
             raise DataError(f"{fault}. `cac-ext data check CONFIG` counts the pixels of each class")
         scans[name] = scan
+    _require_memory(config, splits, *scans["validation"].largest)
     remarks = [ignored_class_remark(splits)]
     for name, scan in scans.items():
         missing = absent_classes(scan.pixels, splits)
@@ -94,6 +98,21 @@ def _look_at_labels(config: Config, splits: DatasetSplits, progress: bool) -> No
         remarks.append(absent_remark(name, scan.pixels, scan.ignored, splits, advice))
     for remark in filter(None, remarks):
         warnings.warn(remark, stacklevel=4)
+
+
+def _require_memory(config: Config, splits: DatasetSplits, height: int, width: int) -> None:
+    """DataError if the class scores of a validation image alone are larger than the memory."""
+    if config.evaluation.window is not None:
+        return
+    device = find_device(config.device)
+    memory = total_memory(device)
+    scores = 4 * splits.num_classes * height * width  # bytes
+    if memory is not None and scores > memory:
+        raise DataError(
+            f"a validation image has {width} x {height} pixels: the float32 scores of its "
+            f"{splits.num_classes} classes take {scores / 2**30:.1f} GiB, but {device} has "
+            f"{memory / 2**30:.1f} GiB. {SMALLER_WINDOWS[0].upper()}{SMALLER_WINDOWS[1:]}"
+        )
 
 
 def warn_of_small_images(config: Config, splits: DatasetSplits, grid: FeatureGrid) -> None:

@@ -42,7 +42,7 @@ def take_step(
     phases = method.step(Step(iteration, batches, modules, guard.proceeds))
     taken: list[Phase] = []
     while True:
-        with autocast(config.run, device):
+        with autocast(config.run.precision, device):
             phase = next(phases, None)
         if phase is None:
             break

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cac_ext.train.cli.common import Commands
 from cac_ext.train.errors import ConfigError
 
-if TYPE_CHECKING:
-    from cac_ext.train.inference import Inference
-
 _UNREADABLE = 1  # exit code if some images could not be read
 _LARGEST_WINDOW = 10**6  # pixels
+_MOST_MEMORY = 2**20  # MiB
 
 
 def add_run_commands(commands: Commands) -> None:
@@ -34,7 +32,8 @@ def add_run_commands(commands: Commands) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="changed data and device, e.g. data.root=... device=cpu; other keys are refused",
+        help="changed data, evaluation.*, run.precision and device, e.g. data.root=... device=cpu; "
+        "other keys are refused",
     )
     _add_inference(evaluate)
     evaluate.add_argument("--output", type=Path, help="write to this folder instead")
@@ -77,15 +76,25 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
     parser.add_argument(
         "--window",
-        type=int,
         metavar="PIXELS",
-        help="slide a window of this side over large images (default: the whole image at once)",
+        help="slide a window of this side over large images; whole: see the whole image at once "
+        "(default: the run's evaluation.window)",
+    )
+    parser.add_argument(
+        "--window-memory",
+        type=int,
+        metavar="MIB",
+        help="most memory for sums of overlapping windows (default: the run's "
+        "evaluation.window_memory)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="arithmetic of the network (default: the run's run.precision)",
     )
 
 
-def _inference(options: argparse.Namespace) -> Inference:
-    from cac_ext.train.inference import Inference
-
+def _scales(options: argparse.Namespace) -> tuple[float, ...]:
     scales: tuple[float, ...] = ()
     with suppress(ValueError):
         scales = tuple(float(part) for part in options.scales.split(","))
@@ -94,33 +103,61 @@ def _inference(options: argparse.Namespace) -> Inference:
             "--scales takes numbers above 0 and below 100 such as 0.5,1,1.5, but got "
             f"{options.scales}"
         )
-    if options.window is not None and not 0 < options.window <= _LARGEST_WINDOW:
-        raise ConfigError(
-            f"--window takes a number of pixels above 0 and at most {_LARGEST_WINDOW}, but got "
-            f"{options.window}"
-        )
-    return Inference(scales, options.flip, options.window)
+    return scales
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """The settings of the run that options replace, ``key=value``."""
+    overrides = []
+    if options.window == "whole":
+        overrides.append("evaluation.window=null")
+    elif options.window is not None:
+        number = options.window
+        if not (number.isascii() and number.isdigit() and 0 < int(number) <= _LARGEST_WINDOW):
+            raise ConfigError(
+                f"--window takes a number of pixels above 0 and at most {_LARGEST_WINDOW}, or "
+                f"whole, but got {number}"
+            )
+        overrides.append(f"evaluation.window={int(number)}")
+    if options.window_memory is not None:
+        if not 0 < options.window_memory <= _MOST_MEMORY:
+            raise ConfigError(
+                f"--window-memory takes a number of MiB above 0 and at most {_MOST_MEMORY}, but "
+                f"got {options.window_memory}"
+            )
+        overrides.append(f"evaluation.window_memory={options.window_memory}")
+    if options.precision is not None:
+        overrides.append(f"run.precision={options.precision}")
+    return overrides
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from cac_ext.train.runs.evaluation import evaluate_run
 
-    inference = _inference(options)
-    table = evaluate_run(options.folder, options.overrides, inference, options.output)
+    table = evaluate_run(
+        options.folder,
+        [*options.overrides, *_overrides(options)],
+        scales=_scales(options),
+        flip=options.flip,
+        output=options.output,
+    )
     if table is not None:
         print(table)
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from cac_ext.train.inference import configured_inference
     from cac_ext.train.runs.folder import load_run
     from cac_ext.train.runs.predictions import plan, predict_files
 
-    inference = _inference(options)
+    scales, overrides = _scales(options), _overrides(options)
     found = plan(options.images, options.output, overwrite=options.overwrite)
-    overrides = [f"device={options.device}"] if options.device else []
+    if options.device:
+        overrides.append(f"device={options.device}")
     if options.max_image_pixels is not None:
         overrides.append(f"data.max_image_pixels={options.max_image_pixels}")
     run = load_run(options.folder, overrides)
+    inference = replace(configured_inference(run.config), scales=scales, flip=options.flip)
     failures = predict_files(run, found.jobs, inference)
     for line in (*found.remarks, *found.unreadable, *failures):
         print(f"cac-ext: {line}", file=sys.stderr)

@@ -294,12 +294,25 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """How the network sees large images, in evaluations while training and by default in
+    `cac-ext evaluate` and `cac-ext predict` (`inference.py`). It does not change the training."""
+
+    window: Optional[int] = number(None, above(0, 10**6))
+    """Side in pixels of a window that slides over an image, with an overlap of at least a third;
+    class probabilities are averaged. null: the whole image at once."""
+    window_memory: int = number(1024, above(0, 2**20))
+    """Most memory in MiB for sums of overlapping windows, on the network's device. Wide images with
+    many classes that need more are predicted in parts, whose edges are computed twice."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Arithmetic, memory layout, several processes, and what is measured."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic: bf16 and fp16 are mixed precision (autocast), fp16 with loss scaling. Weights
-    stay fp32."""
+    """Arithmetic, also of evaluations: bf16 and fp16 are mixed precision (autocast), fp16 with loss
+    scaling. Weights stay fp32."""
     compile: bool = False
     """Use torch.compile; the first steps take longer."""
     channels_last: bool = False
@@ -352,6 +365,7 @@ class Config:
     ecs: EcsConfig = field(default_factory=EcsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     @property

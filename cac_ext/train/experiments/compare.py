@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -13,6 +14,7 @@ from cac_ext.train.evaluate import absence_note
 from cac_ext.train.experiments.engine import Plan, RunId, Score, run_plan
 from cac_ext.train.experiments.methods import method_overrides, title
 from cac_ext.train.figures.panels import save_panel
+from cac_ext.train.inference import configured_inference
 from cac_ext.train.loop import TrainResult
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.distributed import current
@@ -68,7 +70,10 @@ def compare(runs: Plan, folder: Path, *, progress: bool = True) -> str:
     if current().is_main and splits is not None:
         picture = folder / "picture.png"
         with naming(picture):
-            save_panel(picture, splits, shown)
+            # Float32: the networks are on the CPU, which need not have the types of a GPU.
+            config = next(iter(runs.values()))
+            inference = replace(configured_inference(config), precision="fp32")
+            save_panel(picture, splits, shown, inference=inference)
         write_text_whole(folder / "table.txt", f"{table}\n")
     return table
 

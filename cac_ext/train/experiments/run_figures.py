@@ -19,6 +19,7 @@ from cac_ext.train.figures.curves import (
     validation_figure,
 )
 from cac_ext.train.figures.panels import save_panel
+from cac_ext.train.inference import configured_inference
 from cac_ext.train.runs.folder import load_run, read_config, require_same_classes
 from cac_ext.train.runs.log import read_metrics
 from cac_ext.train.runtime.text_tables import aligned_table
@@ -93,7 +94,7 @@ def draw_panel(
     """Writes ``predictions.png`` (Fig. 8): validation images, their truth, a column for each run.
 
     Args:
-        folders: of the runs.
+        folders: of the runs. Data and test-time options are those of the first.
         overrides: ``key=value`` of data and device, for all runs.
         output: folder of the picture; see `output_folder`.
         images: number of validation images, spread evenly over the set.
@@ -105,12 +106,13 @@ def draw_panel(
         UserError: a run cannot be read, or the runs have different classes.
     """
     runs = {title: load_run(folder, overrides) for title, folder in titled(folders).items()}
-    splits = build_datasets(next(iter(runs.values())).config.data)
+    config = next(iter(runs.values())).config
+    splits = build_datasets(config.data)
     for run in runs.values():
         require_same_classes(run, splits)
     path = _new_picture(folders, output, "predictions.png")
     networks = {title: run.network for title, run in runs.items()}
-    save_panel(path, splits, networks, count=images)
+    save_panel(path, splits, networks, count=images, inference=configured_inference(config))
     return str(path)
 
 

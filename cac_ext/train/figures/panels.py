@@ -19,13 +19,14 @@ from cac_ext.train.data.batches import CropPairBatch
 from cac_ext.train.data.classes import Classes
 from cac_ext.train.figures.legend import legend_below
 from cac_ext.train.figures.text import folded, set_fonts, shown_names, shown_titles
-from cac_ext.train.inference import predict
+from cac_ext.train.inference import SINGLE_SCALE, Inference, predict, smallest_dtype
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
 
 _IGNORED_COLOR = (255, 255, 255)
 _MANY_COLORS = 64  # most classes for which the colors of a color map differ enough
 _LEGEND = 40  # most classes in a legend
+_MOST_SHOWN = 4096  # pixels along a side; of a larger image a figure shows every k-th
 _COLUMN = 18  # width of a column's title in characters
 _NUMBERS, _NAMES = 30, 100  # most classes for which a confusion matrix has numbers, all names
 
@@ -66,6 +67,7 @@ def save_panel(
     networks: Mapping[str, SegmentationNetwork],
     *,
     count: int = 6,
+    inference: Inference = SINGLE_SCALE,
 ) -> None:
     """Writes a figure with a row for each of ``count`` validation images.
 
@@ -74,12 +76,18 @@ def save_panel(
         splits: source of images, truth, names and colors.
         networks: title of a column -> network.
         count: number of images, spread evenly over the validation set.
+        inference: test-time options.
     """
-    predictions_figure(splits, networks, count=count).savefig(path, dpi=110)
+    figure = predictions_figure(splits, networks, count=count, inference=inference)
+    figure.savefig(path, dpi=110)
 
 
 def predictions_figure(
-    splits: DatasetSplits, networks: Mapping[str, SegmentationNetwork], *, count: int
+    splits: DatasetSplits,
+    networks: Mapping[str, SegmentationNetwork],
+    *,
+    count: int,
+    inference: Inference = SINGLE_SCALE,
 ) -> Figure:
     """The figure that `save_panel` writes. Restores the modes of the networks."""
     count = min(count, len(splits.validation))
@@ -93,9 +101,13 @@ def predictions_figure(
     seen: list[Tensor] = []
     for row, index in zip(axes, chosen, strict=True):
         sample = splits.validation[index]
-        masks = [sample["mask"], *(predict(net, sample["image"]) for net in networks.values())]
+        image = sample["image"]
+        dtype = smallest_dtype(splits.num_classes)
+        found = [predict(net, image, inference, dtype=dtype) for net in networks.values()]
+        step = math.ceil(max(image.shape[-2:]) / _MOST_SHOWN)
+        masks = [mask[::step, ::step] for mask in (sample["mask"], *found)]
         seen += masks
-        pictures = [sample["image"].permute(1, 2, 0).numpy()]
+        pictures = [image[:, ::step, ::step].permute(1, 2, 0).numpy()]
         pictures += [color_mask(mask, splits) for mask in masks]
         for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")

@@ -54,7 +54,7 @@ def _gradient(config: Config, device: torch.device) -> float:
     )
     weights = torch.full((2,), 0.5, device=device)
     negative_labels = torch.ones(4, dtype=torch.long, device=device)
-    with autocast(config.run, device):
+    with autocast(config.run.precision, device):
         loss, _ = consistency_loss(
             config.method, first, second, weights, rows.clone(), negative_labels
         )

@@ -18,7 +18,7 @@ from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
 _FORMAT = "cac_ext checkpoint 3"
-#: Settings that may change at a resume, because they do not change the result.
+#: Settings that may change at a resume, because they do not change what is learned.
 _FREE_KEYS = (
     "name",
     "output",
@@ -26,6 +26,8 @@ _FREE_KEYS = (
     "data.root",
     "data.max_image_pixels",
     "schedule.log_every",
+    "evaluation.window",
+    "evaluation.window_memory",
 )
 #: Settings that change the result by rounding alone.
 _ROUNDING_KEYS = ("device", "run.compile", "run.channels_last")
@@ -256,6 +258,8 @@ def _differences(
     for key in sorted(saved.keys() | current.keys()):
         full_key = f"{prefix}{key}"
         there, here = saved.get(key), current.get(key)
+        if there is None and isinstance(here, dict):  # a section that is newer than the run
+            there = {}
         if isinstance(there, dict) and isinstance(here, dict):
             found += _differences(there, here, f"{full_key}.", rounding=rounding)
         elif there == here or (full_key in _MOVABLE_KEYS and there and here):

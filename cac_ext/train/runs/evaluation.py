@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,7 +13,7 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import DataError
 from cac_ext.train.evaluate import Evaluation, absence_note, evaluate
 from cac_ext.train.figures.panels import save_confusion
-from cac_ext.train.inference import Inference
+from cac_ext.train.inference import configured_inference
 from cac_ext.train.runs.folder import load_run, require_same_classes
 from cac_ext.train.runtime.distributed import process_group
 from cac_ext.train.runtime.json_files import write_json
@@ -43,12 +44,21 @@ class EvaluationRecord(TypedDict):
 
 
 def evaluate_run(
-    folder: Path, overrides: Sequence[str], inference: Inference, output: Path | None = None
+    folder: Path,
+    overrides: Sequence[str],
+    *,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    output: Path | None = None,
 ) -> str | None:
     """Evaluates a run on its validation images.
 
-    ``output`` receives ``evaluation.json`` and ``confusion_matrix.png``; by default it is
-    ``evaluation/NAME`` in the run folder, with a name made of the ``inference``.
+    Args:
+        folder: of the run.
+        overrides: ``key=value`` that replace settings of the run; `load_run` says which.
+        scales, flip: see `inference.Inference`, whose other options are the run's.
+        output: receives ``evaluation.json`` and ``confusion_matrix.png``; by default it is
+            ``evaluation/NAME`` in the run folder, with a name made of the test-time options.
 
     Returns:
         The table; None in a process other than the main one.
@@ -57,6 +67,7 @@ def evaluate_run(
         UserError: the run cannot be read, or its validation masks hold no pixel that counts.
     """
     run = load_run(folder, overrides)
+    inference = replace(configured_inference(run.config), scales=scales, flip=flip)
     splits = build_datasets(run.config.data)
     require_same_classes(run, splits)
     with process_group(run.config.device) as processes:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from cac_ext.train.config import Config, load, to_yaml
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.classes import Classes, load_classes
@@ -15,8 +17,9 @@ from cac_ext.train.runs.checkpoint import read_checkpoint, weights_of_network
 from cac_ext.train.runtime.distributed import find_device
 from cac_ext.train.runtime.whole_files import write_text_whole
 
-#: Settings of a finished run that may change: the data to read and the device to compute on.
-_FREE = ("data.", "device=")
+#: Settings of a finished run that may change: the data, how the network sees images, its device and
+#: arithmetic.
+_FREE = ("data.", "evaluation.", "run.precision=", "device=")
 CONFIG_FILE = "config.yaml"
 
 
@@ -65,7 +68,8 @@ def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = 
 
     Args:
         folder: of the run.
-        overrides: ``key=value`` for data.*, device and the keys in ``free``.
+        overrides: ``key=value`` for data.*, evaluation.*, run.precision, device and the keys in
+            ``free``.
         free: further keys that do not affect the training.
 
     Raises:
@@ -74,7 +78,7 @@ def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = 
     """
     for override in overrides:
         if not override.startswith(_FREE) and override.partition("=")[0] not in free:
-            allowed = ", ".join(["data.*", *free])
+            allowed = ", ".join(["data.*", "evaluation.*", "run.precision", *free])
             raise ConfigError(
                 f"{override}: of a finished run only {allowed} and device can be changed"
             )
@@ -87,7 +91,10 @@ def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = 
         network.load_state_dict(weights_of_network(state))
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {config.network.name}: {error}") from error
-    return Run(config, classes, network.to(find_device(config.device)).eval(), state["iteration"])
+    network = network.to(find_device(config.device)).eval()
+    if config.run.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return Run(config, classes, network, state["iteration"])
 
 
 def require_same_classes(run: Run, splits: DatasetSplits) -> None:

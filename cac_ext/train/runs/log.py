@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.evaluate import absent_names
 from cac_ext.train.figures.panels import predictions_figure
+from cac_ext.train.inference import Inference
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.runtime.json_files import json_text
 from cac_ext.train.runtime.progress import Progress
@@ -97,14 +98,14 @@ class RunLog:
         iteration: int,
         splits: DatasetSplits,
         network: SegmentationNetwork,
+        inference: Inference,
         more: Callable[[], Mapping[str, Figure]],
     ) -> None:
         """Logs pictures: a few validation images, and the figures that ``more`` returns by tag."""
-        figures = {
-            "validation/predictions": predictions_figure(
-                splits, {"prediction": network}, count=_VALIDATION_IMAGES
-            )
-        }
+        predictions = predictions_figure(
+            splits, {"prediction": network}, count=_VALIDATION_IMAGES, inference=inference
+        )
+        figures = {"validation/predictions": predictions}
         figures |= more()
         for tag, figure in figures.items():
             with naming(self._board.log_dir):

@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
+from cac_ext.train.data.classes import Classes
 from cac_ext.train.data.files.find_images import describe_left_out, find_images
 from cac_ext.train.data.files.pictures import image_suffixes, picture_of_ids, read_image
 from cac_ext.train.errors import DataError
 from cac_ext.train.figures.panels import color_mask
-from cac_ext.train.inference import Inference, predict
+from cac_ext.train.inference import Inference, predict, smallest_dtype
 from cac_ext.train.runs.folder import Run
 from cac_ext.train.runtime.progress import Progress
 
 _KINDS = ("ids", "colors", "overlays")
 _OVERLAY = 0.5  # share of the class colors in an overlay
+_BAND = (
+    1 << 22
+)  # pixels that are colored at once: they take over ten times the memory of the result
 
 
 @dataclass(frozen=True)
@@ -117,25 +122,38 @@ def _images(given: Path, output: Path, found: Plan) -> list[tuple[Path, Path]]:
 def predict_files(
     run: Run, jobs: Sequence[Job], inference: Inference, *, progress: bool = True
 ) -> list[str]:
-    """Predicts all images; returns a sentence for each image that could not be read.
+    """Predicts all images; returns a sentence for each that could not be read or is too large.
 
-    Id masks are single-channel PNGs, of 16 bits for more than 256 classes.
+    Id masks are single-channel PNGs, of 16 bits for more than 256 classes. Besides class
+    probabilities (`inference.predict`), an image takes about eight bytes a pixel: the image itself,
+    its ids, and one picture in colors at a time.
     """
     failures = []
+    dtype = smallest_dtype(run.classes.num_classes)
     for job in Progress(jobs, "predict", unit="image", disable=not progress):
         try:
             image = read_image(job.image, run.config.data.max_image_pixels)  # [3, H, W]
+            ids = predict(run.network, image, inference, dtype=dtype, progress=progress).cpu()
         except DataError as error:
-            failures.append(str(error))
+            failures.append(str(error) if job.image.name in str(error) else f"{job.image}: {error}")
             continue
-        mask = predict(run.network, image, inference).cpu()  # [H, W]
-        colors = Image.fromarray(color_mask(mask, run.classes))
-        pictures = {
-            "ids": picture_of_ids(mask.numpy(), run.classes.num_classes),
-            "colors": colors,
-            "overlays": Image.blend(VF.to_pil_image(image), colors, _OVERLAY),
-        }
-        for kind, target in job.targets.items():
+        for target in job.targets.values():
             target.parent.mkdir(parents=True, exist_ok=True)
-            pictures[kind].save(target)
+        _write(job, image, ids, run.classes)
     return failures
+
+
+def _write(job: Job, image: Tensor, ids: Tensor, classes: Classes) -> None:
+    """Writes the three pictures of an image ``[3, H, W]`` and its class ids ``[H, W]``."""
+    picture_of_ids(ids.numpy(), classes.num_classes).save(job.targets["ids"])
+    height, width = ids.shape
+    band = max(1, _BAND // width)  # rows
+    picture = Image.new("RGB", (width, height))
+    for top in range(0, height, band):
+        picture.paste(Image.fromarray(color_mask(ids[top : top + band], classes)), (0, top))
+    picture.save(job.targets["colors"])
+    for top in range(0, height, band):
+        colors = picture.crop((0, top, width, min(top + band, height)))
+        below = VF.to_pil_image(image[:, top : top + band])
+        picture.paste(Image.blend(below, colors, _OVERLAY), (0, top))
+    picture.save(job.targets["overlays"])

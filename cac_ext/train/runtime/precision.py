@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 
-from cac_ext.train.config import RunConfig
+#: ``run.precision``.
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """The context for the forward pass of a step; ``run.precision=fp32`` leaves it off."""
-    dtype = _AUTOCAST[config.precision]
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context for a forward pass; ``fp32`` leaves it off."""
+    dtype = _AUTOCAST[precision]
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

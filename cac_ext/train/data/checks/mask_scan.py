@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,13 @@ class MaskScan:
         masks: how many were read; all of them if a class was not found.
         pixels: number of pixels of each class in these, ``[K]`` int64.
         ignored: number of ignored pixels in these.
-        smallest: height and width of the mask with the shortest side.
+        largest: height and width of the mask with the most pixels.
     """
 
     masks: int
     pixels: Tensor
     ignored: int
-    smallest: tuple[int, int]
+    largest: tuple[int, int]
 
 
 def scan_masks(
@@ -53,7 +54,7 @@ def scan_masks(
     if 0 <= splits.ignore_index < splits.num_classes:
         wanted[splits.ignore_index] = False
     read = ignored = 0
-    smallest: tuple[int, int] | None = None
+    largest = (0, 0)
     # Not the order of the list, which may be sorted by class.
     order = np.random.default_rng(0).permutation(len(dataset)).tolist()
     bar = Progress(order, description, unit="mask", leave=False, disable=not progress)
@@ -63,12 +64,11 @@ def scan_masks(
             counts, left_out = count_pixels(mask, splits)
             read, ignored = read + 1, ignored + left_out
             pixels += counts
-            size = (mask.shape[0], mask.shape[1])
-            smallest = size if smallest is None or min(size) < min(smallest) else smallest
+            largest = max(largest, (mask.shape[0], mask.shape[1]), key=math.prod)
             if (pixels > 0)[wanted].all():
                 break
     bar.close()
-    return MaskScan(read, pixels, ignored, smallest or (0, 0))
+    return MaskScan(read, pixels, ignored, largest)
 
 
 def read_mask(dataset: SegmentationDataset, index: int, splits: DatasetSplits) -> Tensor:

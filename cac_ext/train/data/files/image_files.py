@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -16,6 +17,9 @@ from cac_ext.train.data.files.list_file import Entry, line_hint
 from cac_ext.train.data.files.pictures import file_fault, read_ids, read_image, read_size
 from cac_ext.train.data.files.stored_samples import Ids
 from cac_ext.train.errors import DataError
+
+#: Pixels whose ids are compared at once: the comparisons take several times the memory.
+_COMPARED = 1 << 22
 
 
 class ImageFiles(SegmentationDataset):
@@ -99,8 +103,10 @@ class ImageFiles(SegmentationDataset):
         if path is None:
             raise DataError(f"the image {entry.image} has no mask: name one in its list")
         ids = self.class_ids(path, read_ids(path, size, entry.image))
-        wrong = ((ids < 0) | (ids >= self.num_classes)) & (ids != self.ignore_index)
-        if wrong.any():
+        rows = max(1, _COMPARED // ids.shape[1])
+        bands = (ids[top : top + rows] for top in range(0, len(ids), rows))
+        if any(self._unknown(band).any() for band in bands):
+            wrong = self._unknown(ids)
             found = ", ".join(map(str, np.unique(ids[wrong])[:8]))
             raise DataError(
                 f"the mask {path} holds the ids {found} in {int(wrong.sum())} pixels, but "
@@ -108,6 +114,10 @@ class ImageFiles(SegmentationDataset):
                 f"data.ignore_index {self.ignore_index}"
             )
         return torch.from_numpy(ids)
+
+    def _unknown(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Where ids are neither of a class nor ignored."""
+        return ((ids < 0) | (ids >= self.num_classes)) & (ids != self.ignore_index)
 
     def _listed(self, entry: Entry, error: DataError) -> DataError:
         """The error with the line in the list and, if a file is missing, a hint about the line."""

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from cac_ext.train.data.files.stored_samples import Ids, Storage, gray_of, ids_of, require_faithful
 from cac_ext.train.errors import DataError
@@ -43,6 +44,9 @@ _TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDES_CHANGE_PLACES = (5, 6, 7, 8)
+_FIRST_ROW_LAST = (3, 4, 6, 7)  # the first stored row is shown at the bottom or the right
+_FIRST_COLUMN_LAST = (2, 3, 7, 8)  # the first stored column is shown there
+_BAND = 1 << 22  # pixels that are converted at once: Pillow's copies take several times the memory
 
 _PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames count as pages
 _NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transparency mask
@@ -78,10 +82,7 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
         _require_one_page(picture, title)
         storage = Storage.of(picture)
         picture.load()
-        upright = _upright(picture)
-        if storage.white != 255:
-            upright = gray_of(upright, storage, title)
-        return VF.pil_to_tensor(_rgb(upright, title))
+        return torch.from_numpy(_upright_rgb(picture, storage, title)).permute(2, 0, 1)
 
 
 def read_ids(path: Path, size: tuple[int, int], image: Path | str, kind: str = "mask") -> Ids:
@@ -146,7 +147,8 @@ def picture_of_ids(ids: Ids, count: int) -> Image.Image:
     """
     if count > 1 << 16:
         raise ValueError(f"a mask of 16 bits holds 65,536 ids, but there are {count:,}")
-    return Image.fromarray(ids.astype(np.uint8 if count <= 1 << 8 else np.uint16))
+    kind = np.uint8 if count <= 1 << 8 else np.uint16
+    return Image.fromarray(ids.astype(kind, copy=False))
 
 
 def file_fault(path: Path, kind: str) -> str | None:
@@ -297,10 +299,43 @@ def _has_late_metadata(picture: ImageFile.ImageFile) -> bool:
         file.seek(position)
 
 
+def _pending_orientation(picture: Image.Image) -> int:
+    """The orientation of a decoded picture, 1 to 8. Pillow has already turned a TIFF."""
+    return 1 if picture.format == "TIFF" else _orientation(picture)
+
+
 def _upright(picture: Image.Image) -> Image.Image:
-    """A decoded picture, turned by its orientation. Pillow has already turned a TIFF."""
-    method = None if picture.format == "TIFF" else _TO_UPRIGHT.get(_orientation(picture))
+    """A decoded picture, turned by its orientation."""
+    method = _TO_UPRIGHT.get(_pending_orientation(picture))
     return picture if method is None else picture.transpose(method)
+
+
+def _upright_rgb(
+    picture: ImageFile.ImageFile, storage: Storage, title: str
+) -> npt.NDArray[np.uint8]:
+    """A decoded image in 8-bit RGB, upright, ``[H, W, 3]``.
+
+    Converted by bands, each into its place in the result, so that one copy is made of the image.
+    """
+    orientation = _pending_orientation(picture)
+    decoded = picture if storage.white == 255 else gray_of(picture, storage, title)
+    width, height = decoded.size
+    sides = (width, height) if orientation in _SIDES_CHANGE_PLACES else (height, width)
+    upright = np.empty((*sides, 3), np.uint8)
+    stored = _as_stored(upright, orientation)
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        band = decoded.crop((0, top, width, min(top + rows, height)))
+        stored[top : top + rows] = np.asarray(_rgb(band, title))
+    return upright
+
+
+def _as_stored(upright: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """The view of an upright picture ``[H, W, 3]`` that ``orientation`` turns into it."""
+    view = upright.transpose(1, 0, 2) if orientation in _SIDES_CHANGE_PLACES else upright
+    rows = -1 if orientation in _FIRST_ROW_LAST else 1
+    columns = -1 if orientation in _FIRST_COLUMN_LAST else 1
+    return view[::rows, ::columns]
 
 
 def _upright_size(picture: ImageFile.ImageFile) -> tuple[int, int]:

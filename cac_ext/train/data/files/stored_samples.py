@@ -127,7 +127,8 @@ def ids_of(picture: Image.Image, storage: Storage, title: str) -> Ids:
         form = storage.raw_mode.removesuffix("R")  # R: the bits of a byte in reverse order
         if form.startswith("L;") and form.endswith("I"):  # I: white is 0
             ids = 255 - ids
-        ids = ids // np.uint8(_GRAY_STEP.get(form.removesuffix("I"), 1))
+        step = _GRAY_STEP.get(form.removesuffix("I"))
+        ids = ids if step is None else ids // np.uint8(step)
         ids = ids.view(np.int8) if storage.signed else ids
     elif picture.mode == "I" and storage.signed is False:
         ids = ids.view(np.uint32)
@@ -141,7 +142,8 @@ def ids_of(picture: Image.Image, storage: Storage, title: str) -> Ids:
     if storage.maximum is not None:
         top = 255 if ids.dtype == np.uint8 else 65535
         ids = np.rint(ids * (storage.maximum / top)).astype(ids.dtype)
-    return ids.astype(np.uint8 if ids.dtype in (np.uint8, np.bool_) else np.int64)
+    kind = np.uint8 if ids.dtype in (np.uint8, np.bool_) else np.int64
+    return ids.astype(kind, copy=not ids.flags.writeable)
 
 
 def _one_channel(picture: Image.Image, title: str) -> npt.NDArray[Any]:
