@@ -15,12 +15,13 @@ from folder_run import one_image, scene
 from image_trees import SIZE, draw_mask, folder_overrides, folder_tree
 from picture_forms import FORMS, REFUSED, pillow
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load
 from cac_ext.train.data import build_datasets
 from cac_ext.train.data.checks.check import check
-from cac_ext.train.data.files.pictures import read_size
+from cac_ext.train.data.files.pictures import read_size, tensor_of
 from cac_ext.train.errors import DataError
 
 
@@ -38,6 +39,17 @@ def test_an_image_is_read_for_what_it_shows(
     difference = np.abs(image.permute(1, 2, 0).numpy().astype(int) - shown)
     assert difference.max() <= tolerance
     assert read_size(tmp_path / name) == SIZE
+
+
+@pytest.mark.parametrize("height", [1, 63, 64, 65, 200])
+def test_pixels_are_handed_out_as_torchvision_does(height: int, rng: np.random.Generator) -> None:
+    pixels = rng.integers(0, 256, (height, 37, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    tensor, expected = tensor_of(picture), pil_to_tensor(picture)
+    assert torch.equal(tensor, expected)
+    assert tensor.stride() == expected.stride()
+    tensor.zero_()  # no memory is shared with the picture
+    np.testing.assert_array_equal(np.asarray(picture), pixels)
 
 
 def test_every_form_is_predicted_and_found_in_a_folder(

@@ -74,6 +74,7 @@ class LabelledAugment:
         image, mask = tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"])
         scaled, top, left = random_crop(self.config, self.config.labelled_scale, image)
         image, mask = (scaled.part(whole, top, left, size, size) for whole in (image, mask))
+        image = image.contiguous()  # a file's pixels are [H, W, 3]: every step would be slower
         if torch.rand(()) < self.config.flip:
             image, mask = image.flip(-1), mask.flip(-1)
         image = pad(normalize(image), size, size, 0.0)
@@ -137,7 +138,7 @@ class CropPairAugment:
 
     def _image(self, part: Tensor, crop: Crop) -> Tensor:
         """The augmented image of a crop, ``[3, S, S]`` float32."""
-        shown = self._cut(part, crop)
+        shown = self._cut(part, crop).contiguous()
         inside = shown.numel() > 0  # False for a crop that lies wholly in the padding
         return self._finish(normalize(self.low_level(shown)) if inside else shown.float(), crop, 0)
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from cac_ext.train.data.files.stored_samples import Ids, Storage, gray_of, ids_of, require_faithful
 from cac_ext.train.errors import DataError
@@ -47,6 +47,7 @@ _SIDES_CHANGE_PLACES = (5, 6, 7, 8)
 _PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames count as pages
 _NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transparency mask
 _NEW_SUBFILE_TYPE = 254  # tag of a TIFF
+_BAND = 64  # rows
 _NOT_RASTER = ("EPS", "MPEG")  # formats that Pillow knows, but that hold no pixels
 
 #: Pillow's own limits are globals; `read_image` has its own. They are lifted while a picture is
@@ -81,7 +82,7 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
         upright = _upright(picture)
         if storage.white != 255:
             upright = gray_of(upright, storage, title)
-        return VF.pil_to_tensor(_rgb(upright, title))
+        return tensor_of(_rgb(upright, title))
 
 
 def read_ids(path: Path, size: tuple[int, int], image: Path | str, kind: str = "mask") -> Ids:
@@ -136,6 +137,20 @@ def peculiarities(path: Path) -> Peculiarities:
     with _opened(path, "image") as picture:
         deep = Storage.of(picture).white != 255
         return Peculiarities(_header_orientation(picture) in _TO_UPRIGHT, deep)
+
+
+def tensor_of(picture: Image.Image) -> Tensor:
+    """The pixels of an RGB picture, ``[3, H, W]`` uint8, a view of ``[H, W, 3]``.
+
+    As torchvision's ``pil_to_tensor``, by bands: Pillow copies what it hands out three times, and
+    of a large picture that takes as long as decoding it.
+    """
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _BAND):
+        bottom = min(top + _BAND, height)
+        pixels[top:bottom] = np.asarray(picture.crop((0, top, width, bottom)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def picture_of_ids(ids: Ids, count: int) -> Image.Image:
@@ -321,6 +336,8 @@ def _turned_hint(image: Path | str, found: tuple[int, int], size: tuple[int, int
 
 def _rgb(picture: Image.Image, title: str) -> Image.Image:
     picture.info.pop("transparency", None)  # a transparent palette entry keeps its color
+    if picture.mode == "RGB":
+        return picture
     straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)  # undoes the darkening by alpha
     try:
         picture = picture if straight is None else picture.convert(straight)
