@@ -19,7 +19,7 @@ ROOMS = [
     {"operations"},
     {"implementations"},
     {"measure"},
-    {"loss", "step", "convergence", "camvid"},
+    {"loss", "step", "data", "convergence", "camvid"},
     {"documents"},
     {"__main__"},
 ]
