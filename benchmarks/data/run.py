@@ -137,10 +137,10 @@ class DataRun:
                 "mask": str(files.mask),
                 "seed": self.arguments.seed,
             }
-            left = self.deadline - time.monotonic()
+            left = self.deadline - time.monotonic()  # most of it is for the times
             use = MemoryUse("skipped", detail=USED_UP)
             if left > 0:
-                use = run_probe("benchmarks.data.probe", request, timeout=left / 2)
+                use = run_probe("benchmarks.data.probe", request, timeout=left / 8)
             if use.status != "ok":
                 self.results.skip(f"{name}: memory of {pipeline}", use.detail)
             found[pipeline] = use
@@ -167,7 +167,9 @@ class DataRun:
                 if pipeline in failed or time.monotonic() + expected > end:
                     if not row.samples and row.status == "ok":
                         row.status = "skipped"
-                        row.detail = f"{USED_UP}; a pass takes about {expected:.0f} s"
+                        row.detail = USED_UP
+                        if expected:
+                            row.detail += f"; a pass takes about {expected:.0f} s"
                     continue
                 self.steps.begin(f"{row.case}: {row.phase} of {pipeline}")
                 try:

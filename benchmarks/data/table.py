@@ -24,12 +24,13 @@ def data_table(results: Results) -> str:
     """A row for each picture size, task, number of workers and pipeline."""
     header = ["picture", "task", "pipeline", "images/s", "per image", "p20-p80", "passes"]
     header += ["ours is", "memory"]
-    lines, notes = [], []
+    lines: list[list[str]] = []
+    missing: dict[str, int] = {}  # reason -> rows
     for row in results.rows:
         names = [row.case, row.phase, row.implementation]
         if row.status != "ok":
             lines.append([*names, row.status.replace("_", " "), *["-"] * (len(header) - 4)])
-            notes.append(f"{row.case}, {row.phase}, {row.implementation}: {row.detail}")
+            missing[row.detail] = missing.get(row.detail, 0) + 1
             continue
         ours = results.find(row.case, "ours", row.dtype, row.phase)
         faster = "-"
@@ -56,7 +57,8 @@ def data_table(results: Results) -> str:
     ]
     tasks = [f"{name}: {what}" for name, what in _TASKS.items()]
     parts.append("\n".join([*cases, *tasks, "memory: peak of one labelled sample at scale 2"]))
-    return "\n\n".join([*parts, *notes, *filter(None, [results.warning()])])
+    parts += [f"{count} rows: {reason}" for reason, count in missing.items()]
+    return "\n\n".join([*parts, *filter(None, [results.warning()])])
 
 
 def _steps(results: Results) -> list[str]:

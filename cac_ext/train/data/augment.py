@@ -15,6 +15,7 @@ from cac_ext.train.config import AugmentConfig
 from cac_ext.train.data.batches import CropPairSample, LabelledSample, ViewSample
 from cac_ext.train.data.contract import Sample
 from cac_ext.train.data.crop_pair import Crop, CropPairSampler
+from cac_ext.train.data.hue import View
 from cac_ext.train.data.rescale import Scaled, draw_scale
 from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
 
@@ -54,7 +55,8 @@ def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
         missing = [0, 0, max(_BLUR_REACH - width, 0), max(_BLUR_REACH - height, 0)]
         if any(missing):
             image = VF.pad(image, missing, padding_mode="edge")
-        return augment(image)[:, :height, :width]
+        augmented = augment(image.as_subclass(View)).as_subclass(Tensor)
+        return augmented[:, :height, :width]
 
     return apply
 
