@@ -61,6 +61,13 @@ def test_the_quick_way_measures_every_row(tmp_path: Path, capsys, probed_here: l
     assert "8 labelled images every" in printed
     assert data_table(results) in printed
     assert "labelled, 1 workers" in render_report({"data": results})
+    document = tmp_path / "document.md"
+    document.write_text("<!-- benchmark: data.json data -->\n<!-- end benchmark -->\n")
+    assert main(["readme", str(document)]) == 0
+    assert main(["readme", "--check", str(document)]) == 0
+    rows = [line for line in document.read_text().splitlines() if "120 x 90" in line]
+    assert len(rows) == 6
+    assert all(f"{1 / row.median:.3g}" in document.read_text() for row in results.rows)
     assert len(compare(results, results)) == len(results.rows)
 
 
@@ -148,7 +155,10 @@ def test_every_pipeline_changes_colors_and_blurs(name: str, tmp_path: Path, seed
     for key in ("flip", "jitter", "gray", "blur"):
         augment = replace(augment_config(case, 1.0), **{**off, key: 1.0})
         work = Work(files, "strong", augment, 1, seed % 2**31)
-        sample = PIPELINES[name].prepare(work).samples[0]
-        weak, strong = (sample.weak, sample.strong[0]) if name == "ours" else sample[:2]
-        changed = (weak - strong).abs().max() > 0.05
-        assert changed == (key != "flip"), key
+        samples = PIPELINES[name].prepare(work).samples
+        changes = []
+        for index in range(8):  # a blur may be as good as none
+            sample = samples[index]
+            weak, strong = (sample.weak, sample.strong[0]) if name == "ours" else sample[:2]
+            changes.append(float((weak - strong).abs().max()))
+        assert max(changes) > 0.3 if key != "flip" else max(changes) == 0, key
