@@ -47,10 +47,10 @@ def test_the_quick_way_measures_every_row(tmp_path: Path, capsys, probed_here: l
     results = Results.load(output)
     found = {(row.implementation, row.phase) for row in results.rows}
     assert found == {
-        (name, f"{task}, {workers} workers")
+        (name, f"{task}, {workers}")
         for name, pipeline in PIPELINES.items()
         for task in pipeline.tasks
-        for workers in (0, 1)
+        for workers in ("0 workers", "1 worker")
     }
     assert all(row.status == "ok" and len(row.samples) == 1 for row in results.rows)
     assert all(row.median > 0 for row in results.rows)
@@ -60,7 +60,7 @@ def test_the_quick_way_measures_every_row(tmp_path: Path, capsys, probed_here: l
     printed = capsys.readouterr().out
     assert "8 labelled images every" in printed
     assert data_table(results) in printed
-    assert "labelled, 1 workers" in render_report({"data": results})
+    assert "labelled, 1 worker" in render_report({"data": results})
     document = tmp_path / "document.md"
     document.write_text("<!-- benchmark: data.json data -->\n<!-- end benchmark -->\n")
     assert main(["readme", str(document)]) == 0

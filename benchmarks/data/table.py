@@ -17,7 +17,7 @@ _TASKS = {
 
 def phase(task: str, workers: int) -> str:
     """A row's phase."""
-    return f"{task}, {workers} workers"
+    return f"{task}, {workers} {'worker' if workers == 1 else 'workers'}"
 
 
 def data_table(results: Results) -> str:
