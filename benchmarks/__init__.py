@@ -6,7 +6,7 @@ From the bottom up; a module imports its own room and those below:
     cases.py operations.py    problem sizes, their inputs, and the arithmetic that they need
     implementations/          the losses that are compared, behind one interface
     measure/                  times, memory, the machine and its limits, result files
-    loss/ step/ convergence/ trainings/    one room for each question, which knows no other
+    loss/ step/ data/ convergence/ trainings/    one room for each question, which knows no other
     documents/                report, readme, plots, compare: what reads result files
     __main__.py               the command line
 """

@@ -32,6 +32,11 @@ COMMANDS = {
         "a whole training step, encoder included, with our loss and with the official one",
         measures=True,
     ),
+    "data": Command(
+        "benchmarks.data.command",
+        "images a second of the training's loader, against torchvision's and UniMatch's",
+        measures=True,
+    ),
     "convergence": Command(
         "benchmarks.convergence.command",
         "the same short training with our loss and with the reference",

@@ -11,12 +11,21 @@ from pathlib import PurePath
 
 def positive_int(text: str) -> int:
     """1, 2, ..."""
+    return _integer(text, 1)
+
+
+def non_negative_int(text: str) -> int:
+    """0, 1, 2, ..."""
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"needs an integer of at least 1, but got {text!r}")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"needs an integer of at least {least}, but got {text!r}")
     return value
 
 

@@ -19,7 +19,7 @@ ROOMS = [
     {"operations"},
     {"implementations"},
     {"measure"},
-    {"loss", "step", "convergence", "trainings"},
+    {"loss", "step", "data", "convergence", "trainings"},
     {"documents"},
     {"__main__"},
 ]

@@ -31,7 +31,8 @@ for words in {commands}:
 """
 
 TRAIN = {"omegaconf", "torchvision", "torchmetrics", "tensorboard", "sklearn", "safetensors"}
-COMMANDS = ("loss", "step", "convergence", "camvid", "methods", "report", "readme", "compare")
+COMMANDS = ("loss", "step", "data", "convergence", "camvid", "methods", "report", "readme")
+COMMANDS += ("compare",)
 
 
 def run_without(hidden: set[str], commands: list[list[str]], folder: Path) -> tuple[dict, str]:
@@ -61,7 +62,7 @@ def test_loss_compare_readme_report_and_every_help_need_no_package_of_the_traine
     (tmp_path / "doc.md").write_text(block)
     wanted = [loss, ["compare", "a.json", "a.json"], ["readme", "doc.md"], ["report", "a.json"]]
     wanted += [[command, "--help"] for command in COMMANDS]
-    training = [["step"], ["convergence"], ["camvid", "--data", "D", "--output", "O"]]
+    training = [["step"], ["data"], ["convergence"], ["camvid", "--data", "D", "--output", "O"]]
     training.append(["methods", "--output", "O"])
     codes, errors = run_without(TRAIN, [*wanted, *training], tmp_path)
     assert {" ".join(words): codes[" ".join(words)] for words in wanted} == {

@@ -16,11 +16,102 @@ from cac_ext.train.networks.grid import FeatureGrid
 
 PLAIN = {"blur": 0.0, "jitter": 0.0, "gray": 0.0}
 
+#: Gray levels between a scaled pixel and the exact value. Two passes round to whole levels, half a
+#: level each; weights and offsets are rounded, too.
+ROUNDING = 1.1
+
+
+def scale_parts(monkeypatch: pytest.MonkeyPatch, parts: bool) -> None:
+    """Every image is scaled in parts, or every image whole."""
+    monkeypatch.setattr(rescale, "part_pays", lambda whole, part: parts)
+
+
+def filter_matrix(size: int, scaled: int, first: int = 0, shown: int = 65) -> torch.Tensor:
+    """The antialiased bilinear filter along one side, ``[shown, size]`` float64."""
+    ratio = size / scaled
+    centers = (torch.arange(scaled, dtype=torch.float64)[first : first + shown] + 0.5) * ratio
+    places = torch.arange(size, dtype=torch.float64) + 0.5
+    distance = (places[None, :] - centers[:, None]).abs() / max(ratio, 1.0)
+    weights = (1 - distance).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def exact_part(image: torch.Tensor, size: tuple[int, int], top: int, left: int) -> torch.Tensor:
+    """65 x 65 pixels of the scaled image, or up to its end, ``[3, h, w]`` float64."""
+    rows = filter_matrix(image.shape[1], size[0], top)
+    columns = filter_matrix(image.shape[2], size[1], left)
+    return rows @ image.double() @ columns.T
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_every_scaled_pixel_is_the_exact_one_but_for_rounding(parts, seed, monkeypatch):
+    """Parts of noise, the sharpest picture, at any offset, against float64 on the whole."""
+    scale_parts(monkeypatch, parts)
+    torch.manual_seed(seed)
+    total, pixels = 0.0, 0
+    for _ in range(12):
+        height, width = (int(torch.randint(40, 700, ())) for _ in range(2))
+        ratio = float(torch.empty(()).uniform_(-2, 1.5).exp2())  # 1/4 to 2.8
+        size = max(round(height * ratio), 2), max(round(width * ratio), 2)
+        image = torch.randint(0, 2, (3, height, width), dtype=torch.uint8) * 255
+        for _ in range(3):
+            top, left = (int(torch.randint(n, ())) for n in size)
+            part = Scaled((height, width), *size).part(tv_tensors.Image(image), top, left, 65, 65)
+            error = (part - exact_part(image, size, top, left)).abs()
+            assert error.max() <= ROUNDING, (height, width, size, top, left)
+            total, pixels = total + float(error.sum()), pixels + error.numel()
+    assert total / pixels < 0.35
+
+
+def test_a_part_far_from_the_corner_of_a_large_picture_is_exact_but_for_rounding(seed, monkeypatch):
+    """Offsets of thousands of pixels lose no precision."""
+    scale_parts(monkeypatch, True)
+    torch.manual_seed(seed)
+    source, size = (40, 9001), (57, 12345)
+    image = torch.randint(0, 2, (3, *source), dtype=torch.uint8) * 255
+    for left in (11_999, 12_289):
+        part = Scaled(source, *size).part(tv_tensors.Image(image), 0, left, 65, 65)
+        assert (part - exact_part(image, size, 0, left)).abs().max() <= ROUNDING
+
+
+def test_masks_equal_the_whole_mask_for_any_size(seed):
+    torch.manual_seed(seed)
+    for dtype in (torch.uint8, torch.int64, torch.int32):
+        for _ in range(25):
+            height, width, *size = (int(torch.randint(1, 400, ())) for _ in range(4))
+            mask = torch.randint(0, 120, (height, width), dtype=dtype)
+            whole = VF.resize(tv_tensors.Mask(mask), size)
+            top, left = (int(torch.randint(n, ())) for n in size)
+            part = Scaled((height, width), *size).part(tv_tensors.Mask(mask), top, left, 99, 99)
+            assert torch.equal(part, whole[top : top + 99, left : left + 99])
+
+
+def test_only_a_part_is_scaled_if_the_whole_is_much_larger(monkeypatch):
+    """A picture of 12 megapixels, twice as large; small ones stay with torchvision."""
+    wholes, resize = [], VF.resize
+
+    def noted(image: torch.Tensor, size: list[int]) -> torch.Tensor:
+        wholes.append(size)
+        return resize(image, size)
+
+    monkeypatch.setattr(VF, "resize", noted)
+
+    def scale(source: tuple[int, int], size: tuple[int, int]) -> None:
+        image = tv_tensors.Image(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, *source))
+        assert Scaled(source, *size).part(image, 7, 9, 320, 320).shape == (3, 320, 320)
+
+    scale((3000, 4000), (6000, 8000))
+    scale((3000, 4000), (1500, 2000))
+    assert wholes == []
+    scale((375, 500), (600, 800))  # VOC
+    scale((3000, 4000), (600, 800))
+    assert wholes == [[600, 800]] * 2
+
 
 @pytest.mark.parametrize("size", [(90, 77), (450, 333), (281, 230), (32, 401), (1, 60)])
-@pytest.mark.parametrize("limit", [0, 10**9])
-def test_a_part_is_that_part_of_the_whole(size, limit, seed, monkeypatch):
-    monkeypatch.setattr(rescale, "WHOLE_PIXELS", limit)
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_part_is_that_part_of_the_whole(size, parts, seed, monkeypatch):
+    scale_parts(monkeypatch, parts)
     torch.manual_seed(seed)
     image = tv_tensors.Image(torch.randint(0, 256, (3, 210, 170), dtype=torch.uint8))
     mask = tv_tensors.Mask(torch.randint(0, 200, (210, 170), dtype=torch.uint8))
@@ -33,7 +124,7 @@ def test_a_part_is_that_part_of_the_whole(size, limit, seed, monkeypatch):
         expected = whole[:, where[0], where[1]]
         assert part.shape == expected.shape
         difference = (part.int() - expected.int()).abs()
-        assert difference.max() <= (0 if limit else 2)  # of 255 gray levels
+        assert difference.max() <= (2 if parts else 0)  # of 255 gray levels
         assert difference.float().mean() < 0.3
         assert torch.equal(scaled.part(mask, top, left, 65, 65), whole_mask[where])
     assert scaled.part(image, size[0] + 5, 0, 65, 65).numel() == 0
@@ -65,8 +156,8 @@ def test_crops_of_large_pictures_show_what_crops_of_whole_ones_show(seed, monkey
     sampler = CropPairSampler(65, FeatureGrid(4), (0.1, 1.0), 0.5)
     pairs, labelled = CropPairAugment(config, sampler, 255), LabelledAugment(config, 255)
     found = []
-    for limit in (0, 10**9):
-        monkeypatch.setattr(rescale, "WHOLE_PIXELS", limit)
+    for parts in (True, False):
+        scale_parts(monkeypatch, parts)
         torch.manual_seed(seed + 1)
         found.append([(pairs(sample), labelled(sample)) for _ in range(5)])
     level = 2.01 / 255 / 0.224  # two gray levels, normalized
@@ -80,7 +171,7 @@ def test_crops_of_large_pictures_show_what_crops_of_whole_ones_show(seed, monkey
 
 
 def test_views_of_a_large_picture_agree_bit_for_bit_at_their_overlap(seed, monkeypatch):
-    monkeypatch.setattr(rescale, "WHOLE_PIXELS", 0)
+    scale_parts(monkeypatch, True)
     torch.manual_seed(seed)
     image = torch.randint(0, 256, (3, 150, 180), dtype=torch.uint8)
     sampler = CropPairSampler(65, FeatureGrid(4), (0.1, 1.0), 0.5)

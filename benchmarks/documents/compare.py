@@ -83,10 +83,11 @@ class Change:
 
 
 #: Two runs are the same experiment if these agree: settings of the run, and sizes of each case.
-SETTINGS = {"loss": ("seed",), "step": ("seed", "config", "overrides", "batch")}
+SETTINGS = {"loss": ("seed",), "step": ("seed", "config", "overrides", "batch"), "data": ("seed",)}
 SIZES = {
     "loss": ("A", "N", "C", "K", "active_share", "background_share"),
     "step": ("negatives", "anchors", "batch"),
+    "data": ("width", "height", "crop_size", "base_size", "batch", "scale"),
 }
 
 

@@ -6,8 +6,8 @@ A document marks the place of a table and the source of its figures:
     <!-- end benchmark -->
 
 ``case=NAME`` is one case of a `loss` result; ``case=NAME:A,B`` shows the implementations A and B
-alone. Other tables are ``scaling`` (its cases that differ in N alone), ``step`` (a `step` result)
-and ``largest`` (the sizes that fit into memory).
+alone. Other tables are ``scaling`` (its cases that differ in N alone), ``step`` (a `step` result),
+``largest`` (the sizes that fit into memory) and ``data`` (a `data` result).
 
 The command writes the table in between, with its footnotes; with ``--check`` it only reports
 whether the document is up to date. Paths are relative to the document.
@@ -30,7 +30,7 @@ from benchmarks.step.search import describe
 from cac_ext.train.runtime.text_tables import markdown_table
 
 _BLOCK = re.compile(
-    r"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|scaling|step|largest) -->\n)"
+    r"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|scaling|step|largest|data) -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end benchmark -->)",
     re.DOTALL,
 )
@@ -135,6 +135,21 @@ def largest_markdown(results: Results) -> str:
     return _block(results, header, lines, 1, caption, {})
 
 
+def data_markdown(results: Results) -> str:
+    """A `data` result: images a second of every pipeline, and memory."""
+    pipelines = list(dict.fromkeys(row.implementation for row in results.rows))
+    lines: list[list[str]] = []
+    shown: dict[str, list[Row]] = {}
+    for case, sizes in results.cases.items():
+        pixels = f"{sizes['width']} x {sizes['height']}"
+        for phase in dict.fromkeys(row.phase for row in results.rows if row.case == case):
+            found = [results.find(case, pipeline, "float32", phase) for pipeline in pipelines]
+            lines.append([pixels, phase, *map(_rate_and_memory, found)])
+            shown[f"{pixels}, {phase}"] = [row for row in found if row is not None]
+    caption = "images a second; the peak memory of one labelled image at scale 2."
+    return _block(results, ["pictures", "task", *pipelines], lines, 2, caption, shown)
+
+
 def _training(results: Results) -> str:
     return f"`{results.settings['config']}` with {' '.join(results.settings['overrides'])}"
 
@@ -150,8 +165,17 @@ def _time(row: Row) -> str:
 def _time_and_memory(row: Row | None) -> str:
     if row is None or not _measured(row):
         return "-"
-    memory = "" if row.extra_memory is None else f", {units.size(row.extra_memory)}"
-    return _time(row) + memory
+    return _time(row) + _memory(row)
+
+
+def _rate_and_memory(row: Row | None) -> str:
+    if row is None or not _measured(row):
+        return "-"
+    return f"{1 / row.median:.3g}{FEW_SIGN if _few(row) else ''}{_memory(row)}"
+
+
+def _memory(row: Row) -> str:
+    return "" if row.extra_memory is None else f", {units.size(row.extra_memory)}"
 
 
 def _ratio(results: Results, row: Row, rival: str) -> str:
@@ -225,6 +249,8 @@ def updated(document: Path) -> str:
             body = step_markdown(results)
         elif match["what"] == "largest":
             body = largest_markdown(results)
+        elif match["what"] == "data":
+            body = data_markdown(results)
         else:
             case, _, names = match["what"].removeprefix("case=").partition(":")
             body = case_markdown(results, case, names.split(",") if names else ())
@@ -236,8 +262,8 @@ def updated(document: Path) -> str:
         if start not in known:
             raise UsageError(
                 f"{document}: {start.strip()!r} is not a block; it must begin with "
-                "'<!-- benchmark: FILE.json case=NAME[:A,B]|scaling|step|largest -->' and end with "
-                "'<!-- end benchmark -->'"
+                "'<!-- benchmark: FILE.json case=NAME[:A,B]|scaling|step|largest|data -->' and end "
+                "with '<!-- end benchmark -->'"
             )
     return _BLOCK.sub(replace, text)
 

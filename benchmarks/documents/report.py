@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.convergence.table import convergence_table
+from benchmarks.data.table import data_table
 from benchmarks.loss.table import loss_table
 from benchmarks.measure.results import Results
 from benchmarks.step.table import step_table
@@ -34,6 +35,8 @@ def text_of(results: Results) -> str:
         return loss_table(results)
     if results.kind == "step":
         return step_table(results)
+    if results.kind == "data":
+        return data_table(results)
     return convergence_table(results)
 
 
@@ -45,6 +48,8 @@ def figures_of(results: Results) -> dict[str, Figure]:
         return plots.loss_figures(results)
     if results.kind == "step":
         return plots.step_figures(results)
+    if results.kind == "data":
+        return {}
     return plots.convergence_figures(results)
 
 

@@ -59,7 +59,7 @@ class WorkloadCounts(TypedDict, total=False):
 
 
 class CaseRecord(TypedDict, total=False):
-    """A `Case` of `loss` with its measured facts, or the sizes of a row of `step`."""
+    """A `Case` of `loss` with its measured facts, or the sizes of a row of `step` or `data`."""
 
     name: str
     A: int
@@ -75,7 +75,14 @@ class CaseRecord(TypedDict, total=False):
     # of `step`
     negatives: int
     anchors: int
-    batch: int
+    batch: int  # also of `data`
+    # of `data`, in pixels
+    width: int
+    height: int
+    crop_size: int
+    base_size: int | None  # long side before scaling; None: that of the file
+    scale: float  # of the timed samples
+    file_bytes: int  # of the JPEG
 
 
 def case_record(case: Case, workload: Workload | None = None) -> CaseRecord:

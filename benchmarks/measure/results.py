@@ -58,7 +58,7 @@ class Row:
     detail: str = ""
     samples: list[float] = field(default_factory=list)
     warmed_up: bool = True
-    extra_memory: int | None = None  # peak beyond the inputs, gradients included
+    extra_memory: int | None = None  # peak beyond the inputs, gradients or a sample included
     executed_operations: int | None = None
     nominal_operations: int | None = None
     compulsory_bytes: int | None = None
@@ -97,7 +97,7 @@ class Row:
 class Results:
     """A whole run: how, where, with which versions, and its figures."""
 
-    kind: str  # the command: loss, step or convergence
+    kind: str  # the command: loss, step, data or convergence
     settings: dict[str, Any]
     machine: Machine
     software: Software

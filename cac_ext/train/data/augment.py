@@ -15,6 +15,7 @@ from cac_ext.train.config import AugmentConfig
 from cac_ext.train.data.batches import CropPairSample, LabelledSample, ViewSample
 from cac_ext.train.data.contract import Sample
 from cac_ext.train.data.crop_pair import Crop, CropPairSampler
+from cac_ext.train.data.hue import View
 from cac_ext.train.data.rescale import Scaled, draw_scale
 from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
 
@@ -54,7 +55,8 @@ def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
         missing = [0, 0, max(_BLUR_REACH - width, 0), max(_BLUR_REACH - height, 0)]
         if any(missing):
             image = VF.pad(image, missing, padding_mode="edge")
-        return augment(image)[:, :height, :width]
+        augmented = augment(image.as_subclass(View)).as_subclass(Tensor)
+        return augmented[:, :height, :width]
 
     return apply
 
@@ -74,6 +76,7 @@ class LabelledAugment:
         image, mask = tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"])
         scaled, top, left = random_crop(self.config, self.config.labelled_scale, image)
         image, mask = (scaled.part(whole, top, left, size, size) for whole in (image, mask))
+        image = image.contiguous()  # a file's pixels are [H, W, 3]: every step would be slower
         if torch.rand(()) < self.config.flip:
             image, mask = image.flip(-1), mask.flip(-1)
         image = pad(normalize(image), size, size, 0.0)
@@ -137,7 +140,7 @@ class CropPairAugment:
 
     def _image(self, part: Tensor, crop: Crop) -> Tensor:
         """The augmented image of a crop, ``[3, S, S]`` float32."""
-        shown = self._cut(part, crop)
+        shown = self._cut(part, crop).contiguous()
         inside = shown.numel() > 0  # False for a crop that lies wholly in the padding
         return self._finish(normalize(self.low_level(shown)) if inside else shown.float(), crop, 0)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import default_collate
 
 T = TypeVar("T")
 
@@ -92,8 +93,8 @@ class WholeCropBatch(NamedTuple):
 def collate_labelled(samples: list[LabelledSample]) -> LabelledBatch:
     """Stacks labelled samples."""
     return LabelledBatch(
-        torch.stack([sample.image for sample in samples]),
-        torch.stack([sample.mask for sample in samples]),
+        _stack([sample.image for sample in samples]),
+        _stack([sample.mask for sample in samples]),
     )
 
 
@@ -111,9 +112,9 @@ def collate_pairs(samples: list[CropPairSample]) -> CropPairBatch:
 
 def _collate_views(samples: list[ViewSample]) -> ViewBatch:
     positions = samples[0].valid.numel()  # h w
-    valid = torch.stack([sample.valid for sample in samples])  # [B, h, w]
+    valid = _stack([sample.valid for sample in samples])  # [B, h, w]
     return ViewBatch(
-        torch.stack([sample.image for sample in samples]),
+        _stack([sample.image for sample in samples]),
         valid,
         # Found here, on the CPU: on a GPU the host would wait to learn how many there are.
         valid.flatten().nonzero().squeeze(1),
@@ -125,16 +126,28 @@ def _collate_views(samples: list[ViewSample]) -> ViewBatch:
 
 def _stack_known(parts: list[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
-    return torch.stack(known) if known else None
+    return _stack(known) if known else None
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """As `torch.stack`; a loader's worker stacks into memory that it shares, without a copy."""
+    stacked: Tensor = default_collate(parts)
+    return stacked
+
+
+def _stack_versions(parts: list[Tensor]) -> Tensor:
+    """B tensors ``[V, ...]`` to one ``[V, B, ...]``."""
+    flat = [part[version] for version in range(len(parts[0])) for part in parts]
+    return _stack(flat).unflatten(0, (-1, len(parts))) if flat else torch.stack(parts, dim=1)
 
 
 def collate_whole_crops(samples: list[WholeCropSample]) -> WholeCropBatch:
     """Stacks unlabelled crops; the strong versions come first: ``[V, B, ...]``."""
     return WholeCropBatch(
-        torch.stack([sample.weak for sample in samples]),
-        torch.stack([sample.strong for sample in samples], dim=1),
-        torch.stack([sample.valid for sample in samples]),
-        torch.stack([sample.cutmix for sample in samples], dim=1),
+        _stack([sample.weak for sample in samples]),
+        _stack_versions([sample.strong for sample in samples]),
+        _stack([sample.valid for sample in samples]),
+        _stack_versions([sample.cutmix for sample in samples]),
         _stack_known([sample.mask for sample in samples]),
     )
 

@@ -12,9 +12,15 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as VF
 
-#: Up to so many pixels, before and after, torchvision scales the whole picture. For a larger one
-#: that would take time and memory far beyond a crop's.
-WHOLE_PIXELS = 1 << 20
+#: torchvision scales a whole picture several times faster per pixel than Pillow scales a part. So
+#: the part pays if the scaled picture is more than `_PART_PAYS` times as large, and large at all.
+_WHOLE_PIXELS = 1 << 20
+_PART_PAYS = 4
+
+
+def part_pays(whole: int, part: int) -> bool:
+    """Whether scaling a part of so many pixels costs less than scaling the whole picture."""
+    return whole > max(_WHOLE_PIXELS, _PART_PAYS * part)
 
 
 @dataclass(frozen=True)
@@ -34,24 +40,24 @@ class Scaled:
         """``scaled[..., top : top + height, left : left + width]``, clipped to the scaled picture.
 
         An image (`tv_tensors.Image`, uint8 ``[3, H, W]``) is interpolated with antialiasing; any
-        other tensor ``[H, W]`` takes the nearest pixel. Pillow computes a part of a large image;
-        it rounds differently from torchvision, by one gray level at a few pixels.
+        other tensor ``[H, W]`` takes the nearest pixel and so equals that part exactly. Each value
+        of an image is the exact one within 1.1 gray levels: torchvision, which scales the whole
+        picture, and Pillow, which scales a part (`part_pays`), round twice.
         """
         bottom, right = min(top + height, self.height), min(left + width, self.width)
         if self.source == (self.height, self.width):
             return picture[..., top:bottom, left:right]
-        # torch's uint8 kernel for CPUs is wrong for pictures that become one column.
-        small = max(math.prod(self.source), self.height * self.width) <= WHOLE_PIXELS
-        if small and self.width > 1:
-            whole = VF.resize(picture, [self.height, self.width])
-            return whole[..., top:bottom, left:right]
+        if not isinstance(picture, tv_tensors.Image):
+            rows = _nearest(self.source[0], self.height)[top:bottom]
+            columns = _nearest(self.source[1], self.width)[left:right]
+            return picture.index_select(-2, rows).index_select(-1, columns)
         if bottom <= top or right <= left:
             return picture[..., :0, :0]
-        if isinstance(picture, tv_tensors.Image):
+        # torch's uint8 kernel for CPUs is wrong for pictures that become one column.
+        pays = part_pays(self.height * self.width, (bottom - top) * (right - left))
+        if pays or self.width == 1:
             return self._image_part(picture, top, left, bottom, right)
-        rows = _nearest(self.source[0], self.height)[top:bottom]
-        columns = _nearest(self.source[1], self.width)[left:right]
-        return picture[..., rows[:, None], columns[None, :]]
+        return VF.resize(picture, [self.height, self.width])[..., top:bottom, left:right]
 
     def pixels(self, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The scaled mask ``[H, W]`` at some rows ``[h]`` and columns ``[w]``, ``[h, w]``."""

@@ -50,7 +50,7 @@ class WholeCropAugment:
         scaled, top, left = random_crop(self.config, self.config.unlabelled_scale, image)
         crop = scaled.part(image, top, left, size, size)
         flipped = bool(torch.rand(()) < self.config.flip)
-        crop = crop.flip(-1) if flipped else crop
+        crop = (crop.flip(-1) if flipped else crop).contiguous()
         strong = [self._padded(self.low_level(crop)) for _ in range(self.strong)]
         mask = None
         if self.ignore_index is not None:

@@ -356,6 +356,8 @@ def _turned_hint(image: Path | str, found: tuple[int, int], size: tuple[int, int
 
 def _rgb(picture: Image.Image, title: str) -> Image.Image:
     picture.info.pop("transparency", None)  # a transparent palette entry keeps its color
+    if picture.mode == "RGB":
+        return picture
     straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)  # undoes the darkening by alpha
     try:
         picture = picture if straight is None else picture.convert(straight)
