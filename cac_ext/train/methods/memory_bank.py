@@ -50,6 +50,8 @@ class MemoryBank:
     def enqueue(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Adds a step's ``[M, C]`` and ``[M]``; returns all negatives ``[N, C]`` and ``[N]``."""
         self._steps.append((features, labels))
+        if len(self._steps) == 1:
+            return features, labels
         return (
             torch.cat([step_features for step_features, _ in self._steps]),
             torch.cat([step_labels for _, step_labels in self._steps]),
