@@ -32,6 +32,11 @@ COMMANDS = {
         "a whole training step, encoder included, with our loss and with the official one",
         measures=True,
     ),
+    "parts": Command(
+        "benchmarks.step.parts_command",
+        "what a training step spends beside network and losses",
+        measures=True,
+    ),
     "convergence": Command(
         "benchmarks.convergence.command",
         "the same short training with our loss and with the reference",

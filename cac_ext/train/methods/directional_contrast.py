@@ -18,11 +18,17 @@ from cac_ext.train.data.batches import CropPairBatch, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.truth import WithTruth
+from cac_ext.train.errors import ConfigError
 from cac_ext.train.figures.panels import crop_pair_figure
-from cac_ext.train.methods.consistency import Anchors, Overlap, consistency_loss
+from cac_ext.train.methods.consistency import (
+    Anchors,
+    Overlap,
+    consistency_loss,
+    consistency_loss_over_chunks,
+)
 from cac_ext.train.methods.contract import MethodContext, StreamRequest
 from cac_ext.train.methods.finite import finite_outside_padding
-from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.memory_bank import MemoryBank, join_banks, share_of_bank
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
 from cac_ext.train.methods.projecting_network import ViewOutputs
 from cac_ext.train.runtime.seeding import derive_seed
@@ -80,6 +86,19 @@ def are_finite(pairs: CropPairBatch, outputs: ViewOutputs) -> Tensor:
     return finite_outside_padding(outputs.projections, valid)
 
 
+def _most_gathered(context: MethodContext) -> int | None:
+    """``run.max_gathered_negatives``, or None if no rows are gathered in chunks."""
+    most, size = context.config.run.max_gathered_negatives, context.processes.size
+    if most is None or size == 1:
+        return None
+    if most < size:
+        raise ConfigError(
+            f"run.max_gathered_negatives is {most}, but each of {size} processes contributes at "
+            f"least one: set it to {size} or more, at best to some thousands"
+        )
+    return most
+
+
 class DirectionalContrast:
     """Eq. 1-8 for a method.
 
@@ -97,6 +116,7 @@ class DirectionalContrast:
         if selected_num is not None:  # each process selects its share, rounded up
             selected_num = -(-selected_num // self.context.processes.size)
         self.bank = MemoryBank(selected_num, self.context.config.method.step_save)
+        self._most_gathered = _most_gathered(context)
         self._latest: CropPairOutputs | None = None
 
     def stream(self) -> StreamRequest:
@@ -136,23 +156,23 @@ class DirectionalContrast:
         seed = derive_seed(config.seed, "negatives", iteration, processes.rank)
         generator = torch.Generator().manual_seed(seed)
         rows = self._rows(pairs, outputs, generator)
-        negatives, negative_labels = self.bank.enqueue(
-            *processes.gather_negatives(rows.features, rows.labels)
-        )  # [N, C], [N]
-        loss, anchors = consistency_loss(
-            config.method,
-            rows.first,
-            rows.second,
-            pairs.weights,
-            negatives,
-            negative_labels,
-            self.context.normalizing,
-            self.loss,
-        )
-        metrics: dict[str, Tensor | float] = {
-            "active_share": anchors.share(),
-            "negatives": len(negatives),
-        }
+        arguments = config.method, rows.first, rows.second, pairs.weights
+        if self._most_gathered is None:
+            features, labels = processes.gather_negatives(rows.features, rows.labels)
+            features, labels = self.bank.enqueue(features, labels)  # [N, C], [N]
+            count = len(features)
+            loss, anchors = consistency_loss(
+                *arguments, features, labels, self.context.normalizing, self.loss
+            )
+        else:  # the bank holds the rows of this process
+            features, labels = self.bank.enqueue(rows.features, rows.labels)
+            count = sum(processes.counts(len(features)))
+            loss, anchors = consistency_loss_over_chunks(
+                *arguments,
+                processes.gather_in_chunks(features, labels, self._most_gathered),
+                self.context.normalizing,
+            )
+        metrics: dict[str, Tensor | float] = {"active_share": anchors.share(), "negatives": count}
         truth = _truth_of(pairs, rows.chosen)
         if truth is not None:
             metrics |= self._precision(rows, truth, anchors)
@@ -190,12 +210,20 @@ class DirectionalContrast:
         return {"negative_precision": selected, "negative_precision_random": of_all}
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory bank."""
-        return {"bank": self.bank.state_dict()}
+        """The memory bank. All processes call it; if they share the bank, rank 0 collects it."""
+        state = self.bank.state_dict()
+        if self._most_gathered is None:
+            return {"bank": state}
+        on_cpu = {part: [rows.cpu() for rows in steps] for part, steps in state.items()}
+        states = self.context.processes.collect(on_cpu)
+        return {"bank": join_banks(states)} if states else {}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore what `state_dict` returned."""
-        self.bank.load_state_dict(state["bank"], device)
+        bank, processes = state["bank"], self.context.processes
+        if self._most_gathered is not None:
+            bank = share_of_bank(bank, processes.rank, processes.size)
+        self.bank.load_state_dict(bank, device)
 
     def pictures(self) -> dict[str, Figure]:
         """The first crop pair of the latest step, if it had any."""
