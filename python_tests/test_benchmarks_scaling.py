@@ -61,6 +61,11 @@ def test_the_error_covers_the_noise(seed):
     assert 0.55 < within / 300 < 0.77
 
 
+def test_quick_cases_are_measured_by_their_name_alone():
+    assert len(find_cases(["quick-scaling"])) == 9
+    assert not [case for case in find_cases(["all"]) if case.name.startswith("quick")]
+
+
 def test_two_sizes_give_no_exponent():
     assert fit([(10, 1.0), (20, 2.0)]) is None
     assert fit([(10, 1.0), (10, 1.1), (20, 2.0)]) is None
