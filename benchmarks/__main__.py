@@ -37,6 +37,11 @@ COMMANDS = {
         "images a second of the training's loader, against torchvision's and UniMatch's",
         measures=True,
     ),
+    "parts": Command(
+        "benchmarks.step.parts_command",
+        "what a training step spends beside network and losses",
+        measures=True,
+    ),
     "convergence": Command(
         "benchmarks.convergence.command",
         "the same short training with our loss and with the reference",

@@ -62,8 +62,8 @@ def _scaling() -> dict[str, list[Case]]:
             Case(f"n-{n}", N=n) for n in (3_200, 12_800, 51_200, 204_800, 500_000, 1_000_000)
         ],
         "scale-a": [Case(f"a-{a}", A=a) for a in (400, 1_600, 6_400, 25_600)],
-        "channels": [Case(f"c-{c}", C=c) for c in (64, 128, 256)],
-        "classes": [Case(f"k-{k}", K=k) for k in (2, 21, 150)],
+        "channels": [Case(f"c-{c}", C=c) for c in (64, 96, 128, 192, 256)],
+        "classes": [Case(f"k-{k}", K=k) for k in (2, 5, 21, 50, 150)],
         "active": [Case(f"active-{s}", active_share=s) for s in (0.02, 0.1, 0.38, 0.5)],
         "skew": [Case(f"skew-{s}", background_share=s) for s in (0.05, 0.3, 0.57, 0.9)],
     }
@@ -73,9 +73,20 @@ def _scaling() -> dict[str, list[Case]]:
     }
 
 
+def _quick_scaling() -> list[Case]:
+    """Three values of each size in seconds, to see that the laws are fitted: not to be believed."""
+    middle = {"A": 800, "N": 6_400, "C": 64, "K": 21}
+    others = {"A": (400, 1_600), "N": (3_200, 12_800), "C": (32, 128), "K": (5, 80)}
+    sizes = [middle] + [{**middle, name: x} for name, pair in others.items() for x in pair]
+    return [
+        Case("quick-" + "-".join(map(str, size.values())), **size, group="quick") for size in sizes
+    ]
+
+
 #: Every name that ``--cases`` takes, with the cases it stands for.
 CASES: dict[str, list[Case]] = {
     "quick": [Case("quick", A=800, N=9_600, group="quick")],
+    "quick-scaling": _quick_scaling(),
     "voc": [Case("voc")],
     "voc-r101": [Case("voc-r101", N=76_800)],
     "cityscapes": [Case("cityscapes", A=13_000, N=129_600, K=19)],
@@ -84,9 +95,9 @@ CASES: dict[str, list[Case]] = {
 
 
 def find_cases(names: list[str]) -> list[Case]:
-    """The cases behind ``names``, each once; ``all`` stands for every one but ``quick``."""
+    """The cases behind ``names``, each once; ``all`` stands for every one but quick ones."""
     if "all" in names:
-        names = [name for name in CASES if name != "quick"]
+        names = [name for name in CASES if not name.startswith("quick")]
     found: dict[str, Case] = {}
     for name in names:
         if name in CASES:

@@ -4,19 +4,12 @@ Source of the method: Lai et al., "Semi-supervised Semantic Segmentation with Di
 Context-aware Consistency", CVPR 2021.
 """
 
-from cac_ext._load import __version__  # first: loads the operators, or says why it cannot
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# isort: split
-
-from cac_ext import ops, reference
-from cac_ext.build_info import build_info
-from cac_ext.functional import (
-    directional_contrastive_loss,
-    masked_contrastive_loss,
-    masked_logsumexp,
-)
-from cac_ext.loss import DirectionalContrastiveLoss
-from cac_ext.negatives import PreparedNegatives, prepare_negatives
+from cac_ext._version import __version__
 
 __all__ = [
     "DirectionalContrastiveLoss",
@@ -30,3 +23,36 @@ __all__ = [
     "prepare_negatives",
     "reference",
 ]
+
+
+def _is_the_command() -> bool:
+    """Whether this process is ``cac-ext`` or ``python -m cac_ext.train``."""
+    # With -m, Python runs this file before it knows the path of the module to run.
+    program = sys.argv[0] if sys.argv else ""
+    by_module = program == "-m" and "cac_ext.train" in sys.orig_argv
+    return by_module or Path(program).stem == "cac-ext"
+
+
+# `import cac_ext` registers the operators, or says why they do not load. That imports torch, which
+# takes a second, and the command's help needs none of it: there the first name that is used does.
+if TYPE_CHECKING or not _is_the_command():
+    from cac_ext._public import (
+        DirectionalContrastiveLoss,
+        PreparedNegatives,
+        build_info,
+        directional_contrastive_loss,
+        masked_contrastive_loss,
+        masked_logsumexp,
+        ops,
+        prepare_negatives,
+        reference,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = import_module("cac_ext._public")
+        # All at once: importing cac_ext.build_info binds that name to the module, not the function.
+        globals().update({each: getattr(public, each) for each in public.__all__})
+        return globals()[name]

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from cac_ext._version import __version__
-
-__all__ = ["__version__", "check_torch_version", "read_build_config"]
+__all__ = ["_C", "check_torch_version", "read_build_config"]
 
 _REBUILD = "rebuild it with `pip install --no-build-isolation --no-deps --force-reinstall cac_ext`"
 
@@ -39,7 +37,7 @@ def check_torch_version(built: str, running: str) -> None:
 _built_against = read_build_config()["torch"]
 check_torch_version(_built_against, torch.__version__)
 try:
-    from cac_ext import _C  # noqa: F401  (loading it registers the operators)
+    from cac_ext import _C  # loading it registers the operators
 except ImportError as error:
     raise ImportError(
         f"the compiled module of cac_ext does not load ({error}); it was built against torch "

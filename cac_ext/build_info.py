@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from cac_ext import _C
-from cac_ext._load import read_build_config
+from cac_ext._load import _C, read_build_config
 from cac_ext._version import __version__
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cac_ext import _C
 from cac_ext._arguments import (
     as_ignore_index,
     cast_for_autocast,
@@ -16,6 +15,7 @@ from cac_ext._arguments import (
     require_flag,
     require_tensors,
 )
+from cac_ext._load import _C
 from cac_ext.ops import DTYPE_NUMBERS
 
 

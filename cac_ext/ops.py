@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cac_ext import _C
 from cac_ext._arguments import forward_mode_is_on
+from cac_ext._load import _C
 
 #: Chunk of negatives over which the authors' code takes the row maximum (only with ``eps`` > 0).
 LEADING_CHUNK = 8000

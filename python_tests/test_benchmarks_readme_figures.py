@@ -16,6 +16,7 @@ from benchmarks.measure.results import Results, Row
 
 ROOT = Path(__file__).parent.parent
 README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+METHODS = ROOT / "benchmarks" / "README.md"
 BLOCKS = {
     README: ["/loss.json case=voc:official,official-compiled,tiled,ours"],
     BENCHMARKS: [
@@ -24,10 +25,15 @@ BLOCKS = {
         "/step-resnet50.json step",
         "/step.json largest",
     ],
+    METHODS: [
+        "/loss-scaling.json exponents",
+        "/loss-shapes.json exponents",
+        "/loss-scaling.json ranks=step-resnet50.json",
+    ],
 }
 
 
-@pytest.mark.parametrize("document", BLOCKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", BLOCKS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_figures_of_documents_are_those_of_the_result_files(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for block in BLOCKS[document]:

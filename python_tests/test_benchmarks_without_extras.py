@@ -31,8 +31,8 @@ for words in {commands}:
 """
 
 TRAIN = {"omegaconf", "torchvision", "torchmetrics", "tensorboard", "sklearn", "safetensors"}
-COMMANDS = ("loss", "step", "data", "convergence", "camvid", "methods", "report", "readme")
-COMMANDS += ("compare",)
+COMMANDS = ("loss", "step", "parts", "data", "convergence", "camvid", "methods", "report")
+COMMANDS += ("readme", "compare")
 
 
 def run_without(hidden: set[str], commands: list[list[str]], folder: Path) -> tuple[dict, str]:
@@ -62,8 +62,8 @@ def test_loss_compare_readme_report_and_every_help_need_no_package_of_the_traine
     (tmp_path / "doc.md").write_text(block)
     wanted = [loss, ["compare", "a.json", "a.json"], ["readme", "doc.md"], ["report", "a.json"]]
     wanted += [[command, "--help"] for command in COMMANDS]
-    training = [["step"], ["data"], ["convergence"], ["camvid", "--data", "D", "--output", "O"]]
-    training.append(["methods", "--output", "O"])
+    training = [["step"], ["parts"], ["data"], ["convergence"], ["methods", "--output", "O"]]
+    training.append(["camvid", "--data", "D", "--output", "O"])
     codes, errors = run_without(TRAIN, [*wanted, *training], tmp_path)
     assert {" ".join(words): codes[" ".join(words)] for words in wanted} == {
         " ".join(words): "0" for words in wanted

@@ -15,7 +15,7 @@ import processes
 import pytest
 import torch
 from image_trees import draw_image, draw_mask, folder_overrides
-from tiny_run import TINY_RUN
+from tiny_run import TINY_RUN, interrupted_before
 from torch import nn
 from watched_training import watched_training
 
@@ -126,17 +126,7 @@ def test_two_processes_resume_bit_for_bit(tmp_path: Path, seed: int) -> None:
 
 
 def _train_until(overrides: list[str], folder: Path, iteration: int) -> None:
-    from cac_ext.train import loop
-
-    take_step = loop.take_step
-
-    def stop(*arguments):
-        if arguments[1].iteration == iteration:
-            raise KeyboardInterrupt
-        return take_step(*arguments)
-
-    loop.take_step = stop
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_before(iteration):
         _train(overrides, folder)
 
 

@@ -26,7 +26,7 @@ from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import DataError
 from cac_ext.train.loop import train
 from cac_ext.train.methods.consistency import Anchors, Overlap
-from cac_ext.train.methods.directional_contrast import Truth
+from cac_ext.train.methods.directional_contrast import Rows, Truth
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.runs.checkpoint import read_checkpoint
@@ -174,14 +174,15 @@ def _precisions(seed: int, first: int, count: int) -> list[list[float]]:
         classes = torch.cat([share[0] for share in shares], dim=1)  # [6, 50 count]
         active = torch.cat([share[1] for share in shares], dim=1)
         empty = torch.zeros(0)
-        precision = method.contrast._precision(
+        rows = Rows(
             Overlap(empty, empty, classes[2]),
             Overlap(empty, empty, classes[3]),
-            Truth(negatives=classes[4], overlap=classes[5]),
-            Truth(negatives=classes[5], overlap=classes[4]),
-            torch.cat([classes[0], classes[1]]),
-            Anchors(active[0], active[1]),
+            features=empty,
+            labels=torch.cat([classes[0], classes[1]]),
+            chosen=empty,
         )
+        truth = Truth(torch.cat([classes[4], classes[5]]), first=classes[5], second=classes[4])
+        precision = method.contrast._precision(rows, truth, Anchors(active[0], active[1]))
         found.append([precision[key].item() for key in KEYS])
     return found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 TINY_RUN = [
@@ -42,3 +45,23 @@ def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(RunLog, "pictures", lambda *_: None)
     patch.setattr(loop, "save_panel", lambda *_, **__: None)
+
+
+@contextmanager
+def interrupted_before(iteration: int) -> Iterator[None]:
+    """A training inside stops before this iteration, as by a second Ctrl-C."""
+    from cac_ext.train import loop
+
+    take_step = loop.take_step
+
+    def stop(*arguments):
+        if arguments[1].iteration == iteration:
+            raise KeyboardInterrupt
+        return take_step(*arguments)
+
+    loop.take_step = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        loop.take_step = take_step

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.convergence.table import changed_steps
+from benchmarks.loss.scaling import series_in
 from benchmarks.loss.table import SHORT_DTYPE
 from benchmarks.measure.results import Results, Row
 
@@ -32,7 +33,7 @@ LINES = {"float32": "-", "float32-high": "-.", "bfloat16": "--", "float16": ":"}
 HATCHES = {"float32": None, "float32-high": "..", "bfloat16": "//"}
 
 
-def _style(row: Row) -> dict[str, Any]:
+def style_of(row: Row) -> dict[str, Any]:
     """Options of `Axes.plot` for a contender."""
     return {
         "color": COLORS.get(row.implementation, "black"),
@@ -41,7 +42,7 @@ def _style(row: Row) -> dict[str, Any]:
     }
 
 
-def _finish(axes: Axes) -> None:
+def finish(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(fontsize=7)
@@ -51,20 +52,10 @@ def _measured(results: Results) -> list[Row]:
     return [row for row in results.rows if row.phase == "both" and row.status == "ok"]
 
 
-def series_in_n(results: Results) -> set[str]:
-    """The largest set of cases that differ in N alone."""
-    sets: dict[tuple[float, ...], set[str]] = defaultdict(set)
-    for name, case in results.cases.items():
-        shares = case["active_share"], case["background_share"]
-        fixed = (case["A"], case["C"], case["K"], *shares)
-        sets[fixed].add(name)
-    return max(sets.values(), key=len, default=set())
-
-
 def _against_n(
     results: Results, value: Callable[[Row], float | None], title: str, unit: str
 ) -> Figure | None:
-    names = series_in_n(results)
+    names = series_in(results, "N")
     lines: dict[tuple[str, str], list[tuple[int, float, Row]]] = defaultdict(list)
     for row in _measured(results):
         measured = value(row)
@@ -81,16 +72,16 @@ def _against_n(
             [point[0] for point in points],
             [point[1] for point in points],
             linestyle=LINES.get(dtype, "-"),
-            **_style(points[0][2]),
+            **style_of(points[0][2]),
         )
     axes.set(xscale="log", yscale="log", xlabel="negatives N", ylabel=unit, title=title)
-    _finish(axes)
+    finish(axes)
     return figure
 
 
 def time_against_n(results: Results) -> Figure | None:
     """Log-log; None if fewer than three values of N were measured."""
-    A = max((results.cases[name]["A"] for name in series_in_n(results)), default=0)  # all have it
+    A = max((case["A"] for case in series_in(results, "N").values()), default=0)  # all have it
     return _against_n(
         results, lambda row: row.median, f"Loss and gradient, A = {A:,}", "seconds (median)"
     )
@@ -141,7 +132,7 @@ def share_of_matrix_rate(results: Results) -> Figure | None:
         ylabel="% of torch's matrix-product rate",
         title="Executed operations against torch's matrix product",
     )
-    _finish(axes)
+    finish(axes)
     return figure
 
 
@@ -178,7 +169,7 @@ def rate_over_intensity(results: Results) -> Figure | None:
         )
     labelled = set()
     for (row, operations, _), intensity in zip(points, intensities, strict=True):
-        style = _style(row)
+        style = style_of(row)
         if style["label"] in labelled:
             style.pop("label")
         else:
@@ -191,7 +182,7 @@ def rate_over_intensity(results: Results) -> Figure | None:
         ylabel="executed Gop/s",
         title="Rates beside torch's copy and matrix product in the same run",
     )
-    _finish(axes)
+    finish(axes)
     return figure
 
 
@@ -233,7 +224,7 @@ def step_figures(results: Results) -> dict[str, Figure]:
             )
         axes.set(xscale="log", xlabel="negatives N", ylabel=unit, title="Whole training step")
         axes.set_ylim(bottom=0)
-        _finish(axes)
+        finish(axes)
         figures[name] = figure
     return figures
 
@@ -270,8 +261,8 @@ def convergence_figures(results: Results) -> dict[str, Figure]:
     right.set(xlabel="iteration", title=title)
     right.title.set_size(9)
     right.set_yscale("log")
-    _finish(left)
-    _finish(right)
+    finish(left)
+    finish(right)
     return {"convergence": figure}
 
 

@@ -6,8 +6,10 @@ A document marks the place of a table and the source of its figures:
     <!-- end benchmark -->
 
 ``case=NAME`` is one case of a `loss` result; ``case=NAME:A,B`` shows the implementations A and B
-alone. Other tables are ``scaling`` (its cases that differ in N alone), ``step`` (a `step` result),
-``largest`` (the sizes that fit into memory) and ``data`` (a `data` result).
+alone. Other tables are ``scaling`` (its cases that differ in N alone), ``exponents`` (of time and
+memory in each size), ``ranks=STEP.json`` (a calculation for several processes, with a `step` result
+beside the file), ``step`` (a `step` result), ``largest`` (the sizes that fit into memory),
+``parts`` (a `parts` result) and ``data`` (a `data` result).
 
 The command writes the table in between, with its footnotes; with ``--check`` it only reports
 whether the document is up to date. Paths are relative to the document.
@@ -20,17 +22,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.documents.plots import series_in_n
+from benchmarks.documents.scaling import exponents_table, ranks_table
 from benchmarks.errors import UsageError
+from benchmarks.loss.scaling import series_in
 from benchmarks.loss.table import SHORT_DTYPE, speed_up
 from benchmarks.measure import units
 from benchmarks.measure.records import Machine
 from benchmarks.measure.results import Results, Row
+from benchmarks.step.parts_table import parts_lines, share_beside
 from benchmarks.step.search import describe
 from cac_ext.train.runtime.text_tables import markdown_table
 
+_PLAIN = "scaling|exponents|step|largest|parts|data"
 _BLOCK = re.compile(
-    r"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|scaling|step|largest|data) -->\n)"
+    rf"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|ranks=\S+|{_PLAIN}) -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end benchmark -->)",
     re.DOTALL,
 )
@@ -77,7 +82,7 @@ def case_markdown(results: Results, case: str, implementations: Sequence[str] = 
 
 def scaling_markdown(results: Results) -> str:
     """The cases of a `loss` result that differ in N alone: time and memory."""
-    names = sorted(series_in_n(results), key=lambda name: results.cases[name]["N"])
+    names = list(series_in(results, "N"))
     rows = [row for row in results.rows if row.phase == "both"]
     contenders = dict.fromkeys((row.implementation, row.dtype) for row in rows)
     header = ["N", *(f"{name} {SHORT_DTYPE.get(dtype, dtype)}" for name, dtype in contenders)]
@@ -109,6 +114,15 @@ def step_markdown(results: Results) -> str:
         f"{sizes['anchors']:,} overlap pixels."
     )
     return _block(results, ["negatives", *losses], lines, 0, caption, shown)
+
+
+def parts_markdown(results: Results) -> str:
+    """A `parts` result: what a training step consists of."""
+    caption = (
+        f"`{results.settings['config']}` {' '.join(results.settings['overrides'])}; beside network "
+        f"and losses: {100 * share_beside(results):.1f}% of a step."
+    )
+    return _block(results, ["part", "a step", "share"], parts_lines(results), 1, caption, {})
 
 
 def largest_markdown(results: Results) -> str:
@@ -242,9 +256,17 @@ def updated(document: Path) -> str:
     """
 
     def replace(match: re.Match[str]) -> str:
-        results = Results.load(document.parent / match["file"])
+        file = document.parent / match["file"]
+        results = Results.load(file)
         if match["what"] == "scaling":
             body = scaling_markdown(results)
+        elif match["what"] == "exponents":
+            body = _block(results, *exponents_table(results), {})
+        elif match["what"].startswith("ranks="):
+            step = Results.load(file.parent / match["what"].removeprefix("ranks="))
+            body = _block(results, *ranks_table(results, step), {})
+        elif match["what"] == "parts":
+            body = parts_markdown(results)
         elif match["what"] == "step":
             body = step_markdown(results)
         elif match["what"] == "largest":
@@ -262,8 +284,8 @@ def updated(document: Path) -> str:
         if start not in known:
             raise UsageError(
                 f"{document}: {start.strip()!r} is not a block; it must begin with "
-                "'<!-- benchmark: FILE.json case=NAME[:A,B]|scaling|step|largest|data -->' and end "
-                "with '<!-- end benchmark -->'"
+                f"'<!-- benchmark: FILE.json case=NAME[:A,B]|ranks=STEP.json|{_PLAIN} -->' and "
+                "end with '<!-- end benchmark -->'"
             )
     return _BLOCK.sub(replace, text)
 

@@ -12,6 +12,7 @@ from benchmarks.convergence.table import convergence_table
 from benchmarks.data.table import data_table
 from benchmarks.loss.table import loss_table
 from benchmarks.measure.results import Results
+from benchmarks.step.parts_table import parts_table
 from benchmarks.step.table import step_table
 
 if TYPE_CHECKING:  # a report needs matplotlib, --help does not
@@ -37,18 +38,20 @@ def text_of(results: Results) -> str:
         return step_table(results)
     if results.kind == "data":
         return data_table(results)
+    if results.kind == "parts":
+        return parts_table(results)
     return convergence_table(results)
 
 
 def figures_of(results: Results) -> dict[str, Figure]:
     """Name -> figure, if the result has the rows for it."""
-    from benchmarks.documents import plots
+    from benchmarks.documents import law_plots, plots
 
     if results.kind == "loss":
-        return plots.loss_figures(results)
+        return plots.loss_figures(results) | law_plots.law_figures(results)
     if results.kind == "step":
         return plots.step_figures(results)
-    if results.kind == "data":
+    if results.kind in ("parts", "data"):
         return {}
     return plots.convergence_figures(results)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from benchmarks.loss.scaling import exponents_of
 from benchmarks.measure import units
 from benchmarks.measure.records import CaseRecord
 from benchmarks.measure.results import Results, Row
@@ -80,6 +81,9 @@ def loss_table(results: Results) -> str:
         notes.append("* slow calls are timed without a warm-up call")
     if results.warning():
         notes.append(results.warning())
+    laws, law_lines, ranges = exponents_of(results)
+    if law_lines:
+        parts.append(f"fitted exponents; {ranges}:\n" + aligned_table(laws, law_lines, left=2))
     if notes:
         parts.append("\n".join(notes))
     return "\n\n".join(parts)

@@ -186,3 +186,4 @@ class Extra(TypedDict, total=False):
     golden: Golden
     largest: list[Largest]
     paper: PaperStep
+    rest: dict[str, float]  # of `parts`: operation -> seconds a step

@@ -326,6 +326,10 @@ class RunConfig:
     normalize_over_ranks: bool = True
     """Average losses over the pixels and anchors of all processes. false: average the means of the
     processes."""
+    max_gathered_negatives: Optional[int] = number(None, above(0, 10**9))
+    """Most negatives that a process gathers at once: it computes the loss in chunks, equal up to
+    rounding, keeps the memory bank of its own images alone, and sends that bank in every step.
+    null: gather the negatives of each step once and keep all of them."""
     negative_precision: bool = False
     """Log the precision of the selected negatives (paper Fig. 6). It needs masks of the unlabelled
     images, which do not influence the training."""

@@ -6,15 +6,19 @@ loss with negative sampling and positive filtering (Eq. 1-8).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 import cac_ext
 from cac_ext.train.config import MethodConfig
+from cac_ext.train.methods.chunks import losses_over_chunks
 from cac_ext.train.runtime.distributed import ALONE, Processes
+
+#: Features ``[N, C]`` and labels ``[N]``; no labels beside prepared negatives, which carry them.
+Negatives: TypeAlias = "tuple[Tensor | cac_ext.PreparedNegatives, Tensor | None]"
 
 
 class Overlap(NamedTuple):
@@ -92,17 +96,50 @@ def consistency_loss(
         return losses, anchors
 
     anchors = _anchors(view1.confidences, view2.confidences, threshold, config.directional)
-    first = _pull(
-        config, view1, view2, anchors.first_to_second, labels1, negatives, negative_labels
-    )
-    second = _pull(
-        config, view2, view1, anchors.second_to_first, labels2, negatives, negative_labels
-    )
-    if weights is None:
-        shares1, shares2 = _active_shares(anchors, processes)
-    else:
-        shares1 = shares2 = weights
-    return (first * shares1).sum() + (second * shares2).sum(), anchors
+    prepared: Negatives = negatives, negative_labels
+    if config.loss == "contrastive":  # sorted once for both directions
+        prepared = cac_ext.prepare_negatives(negatives, negative_labels, normalize=False), None
+    view1, view2 = view1._replace(pseudo_labels=labels1), view2._replace(pseudo_labels=labels2)
+    first, second = _pull_both(config, view1, view2, anchors, prepared)
+    return _total(first, second, anchors, weights, processes), anchors
+
+
+def consistency_loss_over_chunks(
+    config: MethodConfig,
+    view1: Overlap,
+    view2: Overlap,
+    overlap_weights: Tensor,  # [A]
+    chunks: Iterable[tuple[Tensor, Tensor]],  # [N_k, C] unit length, [N_k]
+    processes: Processes = ALONE,
+) -> tuple[Tensor, Anchors]:
+    """`consistency_loss` with negatives that come in chunks, one or more; it holds one at a time.
+
+    Equal to it up to rounding. Only the contrastive loss takes any chunk.
+    """
+    if config.loss != "contrastive":
+        none = view1.projections.detach()[:0], view1.pseudo_labels[:0]
+        return consistency_loss(config, view1, view2, overlap_weights, *none, processes)
+    if not config.negative_sampling:
+        view1, view2 = (
+            view._replace(pseudo_labels=torch.ones_like(view.pseudo_labels))
+            for view in (view1, view2)
+        )
+    threshold = config.confidence_threshold if config.positive_filtering else 0.0
+    anchors = _anchors(view1.confidences, view2.confidences, threshold, config.directional)
+
+    def losses_of(
+        features1: Tensor, features2: Tensor, negatives: Tensor, labels: Tensor
+    ) -> Tensor:
+        if not config.negative_sampling:
+            labels = torch.zeros_like(labels)
+        first = view1._replace(projections=features1)
+        second = view2._replace(projections=features2)
+        prepared = cac_ext.prepare_negatives(negatives, labels, normalize=False), None
+        return torch.stack(_pull_both(config, first, second, anchors, prepared))
+
+    first, second = losses_over_chunks(losses_of, view1.projections, view2.projections, chunks)
+    weights = overlap_weights if config.normalizer == "overlap" else None
+    return _total(first, second, anchors, weights, processes), anchors
 
 
 def _anchors(
@@ -116,29 +153,53 @@ def _anchors(
     return Anchors(first_to_second, second_to_first)
 
 
+def _pull_both(
+    config: MethodConfig, view1: Overlap, view2: Overlap, anchors: Anchors, negatives: Negatives
+) -> tuple[Tensor, Tensor]:
+    """The losses of both directions, ``[A]`` each."""
+    return (
+        _pull(config, view1, view2, anchors.first_to_second, negatives),
+        _pull(config, view2, view1, anchors.second_to_first, negatives),
+    )
+
+
 def _pull(
     config: MethodConfig,
     anchor: Overlap,
     positive: Overlap,
     active: Tensor,  # [A] bool
-    labels: Tensor,  # [A]
-    negatives: Tensor,  # [N, C]
-    negative_labels: Tensor,  # [N]
+    negatives: Negatives,
 ) -> Tensor:
     """The loss of one direction, ``[A]``, 0 for inactive anchors: contrastive or squared L2."""
     if config.loss == "l2":
         distance = (anchor.projections - positive.projections.detach()).square().sum(dim=1)
         return torch.where(active, distance, 0.0)
+    features, labels = negatives
     return cac_ext.masked_contrastive_loss(
         anchor.projections,
         positive.projections.detach(),
-        negatives,
+        features,
+        anchor.pseudo_labels,
         labels,
-        negative_labels,
         active=active,
         temperature=config.temperature,
         normalize=False,
     )
+
+
+def _total(
+    first: Tensor,  # [A] losses of direction 1 -> 2
+    second: Tensor,  # [A] of 2 -> 1
+    anchors: Anchors,
+    weights: Tensor | None,  # [A]; None: 1 / active anchors of the direction
+    processes: Processes,
+) -> Tensor:
+    """The sum of the weighted losses, a scalar."""
+    if weights is None:
+        shares1, shares2 = _active_shares(anchors, processes)
+    else:
+        shares1 = shares2 = weights
+    return (first * shares1).sum() + (second * shares2).sum()
 
 
 def _active_shares(anchors: Anchors, processes: Processes) -> Tensor:

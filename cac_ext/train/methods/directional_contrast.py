@@ -14,33 +14,56 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cac_ext.train.data.augment import CropPairAugment
-from cac_ext.train.data.batches import CropPairBatch, ViewBatch, collate_pairs
+from cac_ext.train.data.batches import CropPairBatch, collate_pairs
 from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.truth import WithTruth
+from cac_ext.train.errors import ConfigError
 from cac_ext.train.figures.panels import crop_pair_figure
-from cac_ext.train.methods.consistency import Anchors, Overlap, consistency_loss
+from cac_ext.train.methods.consistency import (
+    Anchors,
+    Overlap,
+    consistency_loss,
+    consistency_loss_over_chunks,
+)
 from cac_ext.train.methods.contract import MethodContext, StreamRequest
-from cac_ext.train.methods.memory_bank import MemoryBank
+from cac_ext.train.methods.finite import finite_outside_padding
+from cac_ext.train.methods.memory_bank import MemoryBank, join_banks, share_of_bank
 from cac_ext.train.methods.negative_precision import count_classes, negative_precision
-from cac_ext.train.methods.projecting_network import ViewOutputs, halves
+from cac_ext.train.methods.projecting_network import ViewOutputs
 from cac_ext.train.runtime.seeding import derive_seed
 
 
 class Truth(NamedTuple):
-    """True classes of one view's pixels, -1 where unknown, for metrics only."""
+    """True classes, -1 where unknown, for metrics only."""
 
     negatives: Tensor  # [M]
-    overlap: Tensor  # [A]
+    first: Tensor  # [A] of the overlap in view 1
+    second: Tensor  # [A] of the overlap in view 2
 
 
-class Branch(NamedTuple):
-    """The part of one view's outputs that the loss uses."""
+class Rows(NamedTuple):
+    """What the loss uses of both views' outputs, as rows."""
 
-    overlap: Overlap
-    features: Tensor  # [M, C] of the new negatives, no gradient
+    first: Overlap  # of view 1
+    second: Overlap  # of view 2
+    features: Tensor  # [M, C] of the new negatives, view 1's first, no gradient
     labels: Tensor  # [M] their pseudo labels
-    truth: Truth | None
+    chosen: Tensor  # [M] their positions in [2B, h, w]
+
+
+def _of_both(first: Tensor, second: Tensor, size: int) -> Tensor:
+    """Positions in view 1 and in view 2 as positions in both, which have ``size`` together."""
+    return torch.cat([first, second + size // 2])
+
+
+def _truth_of(pairs: CropPairBatch, chosen: Tensor) -> Truth | None:
+    first, second = pairs.view1.truth, pairs.view2.truth  # [B, h, w]
+    if first is None or second is None:
+        return None
+    both = torch.cat([first.flatten(), second.flatten()])  # [2P]
+    overlap = pairs.view1.overlap, pairs.view2.overlap
+    return Truth(both[chosen], first.flatten()[overlap[0]], second.flatten()[overlap[1]])
 
 
 class CropPairOutputs(NamedTuple):
@@ -60,7 +83,20 @@ def views_of(pairs: CropPairBatch) -> Tensor:
 def are_finite(pairs: CropPairBatch, outputs: ViewOutputs) -> Tensor:
     """Whether all projections are finite, a scalar. Padding takes no part."""
     valid = torch.cat([pairs.view1.valid, pairs.view2.valid])  # [2B, h, w]
-    return (outputs.projections.isfinite().all(dim=1) | ~valid).all()
+    return finite_outside_padding(outputs.projections, valid)
+
+
+def _most_gathered(context: MethodContext) -> int | None:
+    """``run.max_gathered_negatives``, or None if no rows are gathered in chunks."""
+    most, size = context.config.run.max_gathered_negatives, context.processes.size
+    if most is None or size == 1:
+        return None
+    if most < size:
+        raise ConfigError(
+            f"run.max_gathered_negatives is {most}, but each of {size} processes contributes at "
+            f"least one: set it to {size} or more, at best to some thousands"
+        )
+    return most
 
 
 class DirectionalContrast:
@@ -80,6 +116,7 @@ class DirectionalContrast:
         if selected_num is not None:  # each process selects its share, rounded up
             selected_num = -(-selected_num // self.context.processes.size)
         self.bank = MemoryBank(selected_num, self.context.config.method.step_save)
+        self._most_gathered = _most_gathered(context)
         self._latest: CropPairOutputs | None = None
 
     def stream(self) -> StreamRequest:
@@ -118,67 +155,52 @@ class DirectionalContrast:
         config, processes = self.context.config, self.context.processes
         seed = derive_seed(config.seed, "negatives", iteration, processes.rank)
         generator = torch.Generator().manual_seed(seed)
-        first, second = (
-            self._branch(view, of_view, generator)
-            for view, of_view in zip((pairs.view1, pairs.view2), halves(outputs), strict=True)
-        )
-        labels = torch.cat([first.labels, second.labels])  # [M] of both views
-        negatives, negative_labels = self.bank.enqueue(
-            *processes.gather_negatives(torch.cat([first.features, second.features]), labels)
-        )  # [N, C], [N]
-        loss, anchors = consistency_loss(
-            config.method,
-            first.overlap,
-            second.overlap,
-            pairs.weights,
-            negatives,
-            negative_labels,
-            self.context.normalizing,
-            self.loss,
-        )
-        metrics: dict[str, Tensor | float] = {
-            "active_share": anchors.share(),
-            "negatives": len(negatives),
-        }
-        if first.truth is not None and second.truth is not None:
-            metrics |= self._precision(
-                first.overlap, second.overlap, first.truth, second.truth, labels, anchors
+        rows = self._rows(pairs, outputs, generator)
+        arguments = config.method, rows.first, rows.second, pairs.weights
+        if self._most_gathered is None:
+            features, labels = processes.gather_negatives(rows.features, rows.labels)
+            features, labels = self.bank.enqueue(features, labels)  # [N, C], [N]
+            count = len(features)
+            loss, anchors = consistency_loss(
+                *arguments, features, labels, self.context.normalizing, self.loss
             )
+        else:  # the bank holds the rows of this process
+            features, labels = self.bank.enqueue(rows.features, rows.labels)
+            count = sum(processes.counts(len(features)))
+            loss, anchors = consistency_loss_over_chunks(
+                *arguments,
+                processes.gather_in_chunks(features, labels, self._most_gathered),
+                self.context.normalizing,
+            )
+        metrics: dict[str, Tensor | float] = {"active_share": anchors.share(), "negatives": count}
+        truth = _truth_of(pairs, rows.chosen)
+        if truth is not None:
+            metrics |= self._precision(rows, truth, anchors)
         self._latest = CropPairOutputs(pairs, outputs.confidences, outputs.pseudo_labels, anchors)
         return loss, metrics
 
-    def _branch(self, view: ViewBatch, outputs: ViewOutputs, generator: torch.Generator) -> Branch:
-        """One view's overlap, and its positions that become negatives."""
-        projections = outputs.projections.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, C]
-        labels = outputs.pseudo_labels.flatten()  # [B h w]
-        selected = self.bank.select(view.on_image, generator)  # [M]
-        overlap = Overlap(
-            projections[view.overlap],
-            outputs.confidences.flatten()[view.overlap],
-            labels[view.overlap],
-        )
-        truth = None
-        if view.truth is not None:
-            flat = view.truth.flatten()  # [B h w]
-            truth = Truth(flat[selected], flat[view.overlap])
-        return Branch(overlap, projections.detach()[selected], labels[selected], truth)
+    def _rows(self, pairs: CropPairBatch, outputs: ViewOutputs, generator: torch.Generator) -> Rows:
+        """Both views' overlap, and the positions that become negatives."""
+        projections = outputs.projections.permute(0, 2, 3, 1).flatten(0, 2)  # [2P, C]
+        confidences, labels = outputs.confidences.flatten(), outputs.pseudo_labels.flatten()
+        both = _of_both(pairs.view1.overlap, pairs.view2.overlap, len(labels))  # [2A]
+        overlaps = (x.index_select(0, both).chunk(2) for x in (projections, confidences, labels))
+        first, second = (Overlap(*parts) for parts in zip(*overlaps, strict=True))
+        first_chosen = self.bank.select(pairs.view1.on_image, generator)
+        second_chosen = self.bank.select(pairs.view2.on_image, generator)
+        chosen = _of_both(first_chosen, second_chosen, len(labels))  # [M]
+        features = projections.detach()
+        if len(chosen) < len(labels):  # otherwise they are all positions in order
+            features, labels = features.index_select(0, chosen), labels.index_select(0, chosen)
+        return Rows(first, second, features, labels, chosen)
 
-    def _precision(
-        self,
-        overlap1: Overlap,
-        overlap2: Overlap,
-        truth1: Truth,
-        truth2: Truth,
-        labels: Tensor,  # [M] pseudo labels of this process's new negatives, of both views
-        anchors: Anchors,
-    ) -> dict[str, Tensor | float]:
+    def _precision(self, rows: Rows, truth: Truth, anchors: Anchors) -> dict[str, Tensor | float]:
         """Precision over the pairs of all processes' anchors with all negatives of the bank."""
         classes = self.context.splits.num_classes
-        truths = torch.cat([truth1.negatives, truth2.negatives])  # [M]
-        of_negatives = count_classes(labels, truths, classes)  # [K, K]
+        of_negatives = count_classes(rows.labels, truth.negatives, classes)  # [K, K]
         of_anchors = count_classes(
-            overlap1.pseudo_labels, truth1.overlap, classes, anchors.first_to_second
-        ) + count_classes(overlap2.pseudo_labels, truth2.overlap, classes, anchors.second_to_first)
+            rows.first.pseudo_labels, truth.first, classes, anchors.first_to_second
+        ) + count_classes(rows.second.pseudo_labels, truth.second, classes, anchors.second_to_first)
         of_anchors, of_negatives = self.context.processes.sum(
             torch.stack([of_anchors, of_negatives])
         )
@@ -188,12 +210,20 @@ class DirectionalContrast:
         return {"negative_precision": selected, "negative_precision_random": of_all}
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory bank."""
-        return {"bank": self.bank.state_dict()}
+        """The memory bank. All processes call it; if they share the bank, rank 0 collects it."""
+        state = self.bank.state_dict()
+        if self._most_gathered is None:
+            return {"bank": state}
+        on_cpu = {part: [rows.cpu() for rows in steps] for part, steps in state.items()}
+        states = self.context.processes.collect(on_cpu)
+        return {"bank": join_banks(states)} if states else {}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore what `state_dict` returned."""
-        self.bank.load_state_dict(state["bank"], device)
+        bank, processes = state["bank"], self.context.processes
+        if self._most_gathered is not None:
+            bank = share_of_bank(bank, processes.rank, processes.size)
+        self.bank.load_state_dict(bank, device)
 
     def pictures(self) -> dict[str, Figure]:
         """The first crop pair of the latest step, if it had any."""

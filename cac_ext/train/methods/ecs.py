@@ -55,9 +55,9 @@ from torch.optim import Optimizer
 from cac_ext.train.data.batches import WholeCropBatch
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.corrector import Corrector
+from cac_ext.train.methods.finite import finite_outside_padding
 from cac_ext.train.methods.frozen import frozen
 from cac_ext.train.methods.ramp import ramp_after_warmup
-from cac_ext.train.methods.weak_to_strong import finite_outside_padding
 from cac_ext.train.optimizer import build_adam
 from cac_ext.train.runtime.seeding import seeded
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from cac_ext.train.data.batches import WholeCropBatch
 from cac_ext.train.methods.contract import Phase, Step, StreamRequest
+from cac_ext.train.methods.finite import finite_outside_padding
 from cac_ext.train.methods.student import StudentMethod, Term
 from cac_ext.train.methods.weak_to_strong import (
     confident_cross_entropy,
-    finite_outside_padding,
     labels_in_evaluation,
     mix_images,
     mix_labels,

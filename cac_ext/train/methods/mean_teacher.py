@@ -10,9 +10,9 @@ from torch import Tensor
 from cac_ext.train.data.batches import WholeCropBatch
 from cac_ext.train.methods.contract import MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.ema import mean_of, update_mean
+from cac_ext.train.methods.finite import finite_outside_padding
 from cac_ext.train.methods.ramp import ramp_after_warmup
 from cac_ext.train.methods.student import StudentMethod, Term
-from cac_ext.train.methods.weak_to_strong import finite_outside_padding
 from cac_ext.train.networks import SegmentationNetwork
 
 

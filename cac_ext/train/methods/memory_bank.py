@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +52,8 @@ class MemoryBank:
     def enqueue(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Adds a step's ``[M, C]`` and ``[M]``; returns all negatives ``[N, C]`` and ``[N]``."""
         self._steps.append((features, labels))
+        if len(self._steps) == 1:
+            return features, labels
         return (
             torch.cat([step_features for step_features, _ in self._steps]),
             torch.cat([step_labels for _, step_labels in self._steps]),
@@ -70,9 +74,37 @@ class MemoryBank:
             "counts": list(self._counts),
         }
 
-    def load_state_dict(self, state: dict[str, list[Tensor]], device: torch.device) -> None:
+    def load_state_dict(self, state: Mapping[str, list[Any]], device: torch.device) -> None:
         self._steps.clear()
         for features, labels in zip(state["features"], state["labels"], strict=True):
             self._steps.append((features.to(device), labels.to(device)))
         self._counts.clear()
         self._counts.extend(counts.to(device) for counts in state["counts"])
+
+
+def join_banks(states: Sequence[Mapping[str, list[Tensor]]]) -> dict[str, list[Any]]:
+    """One bank's state of those of all processes, each with its own rows, on the CPU."""
+    joined: dict[str, list[Any]] = {"counts": list(states[0]["counts"])}  # of all processes already
+    for part in ("features", "labels"):
+        steps = zip(*(state[part] for state in states), strict=True)
+        joined[part] = [torch.cat(step) for step in steps]
+    joined["shares"] = [
+        [len(labels) for labels in step]
+        for step in zip(*(state["labels"] for state in states), strict=True)
+    ]
+    return joined
+
+
+def share_of_bank(state: Mapping[str, list[Any]], rank: int, size: int) -> dict[str, list[Any]]:
+    """The state of the bank of process ``rank`` of ``size``, of that of all processes together.
+
+    The inverse of `join_banks` for as many processes; otherwise about equal shares.
+    """
+    shared: dict[str, list[Any]] = {"counts": state["counts"], "features": [], "labels": []}
+    for step, labels in enumerate(state["labels"]):
+        shares = state["shares"][step] if "shares" in state else []
+        if len(shares) != size:
+            shares = [len(part) for part in labels.tensor_split(size)]
+        for part in ("features", "labels"):
+            shared[part].append(state[part][step].split(shares)[rank].clone())
+    return shared

@@ -76,10 +76,3 @@ def build_model(config: Config, network: SegmentationNetwork) -> ProjectingNetwo
     # A copy, so that it fits a custom network too.
     weak_classifier = copy.deepcopy(network.classifier) if config.weak.pseudo_labels else None
     return ProjectingNetwork(network, build_projector(config, network), weak_classifier)
-
-
-def halves(outputs: ViewOutputs) -> tuple[ViewOutputs, ViewOutputs]:
-    """The outputs of the first and of the second half of the views."""
-    split = [(None, None) if output is None else output.chunk(2) for output in outputs]
-    first, second = zip(*split, strict=True)
-    return ViewOutputs(*first), ViewOutputs(*second)

@@ -56,6 +56,7 @@ from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.batches import LabelledBatch, WholeCropBatch
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
+from cac_ext.train.methods.finite import all_finite
 from cac_ext.train.methods.frozen import frozen
 from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
 from cac_ext.train.optimizer import build_adam
@@ -190,7 +191,7 @@ class S4gan(Method):
             + self.settings.feature_matching_weight * losses["feature_matching"]
             + self.settings.self_training_weight * losses["self_training"]
         )
-        if not step.proceeds(logits.detach().isfinite().all() & total.detach().isfinite()):
+        if not step.proceeds(all_finite(logits) & total.detach().isfinite()):
             return
         yield Phase(total, losses, {"self_training_share": selected.float().mean()})
 

@@ -91,8 +91,3 @@ def confident_cross_entropy(
     labels = torch.where(targets.confident(threshold), targets.labels, _NOT_LEARNED)
     total = F.cross_entropy(logits, labels, ignore_index=_NOT_LEARNED, reduction="sum")
     return total / processes.mean_count(targets.valid.sum())
-
-
-def finite_outside_padding(logits: Tensor, valid: Tensor) -> Tensor:
-    """Whether logits ``[U, K, S, S]`` are finite where ``valid`` ``[U, S, S]``, a scalar."""
-    return (logits.detach().isfinite().all(dim=1) | ~valid).all()

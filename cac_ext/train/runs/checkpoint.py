@@ -30,7 +30,7 @@ _FREE_KEYS = (
     "evaluation.window_memory",
 )
 #: Settings that change the result by rounding alone.
-_ROUNDING_KEYS = ("device", "run.compile", "run.channels_last")
+_ROUNDING_KEYS = ("device", "run.compile", "run.channels_last", "run.max_gathered_negatives")
 #: Files and folders that may have moved; setting one or removing it does change the result.
 _MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels", "network.weights")
 
@@ -89,8 +89,8 @@ def save_checkpoint(
     """Writes the state of a run; an earlier file stays until the new one is whole.
 
     Order and augmentation need no state: they follow from the seed and the iteration
-    (`seeding.py`). The state of the method is the same in every process; random states are saved
-    for each process. All processes call this, rank 0 writes.
+    (`seeding.py`). The state of the method is that of rank 0; random states are saved for each
+    process. All processes call this, rank 0 writes.
 
     Args:
         path: of the file.
@@ -102,6 +102,7 @@ def save_checkpoint(
         CheckpointError: the file cannot be written; an earlier one is kept.
     """
     random = processes.gather(_random_state())
+    of_method = state.method.state_dict()  # in every process: it may be spread over them
     if not processes.is_main:
         return
     saved = {
@@ -113,7 +114,7 @@ def save_checkpoint(
         "network": state.part_of(network),
         "optimizers": _state_dicts(state.optimizers),
         "scalers": _state_dicts(state.scalers),
-        "method": state.method.state_dict(),
+        "method": of_method,
         "random": random,
         "results": state.results,
         "evaluated_at": state.evaluated_at,

@@ -99,6 +99,14 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def collect(self, value: Any) -> list[Any]:
+        """The (picklable) values of all processes in rank 0; nothing in the others."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
+
     def first(self, value: Any) -> Any:
         """The value of rank 0, in every process."""
         return self.gather(value)[0]
@@ -151,7 +159,7 @@ class Processes:
         if self.size == 1:
             return features, labels
         count, channels = features.shape
-        counts = self._counts(count)
+        counts = self.counts(count)
         feature_bytes = channels * features.element_size()
         packed = features.new_zeros((max(counts), feature_bytes + 4), dtype=torch.uint8)
         packed[:count, :feature_bytes] = features.detach().contiguous().view(torch.uint8)
@@ -164,8 +172,26 @@ class Processes:
         all_labels = rows[:, feature_bytes:].contiguous().view(torch.int32).squeeze(1)
         return all_features, all_labels.to(labels.dtype)
 
-    def _counts(self, count: int) -> list[int]:
+    def gather_in_chunks(
+        self,
+        features: Tensor,  # [M, C] of this process, no gradient
+        labels: Tensor,  # [M]
+        most: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """All processes' rows in chunks of at most ``most``, with equal shares of each process.
+
+        There is at least one chunk, which may be empty. ``most`` is at least the number of
+        processes, and every process must take all chunks.
+        """
+        share = most // self.size
+        for start in range(0, max(*self.counts(len(features)), 1), share):
+            rows = slice(start, start + share)
+            yield self.gather_negatives(features[rows], labels[rows])
+
+    def counts(self, count: int) -> list[int]:
         """Each process's count, in the order of ranks."""
+        if self.size == 1:
+            return [count]
         counts = torch.zeros(self.size, dtype=torch.int64)  # on the CPU, by gloo
         counts[self.rank] = count
         dist.all_reduce(counts)

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 from cac_ext.train.config import Config
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
+from cac_ext.train.methods.finite import all_finite, finite_outside_padding
 from cac_ext.train.methods.frozen import frozen
 from cac_ext.train.methods.gct.flaw_detector import SMALLEST_CROP, FlawDetector
 from cac_ext.train.methods.gct.flaw_maps import Guidance, guidance, handled_flaws, true_flaws
 from cac_ext.train.methods.ramp import ramp_after_warmup
-from cac_ext.train.methods.weak_to_strong import finite_outside_padding
 from cac_ext.train.optimizer import build_adam, build_optimizer
 from cac_ext.train.runtime.seeding import seeded
 
@@ -126,7 +126,7 @@ class Gct(Method):
         first, second = (x.probabilities.detach() for x in outputs)
         # With the detector's graph, which waits for the third phase.
         raw1, raw2 = step.modules["detector"](images, first, second)
-        finite = finite & raw1.isfinite().all() & raw2.isfinite().all()
+        finite = finite & all_finite(raw1) & all_finite(raw2)
         if not step.proceeds(finite):
             return
         known: Guidance | None = None
