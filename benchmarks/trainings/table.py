@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from benchmarks.trainings.records import Cost, Run, TrainingResults, methods_of
-from cac_ext.train.experiments.methods import title
 from cac_ext.train.runtime.text_tables import markdown_table
 
 _NOTHING = "A few iterations, to prove that it runs: these figures say nothing."
@@ -41,7 +40,7 @@ def seed_table(results: TrainingResults) -> str:
         found = [run["miou"] for run in results["runs"] if run["method"] == method]
         gain = results["gains"].get(method)
         shown = "" if gain is None else f"{100 * gain['mean']:+.2f}"
-        rows.append([title(method), *map(percent, found), mean_and_spread(found), shown])
+        rows.append([_title(method), *map(percent, found), mean_and_spread(found), shown])
     return markdown_table(["mIoU", *(f"seed {seed}" for seed in seeds), "mean", "gain"], rows)
 
 
@@ -55,7 +54,7 @@ def class_table(runs: Sequence[Run]) -> str:
             known = [iou for iou in of_seeds if iou is not None]
             means.append(fmean(known) if known else float("nan"))
         rows.append([name, *map(percent, means)])
-    return markdown_table(["IoU, mean of the seeds", *map(title, methods_of(runs))], rows)
+    return markdown_table(["IoU, mean of the seeds", *map(_title, methods_of(runs))], rows)
 
 
 def late_table(runs: Sequence[Run], figures: Sequence[str]) -> str:
@@ -69,7 +68,7 @@ def late_table(runs: Sequence[Run], figures: Sequence[str]) -> str:
             cells.append(f"{fmean(known):.3g}" if known else "-")
         if set(cells) != {"-"}:
             rows.append([f"`{name}`", *cells])
-    return markdown_table(["last quarter", *map(title, methods_of(runs))], rows) if rows else ""
+    return markdown_table(["last quarter", *map(_title, methods_of(runs))], rows) if rows else ""
 
 
 def negatives_table(runs: Sequence[Run]) -> str:
@@ -93,7 +92,7 @@ def cost_table(costs: Sequence[Cost]) -> str:
     first = costs[0]["seconds_per_step"]
     rows = [
         [
-            title(cost["method"]),
+            _title(cost["method"]),
             f"{1000 * cost['seconds_per_step']:.0f}",
             f"{cost['seconds_per_step'] / first:.2f}x",
             f"{cost['memory_mib']:.0f}",
@@ -101,7 +100,7 @@ def cost_table(costs: Sequence[Cost]) -> str:
         for cost in costs
     ]
     return markdown_table(
-        ["method", "step [ms]", f"of {title(costs[0]['method'])}", "memory [MiB]"], rows
+        ["method", "step [ms]", f"of {_title(costs[0]['method'])}", "memory [MiB]"], rows
     )
 
 
@@ -113,3 +112,9 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f}"
+
+
+def _title(method: str) -> str:
+    from cac_ext.train.experiments.methods import title  # needs the trainer's packages
+
+    return title(method)
