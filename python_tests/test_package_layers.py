@@ -94,6 +94,7 @@ ROOMS = [
     {"batch_streams", "step"},
     {"loop"},
     {"experiments"},
+    {"api"},
     {"__init__"},
     {"cli"},
     {"__main__"},

@@ -103,12 +103,15 @@ def _inference(options: argparse.Namespace) -> Inference:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cac_ext.train.runs.evaluation import evaluate_run
+    from cac_ext.train import api
+    from cac_ext.train.runtime.distributed import process_group
 
     inference = _inference(options)
-    table = evaluate_run(options.folder, options.overrides, inference, options.output)
-    if table is not None:
-        print(table)
+    run = api.load_run(options.folder, options.overrides)
+    with process_group(run.config.device) as processes:
+        result = api.evaluate_run(run, inference=inference, output=options.output)
+        if processes.is_main:
+            print(result)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from cac_ext.train.runs.folder import run_exists, write_config
 from cac_ext.train.runtime.distributed import current, find_device
 
 
-def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:
+def prepare_run(config: Config, folder: Path, *, resume: bool, progress: bool = True) -> None:
     """`prepare` inside the folder of a single run, if it needs pseudo labels.
 
     config.yaml is written first, so that `cac-ext resume` can continue from any point.
@@ -51,7 +51,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:
         write_config(folder, config)
 
     processes.together(begin)
-    prepare(config, PseudoLabelFolders.of_run(folder))
+    prepare(config, PseudoLabelFolders.of_run(folder), progress=progress)
 
 
 def prepare(

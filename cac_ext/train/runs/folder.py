@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cac_ext.train.config import Config, load, to_yaml
@@ -22,12 +23,31 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; its network is in evaluation mode, on the device of the configuration."""
+    """A trained run, from `load_run`.
+
+    Attributes:
+        config: of the run; ``config.device`` and ``config.data`` may have been changed.
+        classes: names, colors and the id of ignored pixels.
+        network: in evaluation mode, on the device of the configuration.
+        iteration: the number of steps that the network has seen.
+        folder: of the run.
+    """
 
     config: Config
     classes: Classes
     network: SegmentationNetwork
     iteration: int
+    folder: Path
+
+
+def new_folder(output: str, name: str) -> Path:
+    """``OUTPUT/NAME-DATE-TIME``, with a number behind it if that exists."""
+    base = Path(output).expanduser() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
 
 
 def write_config(folder: Path, config: Config) -> None:
@@ -60,18 +80,19 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     return load(str(folder / CONFIG_FILE), overrides)
 
 
-def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = ()) -> Run:
-    """Reads a run folder. The data of the run may be missing.
+def load_run(folder: str | Path, overrides: Sequence[str] = (), free: Sequence[str] = ()) -> Run:
+    """A run with its network, read from its folder. The data of the run may be missing.
 
     Args:
         folder: of the run.
-        overrides: ``key=value`` for data.*, device and the keys in ``free``.
+        overrides: ``key=value`` for data.*, device and the keys in ``free``: ``["device=cpu"]``.
         free: further keys that do not affect the training.
 
     Raises:
         ConfigError: the folder is no run folder, or an override affects the training.
         CheckpointError: the checkpoint is missing, damaged or of another network.
     """
+    folder = Path(folder)
     for override in overrides:
         if not override.startswith(_FREE) and override.partition("=")[0] not in free:
             allowed = ", ".join(["data.*", *free])
@@ -87,7 +108,8 @@ def load_run(folder: Path, overrides: Sequence[str] = (), free: Sequence[str] = 
         network.load_state_dict(weights_of_network(state))
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {config.network.name}: {error}") from error
-    return Run(config, classes, network.to(find_device(config.device)).eval(), state["iteration"])
+    network = network.to(find_device(config.device)).eval()
+    return Run(config, classes, network, state["iteration"], folder)
 
 
 def require_same_classes(run: Run, splits: DatasetSplits) -> None:
