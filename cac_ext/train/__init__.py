@@ -58,6 +58,13 @@ if TYPE_CHECKING:
         resume,
         train,
     )
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.api"), name)
+
 
 __all__ = [
     "Comparison",
@@ -77,12 +84,6 @@ __all__ = [
     "resume",
     "train",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.api"), name)
 
 
 def __dir__() -> list[str]:
