@@ -1,7 +1,7 @@
 """Diagnosis of an installation, for ``python -m cac_ext``.
 
 Prints versions and what was built, runs each operator once on every device against the oracle in
-float64, and lists the packages of the extras. A line that says what to do follows whatever is wrong.
+float64, and lists the packages of the extras. Below whatever is wrong stands what to do about it.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_a_run_from_python_is_that_of_the_command(tmp_path: Path, seed: int, cap
     assert train.resume(tmp_path / "one", progress=False).miou == result.miou
     with pytest.raises(CheckpointError, match="already holds a run"):
         train.train(train.load_config("synthetic", overrides), tmp_path / "one", progress=False)
-    with pytest.raises(CheckpointError, match="optimizer.momentum"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.momentum"):
         train.resume(tmp_path / "one", ["optimizer.momentum=0.5"])
     with pytest.raises(ConfigError, match="is no run folder"):
         train.resume(tmp_path)
