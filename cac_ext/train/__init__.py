@@ -30,8 +30,9 @@ same configuration gives the same result whatever the number of workers, interru
 A custom method, network or data set needs no change here: see the contracts in `methods`,
 `networks` and `data`.
 
-From Python: `load_config`, `train`, `resume`, `compare`, `load_run`, `evaluate_run`, `predict`; see
-`api.py`. They are imported when they are first used, so that ``import cac_ext.train`` is cheap.
+From Python: `load_config`, `train`, `resume`, `compare`, `load_run`, `evaluate_run`, `predict`,
+`export`; see `api.py`. They are imported when they are first used, so that ``import cac_ext.train``
+is cheap.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ if TYPE_CHECKING:
         UserError,
         compare,
         evaluate_run,
+        export,
         load_config,
+        load_exported,
         load_run,
         predict,
         predict_all,
@@ -76,7 +79,9 @@ __all__ = [
     "UserError",
     "compare",
     "evaluate_run",
+    "export",
     "load_config",
+    "load_exported",
     "load_run",
     "predict",
     "predict_all",

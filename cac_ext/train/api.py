@@ -33,9 +33,21 @@ from cac_ext.train.inference import SINGLE_SCALE, Inference, class_probabilities
 from cac_ext.train.inference import predict as predict_tensor
 from cac_ext.train.loop import TrainResult
 from cac_ext.train.loop import train as train_run
-from cac_ext.train.runs.checkpoint import require_same_settings
+from cac_ext.train.runs.checkpoint import (
+    read_checkpoint,
+    require_same_settings,
+    with_more_epochs,
+)
 from cac_ext.train.runs.evaluation import RunEvaluation, evaluate_run
-from cac_ext.train.runs.folder import CONFIG_FILE, Run, load_run, new_folder, read_config
+from cac_ext.train.runs.export import export, load_exported
+from cac_ext.train.runs.folder import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    Run,
+    load_run,
+    new_folder,
+    read_config,
+)
 from cac_ext.train.runtime.distributed import process_group
 
 #: An image: the path of a file, or RGB ``[H, W, 3]`` uint8.
@@ -67,7 +79,7 @@ def train(
         progress: whether to print what is done and show progress bars.
 
     Returns:
-        The folder, the network, and the mIoU of the last iteration.
+        The folder, the network, the mIoU of the last iteration, and the best evaluation.
 
     Raises:
         UserError: a setting or a file cannot be used, or a step is not finite.
@@ -84,11 +96,13 @@ def resume(
 ) -> TrainResult:
     """Continues an interrupted run as if it had not stopped, as ``cac-ext resume``.
 
-    Of a finished run, returns the result.
+    Of a finished run, returns the result, or trains more epochs.
 
     Args:
         folder: of the run.
-        overrides: changed settings that do not change the result: ``["data.num_workers=4"]``.
+        overrides: changed settings that do not change the result: ``["data.num_workers=4"]``; for
+            a run that has taken all its epochs also a larger number of them,
+            ``["schedule.epochs=120"]``.
         progress: whether to print what is done and show progress bars.
 
     Raises:
@@ -98,10 +112,14 @@ def resume(
     folder = Path(folder)
     config = read_config(folder, overrides)
     # Checked before anything is written: there may be no checkpoint yet that would be checked.
-    require_same_settings(to_mapping(read_config(folder)), config, folder / CONFIG_FILE)
+    begun = to_mapping(read_config(folder))
+    checkpoint = folder / CHECKPOINT_FILE
+    if begun["schedule"] != to_mapping(config)["schedule"] and checkpoint.exists():
+        begun = with_more_epochs(begun, config, read_checkpoint(checkpoint)["iteration"])
+    require_same_settings(begun, config, folder / CONFIG_FILE)
     with process_group(config.device):
         prepare_run(config, folder, resume=True, progress=progress)
-        return train_run(config, folder, resume=True, progress=progress)
+        return train_run(config, folder, resume=True, extend=True, progress=progress)
 
 
 def compare(
@@ -196,7 +214,9 @@ __all__ = [
     "UserError",
     "compare",
     "evaluate_run",
+    "export",
     "load_config",
+    "load_exported",
     "load_run",
     "predict",
     "predict_all",

@@ -1,8 +1,9 @@
-"""The commands ``cac-ext evaluate`` and ``cac-ext predict``."""
+"""The commands ``cac-ext evaluate``, ``cac-ext predict`` and ``cac-ext export``."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ _LARGEST_WINDOW = 10**6  # pixels
 
 
 def add_run_commands(commands: Commands) -> None:
-    """Adds ``evaluate`` and ``predict`` to the command line's grammar."""
+    """Adds ``evaluate``, ``predict`` and ``export`` to the command line's grammar."""
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a run's mIoU, also multi-scale or by windows",
@@ -66,8 +67,33 @@ def add_run_commands(commands: Commands) -> None:
     _add_inference(predict)
     predict.set_defaults(command=_predict)
 
+    export = commands.add_parser(
+        "export",
+        help="write a run's network alone, as safetensors, torch.export program or ONNX",
+        description="Writes the network of a run into one file that needs no run folder. The "
+        "suffix of FILE is the format. .safetensors: weights, settings of the network and classes, "
+        "which `cac_ext.train.load_exported` reads. .pt2 (torch.export) and .onnx: a program that "
+        "turns RGB images [B, 3, H, W] uint8 of one size into logits [B, K, H, W], normalization "
+        "and padding included. The file is read again, run, and compared with the network.",
+    )
+    export.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="folder of a finished run")
+    export.add_argument("file", metavar="FILE", type=Path, help="ends in .safetensors, .pt2, .onnx")
+    export.add_argument("--size", metavar="H,W", help="size of the images, for .pt2 and .onnx")
+    _add_best(export)
+    export.set_defaults(command=_export)
+
+
+def _add_best(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="take the network of the highest validation mIoU, of a run with run.keep_best=true "
+        "(default: the last one)",
+    )
+
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
+    _add_best(parser)
     parser.add_argument(
         "--scales",
         default="1",
@@ -107,7 +133,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cac_ext.train.runtime.distributed import process_group
 
     inference = _inference(options)
-    run = api.load_run(options.folder, options.overrides)
+    run = api.load_run(options.folder, options.overrides, best=options.best)
     with process_group(run.config.device) as processes:
         result = api.evaluate_run(run, inference=inference, output=options.output)
         if processes.is_main:
@@ -123,10 +149,26 @@ def _predict(options: argparse.Namespace) -> int:
     overrides = [f"device={options.device}"] if options.device else []
     if options.max_image_pixels is not None:
         overrides.append(f"data.max_image_pixels={options.max_image_pixels}")
-    run = load_run(options.folder, overrides)
+    run = load_run(options.folder, overrides, best=options.best)
     failures = predict_files(run, found.jobs, inference)
     for line in (*found.remarks, *found.unreadable, *failures):
         print(f"cac-ext: {line}", file=sys.stderr)
     done = len(found.jobs) - len(failures)
     print(f"{done} of {len(found.jobs)} images; ids, colors and overlays in {options.output}")
     return _UNREADABLE if failures or found.unreadable else 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cac_ext.train import api
+
+    size: tuple[int, int] | None = None
+    if options.size is not None:
+        if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", options.size):
+            raise ConfigError(
+                f"--size takes H,W, the height and width of images, but got {options.size!r}"
+            )
+        height, width = map(int, options.size.split(","))
+        size = height, width
+    run = api.load_run(options.folder, best=options.best)
+    api.export(run, options.file, size)
+    print(f"network of iteration {run.iteration}: {options.file}")

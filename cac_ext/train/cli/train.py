@@ -43,7 +43,9 @@ def add_train_commands(commands: Commands) -> None:
         description="Continues from the checkpoint in a run folder, as if the run had not stopped. "
         "The data may have moved (data.root=...), other processes may load it "
         "(data.num_workers=...), and another device may continue (device=cpu), with results that "
-        "differ by rounding. Settings that would change the result are refused.",
+        "differ by rounding. A finished run can be given more epochs (schedule.epochs=...), one "
+        "that stopped early more patience (schedule.patience=null). Other settings that would "
+        "change the result are refused.",
     )
     resume.add_argument(
         "folder", metavar="RUN_FOLDER", type=Path, help="folder of an interrupted run"
@@ -101,6 +103,9 @@ def _run(config: Config, folder: Path | None, work: Callable[[Path], TrainResult
             result = work(folder)
         if processes.is_main:
             print(class_table(result.class_iou, result.miou))
+            if config.run.keep_best and result.best is not None:
+                best = result.best
+                print(f"best mIoU: {100 * best.miou:.2f}, of iteration {best.iteration}, best.pt")
             print(f"run folder: {folder}")
 
 

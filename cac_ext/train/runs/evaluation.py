@@ -100,7 +100,7 @@ def evaluate_run(
         run: from `load_run`.
         inference: scales, mirroring and windows; by default one pass over the whole image.
         output: folder of the files; by default ``evaluation/NAME`` in the run folder, with a name
-            made of the ``inference``.
+            made of the ``inference``, which begins with "best" for the best network.
         progress: whether to show a progress bar.
 
     Raises:
@@ -127,7 +127,7 @@ def evaluate_run(
             f"no pixel of the {images} validation masks counts: all are {splits.ignore_index}, "
             "which is data.ignore_index"
         )
-    name = str(inference).replace(", ", "-").replace(" ", "-")
+    name = "best-" * run.best + str(inference).replace(", ", "-").replace(" ", "-")
     folder = run.folder / "evaluation" / name if output is None else Path(output)
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
