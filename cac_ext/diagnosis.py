@@ -222,12 +222,18 @@ def _packages(extra: str) -> Iterator[Line]:
             remedy=f'pip install --no-build-isolation ".[{extra}]" in that tree',
         )
         return
+    packages = [
+        package.strip().split(">")[0].split("=")[0].strip()
+        for package, _, condition in (requirement.partition(";") for requirement in required)
+        if f'extra == "{extra}"' in condition.replace("'", '"')
+    ]
+    if not packages:
+        yield Line(
+            "  unknown to the installed cac_ext, which is older than this code",
+            remedy=f'pip install --no-build-isolation ".[{extra}]" in the source tree',
+        )
     missing = []
-    for requirement in required:
-        package, _, condition = requirement.partition(";")
-        if f'extra == "{extra}"' not in condition.replace("'", '"'):
-            continue
-        name = package.strip().split(">")[0].split("=")[0].strip()
+    for name in packages:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -97,8 +97,10 @@ def test_packages_that_are_missing_or_broken_are_told_apart(capsys, monkeypatch)
 
     known["broken"] = "2.2"
     monkeypatch.setattr(diagnosis, "import_module", lambda name: None)
+    requires.remove("gone; extra == 'timm'")
     code, text = diagnose(capsys)
     assert code == 0  # a missing extra is no fault
+    assert "extra timm\n  unknown to the installed cac_ext" in text
 
 
 def test_gpus_without_kernels_are_a_fault(monkeypatch) -> None:
