@@ -51,7 +51,7 @@ class MeanTeacher(Method):
             images = torch.cat([images, crops.strong[0]])
         # One forward pass of all images, as DDP and batch statistics need.
         logits = step.modules["student"](images)  # [B + U, K, S, S]
-        supervised, finite = self.cross_entropy(logits[: len(labelled.images)], labelled.masks)
+        supervised, finite = self.supervised_loss(logits[: len(labelled.images)], labelled.masks)
         if not step.proceeds(finite & logits.detach().isfinite().all()):
             return
         if crops is None:

@@ -66,7 +66,7 @@ def test_any_number_of_classes_is_read_labelled_and_predicted(
     np.testing.assert_array_equal(read.numpy(), ids)
 
     network = SegmentationNetwork(Pixels(), nn.Conv2d(3, num_classes, 1)).eval()
-    run = Run(load("synthetic"), Classes(names, ignore_index, None), network, 0)
+    run = Run(load("synthetic"), Classes(names, ignore_index, None), network, 0, tmp_path)
     jobs = plan([tmp_path / "a.png"], tmp_path / "out", overwrite=False).jobs
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)

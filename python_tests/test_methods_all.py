@@ -108,3 +108,17 @@ def test_it_trains_on_a_gpu(method: str, precision: str, tmp_path: Path, seed: i
     assert len(steps) == 6
     if precision != "fp16":  # whose first steps may be skipped until the loss scale fits
         assert all(torch.tensor(step["loss"]).isfinite() for step in steps)
+
+
+def test_its_loss_on_true_masks_is_the_configured_one_in_parts_too(
+    method: str, tmp_path: Path
+) -> None:
+    """Where all classes have the weight 0, nothing is learned from true masks."""
+    short = ["schedule.epochs=1", "schedule.iterations_per_epoch=1", "schedule.warmup_epochs=0"]
+    parts = ["schedule.accumulation=2", "schedule.labelled_batch=4", "schedule.unlabelled_batch=4"]
+    weightless = "supervised.class_weights=[0,0,0,0,0,0,0]"
+    train_until(settings(method, *short, *parts, weightless), tmp_path)
+    (logged,) = [x for x in read_metrics(tmp_path / "metrics.jsonl") if x["split"] == "train"]
+    supervised = {name: x for name, x in logged.items() if name.endswith("_supervised")}
+    assert {"loss_supervised"} <= supervised.keys()
+    assert set(supervised.values()) == {0}

@@ -303,9 +303,9 @@ def _spoil(monkeypatch: pytest.MonkeyPatch, where: str, at: range) -> None:
             with monkeypatch.context() as patch:
                 patch.setattr(method, "step", lambda of: map(infinite, step(of)))
                 return take_step(*arguments)
-        images = batches["labelled"].images
+        images = batches[0]["labelled"].images
         if where == "view":
-            images = batches["crop_pairs"].view2.images
+            images = batches[0]["crop_pairs"].view2.images
         images[0, 0, 0, 0] = torch.nan
         return take_step(*arguments)
 

@@ -40,6 +40,12 @@ SETTINGS = {
     "not_directional": ["method.directional=false", "method.negative_sampling=false"],
     "precision": ["run.negative_precision=true"],
     "adamw": ["optimizer.name=adamw"],
+    "clipped": ["optimizer.clip_norm=1"],
+    "supervised": [
+        "supervised.class_weights=[1,2,3]",
+        "supervised.ohem_threshold=0.7",
+        "supervised.dice_weight=1",
+    ],
     "weak": ["weak.pseudo_labels=masks", "run.precision=bf16"],
 }
 
@@ -85,7 +91,7 @@ def take_steps_without_values(
             # is fetched by an event, while the next step is prepared.
             guard = NonFiniteGuard(config.run, folder, state.modules, ALONE, late=late)
             device = torch.device("cpu")
-            assert len(take_step(method, state, fakes, state.modules, guard, device)) == phases
+            assert len(take_step(method, state, [fakes], state.modules, guard, device)) == phases
 
 
 @pytest.mark.parametrize("added", ["false", "true"])

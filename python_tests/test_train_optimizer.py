@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from cac_ext.train.methods.sup_only import SupOnly
 from cac_ext.train.networks import build_network
 from cac_ext.train.optimizer import build_optimizer, set_learning_rates
 from cac_ext.train.runs.checkpoint import read_checkpoint
+
+SPLITS = SimpleNamespace(num_classes=4, ignore_index=255)  # data that nothing reads
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
@@ -76,7 +79,7 @@ def test_the_groups_are_those_of_the_method(seed: int) -> None:
     torch.manual_seed(seed)
     config = load("synthetic", ["network.name=pspnet", "optimizer.decay_norms_and_biases=false"])
     network = build_network(config.network, 4)
-    optimizer = SupOnly(MethodContext(config, None, network)).build_optimizers()["network"]
+    optimizer = SupOnly(MethodContext(config, SPLITS, network)).build_optimizers()["network"]
     assert [group["name"] for group in optimizer.param_groups] == ["head"] * 2 + ["backbone"] * 2
     rates = [group["learning_rate"] for group in optimizer.param_groups]
     assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005])
@@ -97,7 +100,7 @@ def test_the_evaluated_mean_is_the_running_mean_of_the_network(seed: int) -> Non
     torch.manual_seed(seed)
     config = load("synthetic", ["network.width=16", "run.ema_decay=0.6"])
     network = build_network(config.network, 4)
-    method = build_method(MethodContext(config, None, network), SupOnly)
+    method = build_method(MethodContext(config, SPLITS, network), SupOnly)
     (weight, *_) = network.parameters()
     values = [torch.randn_like(weight) for _ in range(4)]
     for iteration, value in enumerate(values):

@@ -80,8 +80,8 @@ def test_every_evaluation_shows_predictions_and_the_current_crop_pair(
 
     def step_and_keep(method, state, batches, *rest):
         phases = take_step(method, state, batches, *rest)
-        if "crop_pairs" in batches:
-            steps.append((batches["crop_pairs"], method.contrast._latest))
+        if "crop_pairs" in batches[0]:
+            steps.append((batches[0]["crop_pairs"], method.contrast._latest))
         return phases
 
     take_step = loop.take_step

@@ -59,7 +59,7 @@ def watched_training(folder: Path, overrides: list[str], device: str = "cpu") ->
     spy, take_step = _Spy(), loop.take_step
 
     def watched(method, state, batches, *rest):
-        spy(method.model, batches["labelled"].images)
+        spy(method.model, batches[0]["labelled"].images)
         return take_step(method, state, batches, *rest)
 
     with pytest.MonkeyPatch.context() as patch, process_group(device):

@@ -2,6 +2,7 @@
 
 Read it from the hall, top to bottom:
 
+    api.py             the trainer from Python; `cac_ext.train` exports its functions
     loop.py            a run, in the order in which things happen
     preflight.py       labels to learn from, a batch to normalize: asked before training
     batch_streams.py   the batches that the method asked for, on the device
@@ -29,4 +30,67 @@ same configuration gives the same result whatever the number of workers, interru
 
 A custom method, network or data set needs no change here: see the contracts in `methods`,
 `networks` and `data`.
+
+From Python: `load_config`, `train`, `resume`, `compare`, `load_run`, `evaluate_run`, `predict`,
+`export`; see `api.py`. They are imported when they are first used, so that ``import cac_ext.train``
+is cheap.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cac_ext.train.api import (
+        Comparison,
+        Config,
+        Inference,
+        Run,
+        RunEvaluation,
+        TrainResult,
+        UserError,
+        compare,
+        evaluate_run,
+        export,
+        load_config,
+        load_exported,
+        load_run,
+        predict,
+        predict_all,
+        predict_probabilities,
+        resume,
+        train,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.api"), name)
+
+
+__all__ = [
+    "Comparison",
+    "Config",
+    "Inference",
+    "Run",
+    "RunEvaluation",
+    "TrainResult",
+    "UserError",
+    "compare",
+    "evaluate_run",
+    "export",
+    "load_config",
+    "load_exported",
+    "load_run",
+    "predict",
+    "predict_all",
+    "predict_probabilities",
+    "resume",
+    "train",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

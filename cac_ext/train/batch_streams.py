@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ import torch
 from cac_ext.train.config import Config
 from cac_ext.train.data.batches import to_device
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
+from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import StreamRequest
 from cac_ext.train.runtime.distributed import Processes
 
 
 class BatchStreams:
-    """Loads each stream, from its first iteration.
+    """Loads each stream, from its first iteration, in ``schedule.accumulation`` parts a step.
 
     Args:
         requests: the streams that a method requested, by name.
@@ -26,7 +27,7 @@ class BatchStreams:
         processes: each process takes its share of each batch.
 
     Raises:
-        ConfigError: a batch cannot be shared equally by the processes.
+        ConfigError: a batch cannot be shared equally by the processes and parts.
 
     Warns:
         UserWarning: the run ends before a stream begins.
@@ -40,6 +41,8 @@ class BatchStreams:
         start: int,
         processes: Processes,
     ) -> None:
+        parts = config.schedule.accumulation
+        self._parts = parts
         self._requests = requests
         self._device = device
         self._channels_last = config.run.channels_last
@@ -51,9 +54,21 @@ class BatchStreams:
             first = max(start, request.first_iteration)
             if first >= config.iterations:
                 continue
-            processes.share(request.batch_size, request.batch_key)
+            if parts == 1:
+                processes.share(request.batch_size, request.batch_key)
+            elif request.batch_size % (parts * processes.size):
+                raise ConfigError(
+                    f"{request.batch_key} is {request.batch_size}, which {processes.size} "
+                    f"process(es) in {parts} parts (schedule.accumulation) cannot share equally: "
+                    f"set it to a multiple of {parts * processes.size}"
+                )
+            # Each part is a batch of its own: together they hold the positions of the whole one.
             sampler = IterationSampler(
-                first, config.iterations, request.batch_size, processes.rank, processes.size
+                first * parts,
+                config.iterations * parts,
+                request.batch_size // parts,
+                processes.rank,
+                processes.size,
             )
             loader = stream_loader(
                 Stream(request.images, request.augment, config.seed, request.name),
@@ -64,17 +79,20 @@ class BatchStreams:
             )
             self._loaders[name] = iter(loader)
 
-    def next(self, iteration: int) -> dict[str, Any]:
-        """The batches of this step, by stream."""
-        return {
-            name: to_device(next(loader), self._device, channels_last=self._channels_last)
-            for name, loader in self._loaders.items()
-            if iteration >= self._requests[name].first_iteration
-        }
+    def next(self, iteration: int) -> list[dict[str, Any]]:
+        """The batches of this step by stream, for each part of the step."""
+        return [
+            {
+                name: to_device(next(loader), self._device, channels_last=self._channels_last)
+                for name, loader in self._loaders.items()
+                if iteration >= self._requests[name].first_iteration
+            }
+            for _ in range(self._parts)
+        ]
 
-    def images(self, batches: Mapping[str, Any]) -> int:
+    def images(self, batches: Sequence[Mapping[str, Any]]) -> int:
         """The number of images that all processes see in a step with these batches."""
-        return sum(self._requests[name].batch_size for name in batches)
+        return sum(self._requests[name].batch_size for name in batches[0])
 
 
 def _warn_of_warmup(config: Config) -> None:

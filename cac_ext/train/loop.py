@@ -25,14 +25,23 @@ from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.preflight import require_batch_statistics, require_labels, warn_of_small_images
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
 from cac_ext.train.runs.checkpoint import (
+    Best,
     TrainingState,
     read_checkpoint,
     restore,
     save_checkpoint,
+    save_network,
 )
-from cac_ext.train.runs.folder import run_exists, write_config
+from cac_ext.train.runs.folder import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    run_exists,
+    start_from,
+    write_config,
+)
 from cac_ext.train.runs.log import NoLog, RunLog, peak_memory
 from cac_ext.train.runs.nonfinite import NonFiniteGuard
+from cac_ext.train.runs.trackers import open_trackers
 from cac_ext.train.runtime.distributed import (
     Processes,
     current,
@@ -50,12 +59,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        network: the evaluated one, as it is after the last iteration.
+        splits: the data.
+        best: the evaluation with the highest mIoU.
+        miou: of the last evaluation, in [0, 1].
+        class_iou: the same for each class; nan for an absent one.
+    """
 
     folder: Path
     network: SegmentationNetwork
     splits: DatasetSplits
-    miou: float  # in [0, 1], of the last iteration
+    best: Best | None
+    miou: float
     class_iou: dict[str, float]
 
 
@@ -65,6 +84,7 @@ def train(
     *,
     label: str = "train",
     resume: bool = False,
+    extend: bool = False,
     progress: bool = True,
     build: Callable[[MethodContext], Method] | None = None,
 ) -> TrainResult:
@@ -76,6 +96,7 @@ def train(
         label: text in front of the progress bar.
         resume: continue from the checkpoint in the folder, if it holds one. Without ``resume`` a
             checkpoint there is an error, so that no run is overwritten.
+        extend: when resuming, a run that has taken all its epochs may have more of them now.
         progress: show progress bars on the terminal.
         build: builds the method instead of ``config.method.name``.
 
@@ -99,14 +120,20 @@ def train(
 
     # Data, network and method.
     splits = build_datasets(config.data)
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = folder / CHECKPOINT_FILE
     has_checkpoint = processes.first(checkpoint.exists())
     if not has_checkpoint:
         require_labels(config, splits, processes=processes, progress=progress)
-    network = build_network(config.network, splits.num_classes, pretrained=not has_checkpoint)
+    trained = config.network.start_from
+    pretrained = not has_checkpoint and trained is None
+    network = build_network(config.network, splits.num_classes, pretrained=pretrained)
+    if trained is not None and not has_checkpoint:
+        start_from(network, Path(trained).expanduser())
     if processes.size == 1 and config.self_training.pseudo_labels is None:
-        batch, crop_size = config.schedule.labelled_batch, config.augment.crop_size
-        require_batch_statistics(network, batch, crop_size, "schedule.labelled_batch")
+        parts, key = config.schedule.accumulation, "schedule.labelled_batch"
+        batch = max(1, config.schedule.labelled_batch // parts)
+        key = key if parts == 1 else f"{key} / schedule.accumulation"
+        require_batch_statistics(network, batch, config.augment.crop_size, key)
     context = MethodContext(config, splits, network, processes, pretrained=not has_checkpoint)
     method = build_method(context, build)
     everything = {**method.trained, **method.kept}
@@ -128,7 +155,8 @@ def train(
     if has_checkpoint:
         if not resume:
             raise run_exists(folder)
-        restore(read_checkpoint(checkpoint), checkpoint, state, device, processes)
+        saved = read_checkpoint(checkpoint)
+        restore(saved, checkpoint, state, device, processes, extend=extend)
     if processes.is_main:
         write_config(folder, written)
         save_classes(folder, splits)
@@ -150,7 +178,14 @@ def train(
     guard = NonFiniteGuard(config.run, folder, everything, processes, late=device.type == "cuda")
     log: RunLog | NoLog = NoLog()
     if processes.is_main:
-        log = RunLog(folder, label, state.iteration, config.iterations, progress=progress)
+        log = RunLog(
+            folder,
+            label,
+            state.iteration,
+            config.iterations,
+            progress=progress,
+            trackers=open_trackers(config.run.trackers, folder, config),
+        )
 
     inference = configured_inference(config)
 
@@ -168,8 +203,16 @@ def train(
         class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
         state.results = {"miou": evaluation.miou, "class_iou": class_iou}
         state.evaluated_at = state.iteration
+        state.best = Best.after(state.best, state.iteration, evaluation.miou)
         log.evaluation(state.iteration, **state.results)
         log.pictures(state.iteration, splits, method.evaluated, inference, method.pictures)
+
+    def save() -> None:
+        # The best network first: a run that is killed in between comes here again.
+        is_best = state.best is not None and state.best.iteration == state.iteration
+        if config.run.keep_best and is_best and processes.is_main:
+            save_network(folder / BEST_FILE, state, method.evaluated)
+        save_checkpoint(checkpoint, state, method.evaluated, processes)
 
     def together(work: Callable[[], T]) -> T:
         """Run ``work`` between two steps. If it fails in any process, the steps taken are saved."""
@@ -182,15 +225,15 @@ def train(
             failure = error
         if processes.any(failure is not None):
             with suppress(CheckpointError):  # the failure itself is the news
-                save_checkpoint(checkpoint, state, method.evaluated, processes)
+                save()
             raise failure or ProcessError("another process has failed; its own message says why")
         return result
 
     with StopRequest() as stop, log:
         if _evaluation_is_due(state):  # it failed before the run was interrupted
             together(evaluate_now)
-            save_checkpoint(checkpoint, state, method.evaluated, processes)
-        while state.iteration < config.iterations:
+            save()
+        while state.iteration < config.iterations and not _stops_early(state):
             batches = together(partial(streams.next, state.iteration))
             phases = take_step(method, state, batches, modules, guard, device)
 
@@ -206,17 +249,22 @@ def train(
             if _evaluation_is_due(state):
                 together(evaluate_now)
             if ends_epoch or stopping:
-                save_checkpoint(checkpoint, state, method.evaluated, processes)
+                save()
             if stopping:
                 raise TrainingStopped(
                     f"stopped after iteration {state.iteration} of {config.iterations}"
                 )
+    if progress and state.iteration < config.iterations and state.best is not None:
+        print(
+            f"stopped early, after iteration {state.iteration} of {config.iterations}: no better "
+            f"mIoU in {state.best.worse_since} evaluations (schedule.patience)"
+        )
     if processes.is_main:
         picture = folder / "picture.png"
         with naming(picture):
             save_panel(picture, splits, {"prediction": method.evaluated}, inference=inference)
     processes.any(False)  # every process waits until the picture is written
-    return TrainResult(folder, method.evaluated, splits, **state.results)
+    return TrainResult(folder, method.evaluated, splits, state.best, **state.results)
 
 
 def _evaluation_is_due(state: TrainingState) -> bool:
@@ -225,6 +273,12 @@ def _evaluation_is_due(state: TrainingState) -> bool:
     epoch, rest = divmod(state.iteration, schedule.iterations_per_epoch)
     due = epoch > 0 and (epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs)
     return due and rest == 0 and state.evaluated_at != state.iteration
+
+
+def _stops_early(state: TrainingState) -> bool:
+    """Whether the last ``schedule.patience`` evaluations were no better than one before them."""
+    patience, best = state.config.schedule.patience, state.best
+    return patience is not None and best is not None and best.worse_since >= patience
 
 
 def _scalars(phases: list[Phase]) -> dict[str, float]:

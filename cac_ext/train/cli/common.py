@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -75,16 +74,6 @@ def parse_seeds(text: str) -> list[int]:
             f"{text!r}"
         )
     return [int(part) for part in parts]
-
-
-def new_folder(output: str, name: str) -> Path:
-    """``OUTPUT/NAME-DATE-TIME``, with a number behind it if that exists."""
-    base = Path(output).expanduser() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""The commands ``cac-ext evaluate`` and ``cac-ext predict``."""
+"""The commands ``cac-ext evaluate``, ``cac-ext predict`` and ``cac-ext export``."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ _MOST_MEMORY = 2**20  # MiB
 
 
 def add_run_commands(commands: Commands) -> None:
-    """Adds ``evaluate`` and ``predict`` to the command line's grammar."""
+    """Adds ``evaluate``, ``predict`` and ``export`` to the command line's grammar."""
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a run's mIoU, also multi-scale or by windows",
@@ -65,8 +66,33 @@ def add_run_commands(commands: Commands) -> None:
     _add_inference(predict)
     predict.set_defaults(command=_predict)
 
+    export = commands.add_parser(
+        "export",
+        help="write a run's network alone, as safetensors, torch.export program or ONNX",
+        description="Writes the network of a run into one file that needs no run folder. The "
+        "suffix of FILE is the format. .safetensors: weights, settings of the network and classes, "
+        "which `cac_ext.train.load_exported` reads. .pt2 (torch.export) and .onnx: a program that "
+        "turns RGB images [B, 3, H, W] uint8 of one size into logits [B, K, H, W], normalization "
+        "and padding included. The file is read again, run, and compared with the network.",
+    )
+    export.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="folder of a finished run")
+    export.add_argument("file", metavar="FILE", type=Path, help="ends in .safetensors, .pt2, .onnx")
+    export.add_argument("--size", metavar="H,W", help="size of the images, for .pt2 and .onnx")
+    _add_best(export)
+    export.set_defaults(command=_export)
+
+
+def _add_best(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="take the network of the highest validation mIoU, of a run with run.keep_best=true "
+        "(default: the last one)",
+    )
+
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
+    _add_best(parser)
     parser.add_argument(
         "--scales",
         default="1",
@@ -132,17 +158,20 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from cac_ext.train.runs.evaluation import evaluate_run
+    from cac_ext.train import api
+    from cac_ext.train.inference import configured_inference
+    from cac_ext.train.runtime.distributed import process_group
 
-    table = evaluate_run(
-        options.folder,
-        [*options.overrides, *_overrides(options)],
-        scales=_scales(options),
-        flip=options.flip,
-        output=options.output,
+    run = api.load_run(
+        options.folder, [*options.overrides, *_overrides(options)], best=options.best
     )
-    if table is not None:
-        print(table)
+    inference = replace(
+        configured_inference(run.config), scales=_scales(options), flip=options.flip
+    )
+    with process_group(run.config.device) as processes:
+        result = api.evaluate_run(run, inference=inference, output=options.output)
+        if processes.is_main:
+            print(result)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -156,7 +185,7 @@ def _predict(options: argparse.Namespace) -> int:
         overrides.append(f"device={options.device}")
     if options.max_image_pixels is not None:
         overrides.append(f"data.max_image_pixels={options.max_image_pixels}")
-    run = load_run(options.folder, overrides)
+    run = load_run(options.folder, overrides, best=options.best)
     inference = replace(configured_inference(run.config), scales=scales, flip=options.flip)
     failures = predict_files(run, found.jobs, inference)
     for line in (*found.remarks, *found.unreadable, *failures):
@@ -164,3 +193,19 @@ def _predict(options: argparse.Namespace) -> int:
     done = len(found.jobs) - len(failures)
     print(f"{done} of {len(found.jobs)} images; ids, colors and overlays in {options.output}")
     return _UNREADABLE if failures or found.unreadable else 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cac_ext.train import api
+
+    size: tuple[int, int] | None = None
+    if options.size is not None:
+        if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", options.size):
+            raise ConfigError(
+                f"--size takes H,W, the height and width of images, but got {options.size!r}"
+            )
+        height, width = map(int, options.size.split(","))
+        size = height, width
+    run = api.load_run(options.folder, best=options.best)
+    api.export(run, options.file, size)
+    print(f"network of iteration {run.iteration}: {options.file}")

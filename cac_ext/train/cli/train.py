@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cac_ext.train.cli.common import (
     FOLDER_HELP,
@@ -13,11 +15,13 @@ from cac_ext.train.cli.common import (
     add_overrides,
     advising_how_to_resume,
     load_config,
-    new_folder,
     parse_seeds,
 )
-from cac_ext.train.config import Config, to_mapping
+from cac_ext.train.config import Config
 from cac_ext.train.experiments.methods import METHODS
+
+if TYPE_CHECKING:
+    from cac_ext.train.loop import TrainResult
 
 
 def add_train_commands(commands: Commands) -> None:
@@ -39,7 +43,9 @@ def add_train_commands(commands: Commands) -> None:
         description="Continues from the checkpoint in a run folder, as if the run had not stopped. "
         "The data may have moved (data.root=...), other processes may load it "
         "(data.num_workers=...), and another device may continue (device=cpu), with results that "
-        "differ by rounding. Settings that would change the result are refused.",
+        "differ by rounding. A finished run can be given more epochs (schedule.epochs=...), one "
+        "that stopped early more patience (schedule.patience=null). Other settings that would "
+        "change the result are refused.",
     )
     resume.add_argument(
         "folder", metavar="RUN_FOLDER", type=Path, help="folder of an interrupted run"
@@ -69,24 +75,24 @@ def add_train_commands(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    _run(load_config(options), options.folder, resume=False)
+    from cac_ext.train import api
+
+    config = load_config(options)
+    _run(config, options.folder, lambda folder: api.train(config, folder))
 
 
 def _resume(options: argparse.Namespace) -> None:
-    from cac_ext.train.runs.checkpoint import require_same_settings
-    from cac_ext.train.runs.folder import CONFIG_FILE, read_config
+    from cac_ext.train import api
+    from cac_ext.train.runs.folder import read_config
 
     config = read_config(options.folder, options.overrides)
-    # Checked before anything is written: there may be no checkpoint yet that would be checked.
-    begun = to_mapping(read_config(options.folder))
-    require_same_settings(begun, config, options.folder / CONFIG_FILE)
-    _run(config, options.folder, resume=True)
+    _run(config, options.folder, lambda folder: api.resume(folder, options.overrides))
 
 
-def _run(config: Config, folder: Path | None, *, resume: bool) -> None:
-    from cac_ext.train.experiments.prepare import prepare_run
-    from cac_ext.train.loop import train
+def _run(config: Config, folder: Path | None, work: Callable[[Path], TrainResult]) -> None:
+    """Trains by ``work(folder)``, prints the result, or how to resume."""
     from cac_ext.train.runs.evaluation import class_table
+    from cac_ext.train.runs.folder import new_folder
     from cac_ext.train.runtime.distributed import process_group
 
     with process_group(config.device) as processes:
@@ -94,26 +100,28 @@ def _run(config: Config, folder: Path | None, *, resume: bool) -> None:
         folder = processes.first(folder or new_folder(config.output, config.name))
         command = f"cac-ext resume {folder}"
         with advising_how_to_resume(command, folder, quiet=not processes.is_main):
-            prepare_run(config, folder, resume=resume)
-            result = train(config, folder, resume=resume)
+            result = work(folder)
         if processes.is_main:
             print(class_table(result.class_iou, result.miou))
+            if config.run.keep_best and result.best is not None:
+                best = result.best
+                print(f"best mIoU: {100 * best.miou:.2f}, of iteration {best.iteration}, best.pt")
             print(f"run folder: {folder}")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from cac_ext.train.experiments.compare import compare, plan
+    from cac_ext.train import api
+    from cac_ext.train.runs.folder import new_folder
     from cac_ext.train.runtime.distributed import process_group
 
     first = load_config(options)
     seeds = [first.seed] if options.seeds is None else parse_seeds(options.seeds)
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
-    runs = plan(options.config, options.overrides, methods, seeds)
     with process_group(first.device) as processes:
         folder = options.folder or new_folder(first.output, f"{first.name}-compare")
         folder = processes.first(folder)
         command = f"the same command with --folder {folder}"
         with advising_how_to_resume(command, folder, quiet=not processes.is_main):
-            table = compare(runs, folder)
+            result = api.compare(options.config, methods, seeds, options.overrides, folder=folder)
         if processes.is_main:
-            print(f"\n{table}\n\npicture: {folder / 'picture.png'}\nrun folders: {folder}")
+            print(f"\n{result}\n\npicture: {folder / 'picture.png'}\nrun folders: {folder}")

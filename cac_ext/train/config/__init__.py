@@ -30,6 +30,7 @@ from cac_ext.train.config.schema import (
     RunConfig,
     ScheduleConfig,
     SelfTrainingConfig,
+    SupervisedConfig,
     SyntheticConfig,
     WeakConfig,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "S4ganConfig",
     "ScheduleConfig",
     "SelfTrainingConfig",
+    "SupervisedConfig",
     "SyntheticConfig",
     "UniMatchConfig",
     "WeakConfig",

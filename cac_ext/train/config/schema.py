@@ -88,6 +88,12 @@ class DataConfig:
     background_class: Optional[int] = number(None, within(0, _MOST_CLASSES - 1))
     """Id of the class that stands for "none of the others", needed for image-level labels of your
     own data. null: the class called "background"."""
+    mask_colors: Optional[list[str]] = None
+    """Color of each class in masks that hold colors in place of ids, in the order of the ids:
+    [804080, 00ff00] or ['#804080', '#00ff00']; for data.name=folder. null: masks hold ids."""
+    ignored_colors: Optional[list[str]] = None
+    """Further colors of such masks: pixels without a class. A color that is not listed is an error.
+    null: none."""
     max_image_pixels: Optional[int] = number(178_956_970, above(0, 2**62))
     """Most pixels an image may have, so that a small file cannot fill the memory. null: no
     limit."""
@@ -144,6 +150,9 @@ class NetworkConfig:
     """Pretrained weights of the backbone: a file (.safetensors, .pth), or a name of torchvision's
     such as IMAGENET1K_V1, for timm/NAME pretrained or a tag of timm's such as a1_in1k, downloaded
     on first use. null: random weights."""
+    start_from: Optional[str] = None
+    """A trained run, its folder or the best.pt in it: the network starts with its weights. With
+    another number of classes the classifier alone starts anew. null: see network.weights."""
     stride_in: Literal["3x3", "1x1"] = "3x3"
     """Convolution that is strided in each stage of a ResNet: 3x3 in torchvision's weights, 1x1 in
     those of the original ResNet."""
@@ -250,6 +259,22 @@ class SelfTrainingConfig:
 
 
 @dataclass(frozen=True)
+class SupervisedConfig:
+    """The loss on true masks, in every method: cross entropy by default."""
+
+    class_weights: Optional[list[float]] = field(default=None, metadata=bounded(within(0, 10**6)))
+    """Weight of each class in the cross entropy, in the order of the ids; the mean is weighted,
+    too. null: all alike."""
+    ohem_threshold: Optional[float] = number(None, above(0, 1))
+    """Cross entropy of the hardest pixels alone (OHEM): those whose true class has at most this
+    probability, such as 0.7. null: of all pixels."""
+    ohem_share: float = number(0.0625, _SHARE)
+    """Share of the pixels of a batch that count at least with ohem_threshold, hard or not."""
+    dice_weight: float = number(0.0, _WEIGHT)
+    """Weight of the Dice loss that is added to the cross entropy. 0: none."""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """SGD or AdamW with poly decay: learning_rate (1 - iteration / iterations)^poly_power."""
 
@@ -271,6 +296,9 @@ class OptimizerConfig:
     weights of two or more dimensions, as timm and others do with AdamW."""
     poly_power: float = number(0.9, within(0, 100))
     """Power of the poly decay. 0: a constant learning rate."""
+    clip_norm: Optional[float] = number(None, above(0, 10**6))
+    """Largest norm of a gradient, for each optimizer of a method: a longer one is scaled down to
+    it. The log has the norms. null: gradients are not clipped."""
 
 
 @dataclass(frozen=True)
@@ -287,8 +315,14 @@ class ScheduleConfig:
     """Labelled images in a step, of all processes together."""
     unlabelled_batch: int = number(8, _BATCH)
     """Unlabelled images in a step, of all processes together; each gives two views."""
+    accumulation: int = number(1, _BATCH)
+    """Parts into which the batches of a step are divided, one after the other: less memory, one
+    optimizer step. Means and batch statistics are those of a part. It must divide the batches."""
     evaluate_every: int = number(1, _COUNT)
     """Epochs between evaluations; the last epoch is always evaluated."""
+    patience: Optional[int] = number(None, _COUNT)
+    """Evaluations in a row without a better validation mIoU after which the run ends. null: the run
+    takes all its epochs."""
     log_every: int = number(10, _COUNT)
     """Iterations between log entries."""
 
@@ -323,6 +357,12 @@ class RunConfig:
     ema_decay: Optional[float] = number(None, below(1))
     """Evaluate the running mean of the network's weights, of which each step keeps this share, such
     as 0.99; training itself does not change. null: evaluate the network."""
+    keep_best: bool = False
+    """Also keep best.pt, the network of the highest validation mIoU so far; evaluate and predict
+    take it with --best."""
+    trackers: list[str] = field(default_factory=list)
+    """Services that get the log beside TensorBoard: wandb, mlflow, set up by their environment
+    variables. [] for none."""
     normalize_over_ranks: bool = True
     """Average losses over the pixels and anchors of all processes. false: average the means of the
     processes."""
@@ -367,6 +407,7 @@ class Config:
     s4gan: S4ganConfig = field(default_factory=S4ganConfig)
     gct: GctConfig = field(default_factory=GctConfig)
     ecs: EcsConfig = field(default_factory=EcsConfig)
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -29,6 +29,26 @@ class MethodRecord(Score):
     seed: int
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        records: mIoU and IoU of each class by (method, seed): ``records["cac", 0]["miou"]``.
+        folder: holds a run folder for each, ``results.json``, ``table.txt`` and ``picture.png``.
+    """
+
+    records: Mapping[RunId, MethodRecord]
+    folder: Path
+
+    def __str__(self) -> str:
+        """The table of mIoUs in percent that ``cac-ext compare`` prints."""
+        table = format_table({run: record["miou"] for run, record in self.records.items()})
+        return table + format_absences(
+            {run: record["class_iou"] for run, record in self.records.items()}
+        )
+
+
 def plan(
     name_or_path: str, overrides: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
 ) -> dict[RunId, Config]:
@@ -44,8 +64,8 @@ def plan(
     }
 
 
-def compare(runs: Plan, folder: Path, *, progress: bool = True) -> str:
-    """Trains every run that is not finished yet; returns the table.
+def compare(runs: Plan, folder: Path, *, progress: bool = True) -> Comparison:
+    """Trains every run that is not finished yet.
 
     ``folder`` receives what `run_plan` writes, ``table.txt`` and ``picture.png`` of the first seed.
     """
@@ -65,8 +85,7 @@ def compare(runs: Plan, folder: Path, *, progress: bool = True) -> str:
             shown[title(run.name)] = result.network.cpu()
 
     records = run_plan(runs, folder, describe, after_each=keep_what_is_shown, progress=progress)
-    table = format_table({run: record["miou"] for run, record in records.items()})
-    table += format_absences({run: record["class_iou"] for run, record in records.items()})
+    comparison = Comparison(records, folder)
     if current().is_main and splits is not None:
         picture = folder / "picture.png"
         with naming(picture):
@@ -74,8 +93,8 @@ def compare(runs: Plan, folder: Path, *, progress: bool = True) -> str:
             config = next(iter(runs.values()))
             inference = replace(configured_inference(config), precision="fp32")
             save_panel(picture, splits, shown, inference=inference)
-        write_text_whole(folder / "table.txt", f"{table}\n")
-    return table
+        write_text_whole(folder / "table.txt", f"{comparison}\n")
+    return comparison
 
 
 def format_absences(class_iou: Mapping[tuple[str, int], Mapping[str, float | None]]) -> str:

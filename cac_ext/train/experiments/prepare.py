@@ -26,11 +26,11 @@ from cac_ext.train.pseudo_labels.image_classifier import (
 )
 from cac_ext.train.pseudo_labels.image_labels import check_image_labels
 from cac_ext.train.pseudo_labels.self_training import teacher_config, write_teacher_labels
-from cac_ext.train.runs.folder import run_exists, write_config
+from cac_ext.train.runs.folder import CHECKPOINT_FILE, run_exists, write_config
 from cac_ext.train.runtime.distributed import current, find_device
 
 
-def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:
+def prepare_run(config: Config, folder: Path, *, resume: bool, progress: bool = True) -> None:
     """`prepare` inside the folder of a single run, if it needs pseudo labels.
 
     config.yaml is written first, so that `cac-ext resume` can continue from any point.
@@ -41,17 +41,19 @@ def prepare_run(config: Config, folder: Path, *, resume: bool) -> None:
     if not _wanted(config):
         return
     processes = current()
+    if resume and processes.first(_is_prepared(config, folder)):
+        return
     _check(config)
 
     def begin() -> None:
         if not processes.is_main:
             return
-        if not resume and (folder / "checkpoint.pt").exists():
+        if not resume and (folder / CHECKPOINT_FILE).exists():
             raise run_exists(folder)
         write_config(folder, config)
 
     processes.together(begin)
-    prepare(config, PseudoLabelFolders.of_run(folder))
+    prepare(config, PseudoLabelFolders.of_run(folder), progress=progress)
 
 
 def prepare(
@@ -172,6 +174,17 @@ def _report(folder: Path, report: PseudoLabelReport, advice: str, *, progress: b
 
 def _wanted(config: Config) -> bool:
     return AUTO in (config.self_training.pseudo_labels, config.weak.pseudo_labels)
+
+
+def _is_prepared(config: Config, folder: Path) -> bool:
+    """Whether the run has begun to train with labels that are still there.
+
+    They then are as they were, also if the run itself has been given more epochs.
+    """
+    filled = PseudoLabelFolders.of_run(folder).fill_in(config)
+    parts = (config.self_training, filled.self_training), (config.weak, filled.weak)
+    made = [Path(str(after.pseudo_labels)) for before, after in parts if before != after]
+    return (folder / CHECKPOINT_FILE).exists() and all(labels.is_dir() for labels in made)
 
 
 def _check(config: Config) -> None:

@@ -63,7 +63,7 @@ class Cac(Method):
         pairs: CropPairBatch | None = step.batches.get("crop_pairs")
         views = None if pairs is None else views_of(pairs)  # [2B, 3, S, S]
         logits, outputs = step.modules["model"](labelled.images, views)
-        supervised, finite = self.cross_entropy(logits, labelled.masks)
+        supervised, finite = self.supervised_loss(logits, labelled.masks)
         if pairs is not None:
             finite = finite & are_finite(pairs, outputs)
         if not step.proceeds(finite):
@@ -71,7 +71,7 @@ class Cac(Method):
         losses, total = {"supervised": supervised}, supervised
         metrics: dict[str, Tensor | float] = {}
         if pairs is not None:
-            losses["unsupervised"], metrics = self.contrast(step.iteration, pairs, outputs)
+            losses["unsupervised"], metrics = self.contrast(step.draw, pairs, outputs)
             total = total + self.context.config.method.unsupervised_weight * losses["unsupervised"]
             masks1, masks2 = pairs.view1.masks, pairs.view2.masks
             if outputs.weak_logits is not None and masks1 is not None and masks2 is not None:

@@ -14,7 +14,8 @@ mixed precision, backward and optimizer steps, checkpoints, exact resume, loggin
 
         def step(self, step):
             batch = self.supervised_batch(step.batches)
-            loss, finite = self.cross_entropy(step.modules["network"](batch.images), batch.masks)
+            logits = step.modules["network"](batch.images)
+            loss, finite = self.supervised_loss(logits, batch.masks)
             if step.proceeds(finite):
                 yield Phase(loss, {"supervised": loss})
 
@@ -25,8 +26,12 @@ for the network and then for the discriminator.
 **Several processes.** ``step.modules`` are the modules of `Method.trained`, wrapped in
 DistributedDataParallel if there are several processes. Call each of them once a phase, on all
 images of the phase together: DDP averages the gradients in the backward of that call. Draw random
-numbers from a generator seeded by `derive_seed` with the iteration, or from torch's global
-generator, whose state is in the checkpoint.
+numbers from a generator seeded by `derive_seed` with `Step.draw`, or from torch's global generator,
+whose state is in the checkpoint.
+
+**Parts.** With ``schedule.accumulation`` the batches of a step are divided into parts.
+`Method.step` is called for each, and its generators advance together: the first phase of every
+part, one optimizer step with the mean of their gradients, then the second phase of every part.
 
 **Resume.** The checkpoint holds the state of `trained`, of `kept` and of the optimizers, and what
 `state_dict` returns. A resumed run continues bit for bit if the method has no other state.
@@ -40,7 +45,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -56,6 +60,7 @@ from cac_ext.train.data.batches import (
 )
 from cac_ext.train.data.pseudo_label_files import pseudo_labelled
 from cac_ext.train.data.whole_crops import WholeCropAugment
+from cac_ext.train.methods.supervised_loss import SupervisedLoss, cross_entropy
 from cac_ext.train.networks import SegmentationNetwork, build_network
 from cac_ext.train.optimizer import build_optimizer
 from cac_ext.train.runtime.distributed import ALONE, Processes
@@ -146,12 +151,20 @@ class Step:
         proceeds: call it with a scalar bool tensor, whether the outputs of this process are finite.
             If it returns False, the step is void in some process: return without yielding, and
             change nothing.
+        part, parts: which part of the step this is, from 0, and their number.
     """
 
     iteration: int
     batches: Mapping[str, Any]
     modules: Mapping[str, nn.Module]
     proceeds: Callable[[Tensor], bool]
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def draw(self) -> int:
+        """The number of this part in the run, for seeds; the iteration if steps have one part."""
+        return self.iteration * self.parts + self.part
 
 
 @dataclass
@@ -200,6 +213,9 @@ class Method(ABC):
         self.context = context
         self.trained: dict[str, nn.Module] = {}
         self.kept: dict[str, nn.Module] = {}
+        self._supervised = SupervisedLoss(
+            context.config.supervised, context.splits, context.normalizing
+        )
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -315,6 +331,14 @@ class Method(ABC):
             part,
         )
 
+    def supervised_loss(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss on true masks that ``supervised`` configures, and whether it is finite.
+
+        ``[B, K, H, W]`` and ``[B, H, W]`` to two scalars. By default `cross_entropy`.
+        """
+        loss = self._supervised(logits, masks)
+        return loss, loss.detach().isfinite()
+
     def cross_entropy(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over all pixels that are not ignored (0 if none), and whether it is finite.
 
@@ -322,7 +346,5 @@ class Method(ABC):
         mean over all their pixels.
         """
         ignore_index = self.context.splits.ignore_index
-        counted = self.context.normalizing.mean_count((masks != ignore_index).sum())
-        total = F.cross_entropy(logits, masks, ignore_index=ignore_index, reduction="sum")
-        loss = total / counted
+        loss = cross_entropy(logits, masks, ignore_index, self.context.normalizing)
         return loss, loss.detach().isfinite()

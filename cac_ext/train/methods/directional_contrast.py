@@ -112,10 +112,12 @@ class DirectionalContrast:
     ) -> None:
         self.context = context
         self.loss = loss
-        selected_num = self.context.config.method.selected_num
-        if selected_num is not None:  # each process selects its share, rounded up
-            selected_num = -(-selected_num // self.context.processes.size)
-        self.bank = MemoryBank(selected_num, self.context.config.method.step_save)
+        config, parts = self.context.config.method, self.context.config.schedule.accumulation
+        selected_num = config.selected_num
+        if selected_num is not None:  # each process and part selects its share, rounded up
+            selected_num = -(-selected_num // (self.context.processes.size * parts))
+        # The negatives of as many images, whatever the number of parts.
+        self.bank = MemoryBank(selected_num, (config.step_save + 1) * parts - 1)
         self._most_gathered = _most_gathered(context)
         self._latest: CropPairOutputs | None = None
 
@@ -149,11 +151,14 @@ class DirectionalContrast:
         self._latest = None
 
     def __call__(
-        self, iteration: int, pairs: CropPairBatch, outputs: ViewOutputs
+        self, draw: int, pairs: CropPairBatch, outputs: ViewOutputs
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss of both directions, a scalar, and metrics. New negatives go into the bank."""
+        """The loss of both directions, a scalar, and metrics. New negatives go into the bank.
+
+        ``draw`` is `Step.draw`, for the choice of negatives.
+        """
         config, processes = self.context.config, self.context.processes
-        seed = derive_seed(config.seed, "negatives", iteration, processes.rank)
+        seed = derive_seed(config.seed, "negatives", draw, processes.rank)
         generator = torch.Generator().manual_seed(seed)
         rows = self._rows(pairs, outputs, generator)
         arguments = config.method, rows.first, rows.second, pairs.weights

@@ -101,7 +101,7 @@ class Ecs(Method):
         count = len(labelled.images)
         images = labelled.images if crops is None else torch.cat([labelled.images, crops.weak])
         logits = step.modules["network"](images)  # [B + U, K, S, S]
-        supervised, finite = self.cross_entropy(logits[:count], labelled.masks)
+        supervised, finite = self.supervised_loss(logits[:count], labelled.masks)
         if crops is not None:
             finite = finite & finite_outside_padding(logits[count:], crops.valid)
         if not step.proceeds(finite):

@@ -39,7 +39,7 @@ class FixMatch(StudentMethod):
       by 0.5 to 2 and jittered by (0.5, 0.5, 0.5, 0.25). The aspect of a box is drawn
       log-uniformly, so that wide and high boxes are equally frequent.
     * The cross entropy on labels is the mean over all pixels for Cityscapes too, where they use the
-      hardest pixels alone (OHEM).
+      hardest pixels alone (OHEM, here ``supervised.ohem_threshold``).
     * In the warm-up (``schedule.warmup_epochs``) the network learns from labels alone; they have
       none.
     """

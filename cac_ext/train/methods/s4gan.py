@@ -162,7 +162,7 @@ class S4gan(Method):
         labelled = self.supervised_batch(step.batches)
         crops: WholeCropBatch | None = step.batches.get("unlabelled")
         if crops is None:  # warm-up
-            supervised, finite = self.cross_entropy(
+            supervised, finite = self.supervised_loss(
                 step.modules["network"](labelled.images), labelled.masks
             )
             if step.proceeds(finite):
@@ -171,7 +171,7 @@ class S4gan(Method):
 
         # One forward pass of all images, as DDP and batch statistics need.
         logits = step.modules["network"](torch.cat([labelled.images, crops.weak]))
-        supervised, _ = self.cross_entropy(logits[: len(labelled.images)], labelled.masks)
+        supervised, _ = self.supervised_loss(logits[: len(labelled.images)], labelled.masks)
         predicted = logits[len(labelled.images) :]  # [U, K, S, S]
         maps = predicted.softmax(dim=1) * crops.valid[:, None]
         true: LabelledBatch = step.batches["true"]

@@ -192,7 +192,7 @@ class StudentMethod(Method):
         Yields nothing if the step is void.
         """
         labelled, pairs, outputs = seen
-        supervised, finite = self.cross_entropy(outputs.labelled, labelled.masks)
+        supervised, finite = self.supervised_loss(outputs.labelled, labelled.masks)
         for term in terms:
             finite = finite & term.finite
         views = outputs.views
@@ -206,7 +206,7 @@ class StudentMethod(Method):
             total = total + term.weight * term.loss
         metrics = metrics or {}
         if self.contrast is not None and pairs is not None and views is not None:
-            contrast, more = self.contrast(step.iteration, pairs, views)
+            contrast, more = self.contrast(step.draw, pairs, views)
             losses["directional_contrast"] = contrast
             total = total + self.context.config.method.unsupervised_weight * contrast
             metrics = {**metrics, **more}

@@ -23,6 +23,6 @@ class SupOnly(Method):
     def step(self, step: Step) -> Iterator[Phase]:
         batch = self.supervised_batch(step.batches)
         logits = step.modules["network"](batch.images)  # [B, K, S, S]
-        supervised, finite = self.cross_entropy(logits, batch.masks)
+        supervised, finite = self.supervised_loss(logits, batch.masks)
         if step.proceeds(finite):
             yield Phase(supervised, {"supervised": supervised})

@@ -173,7 +173,7 @@ def train_classifier(
     model = model.to(device)
     state = None
     if path.is_file():
-        state = read_saved(path, _FORMAT, _WHAT)
+        state = read_saved(path, (_FORMAT,), _WHAT)
         _require_equal(state["settings"], _settings(config), path)
         model.load_state_dict(state["model"])
         if state["epochs"] == options.epochs:
@@ -255,7 +255,7 @@ def load_classifier(
         CheckpointError: there is no classifier, or its training is unfinished.
     """
     path = folder / "classifier.pt"
-    state = read_saved(path, _FORMAT, _WHAT)
+    state = read_saved(path, (_FORMAT,), _WHAT)
     if state["epochs"] < config.image_classifier.epochs:
         raise CheckpointError(
             f"{path} was trained for {state['epochs']} of {config.image_classifier.epochs} epochs: "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.whole_files import read_saved, write_whole
 
 _FORMAT = "cac_ext checkpoint 3"
+_NETWORK_FORMAT = "cac_ext network 1"
 #: Settings that may change at a resume, because they do not change what is learned.
 _FREE_KEYS = (
     "name",
@@ -28,11 +30,18 @@ _FREE_KEYS = (
     "schedule.log_every",
     "evaluation.window",
     "evaluation.window_memory",
+    "schedule.patience",
+    "run.trackers",
 )
 #: Settings that change the result by rounding alone.
 _ROUNDING_KEYS = ("device", "run.compile", "run.channels_last", "run.max_gathered_negatives")
 #: Files and folders that may have moved; setting one or removing it does change the result.
-_MOVABLE_KEYS = ("weak.pseudo_labels", "self_training.pseudo_labels", "network.weights")
+_MOVABLE_KEYS = (
+    "weak.pseudo_labels",
+    "self_training.pseudo_labels",
+    "network.weights",
+    "network.start_from",
+)
 
 
 class Stateful(Protocol):
@@ -41,6 +50,28 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None: ...
+
+
+@dataclass(frozen=True)
+class Best:
+    """The evaluation with the highest mIoU so far; of equal ones the first.
+
+    Attributes:
+        iteration: when it was.
+        miou: in [0, 1]; nan only if every evaluation so far gave nan.
+        worse_since: evaluations after it.
+    """
+
+    iteration: int
+    miou: float
+    worse_since: int = 0
+
+    @staticmethod
+    def after(best: Best | None, iteration: int, miou: float) -> Best:
+        """The best evaluation after one more."""
+        if best is None or miou > best.miou or (math.isnan(best.miou) and not math.isnan(miou)):
+            return Best(iteration, miou)
+        return Best(best.iteration, best.miou, best.worse_since + 1)
 
 
 @dataclass
@@ -56,6 +87,7 @@ class TrainingState:
         iteration: number of steps taken.
         results: of the latest evaluation, plain values.
         evaluated_at: iteration of that evaluation.
+        best: the best evaluation; None before the first.
     """
 
     config: Config
@@ -66,6 +98,7 @@ class TrainingState:
     iteration: int = 0
     results: dict[str, Any] = field(default_factory=dict)
     evaluated_at: int = 0
+    best: Best | None = None
 
     def part_of(self, network: nn.Module) -> str:
         """The prefix of the names of the network's weights among those of the modules.
@@ -118,13 +151,33 @@ def save_checkpoint(
         "random": random,
         "results": state.results,
         "evaluated_at": state.evaluated_at,
+        "best": None if state.best is None else asdict(state.best),
     }
-    kept = "; the earlier checkpoint is kept" if path.exists() else ""
+    _write(path, saved, "checkpoint", state.iteration)
+
+
+def save_network(path: Path, state: TrainingState, network: nn.Module) -> None:
+    """Writes the weights of the evaluated network alone, with the results of this iteration.
+
+    Raises:
+        CheckpointError: the file cannot be written; an earlier one is kept.
+    """
+    saved = {
+        "format": _NETWORK_FORMAT,
+        "iteration": state.iteration,
+        "results": state.results,
+        "weights": network.state_dict(),
+    }
+    _write(path, saved, "network", state.iteration)
+
+
+def _write(path: Path, saved: dict[str, Any], what: str, iteration: int) -> None:
+    kept = f"; the earlier {what} is kept" if path.exists() else ""
     try:
         write_whole(path, lambda file: torch.save(saved, file))
     except (OSError, RuntimeError) as error:  # torch turns some OSErrors into RuntimeErrors
         raise CheckpointError(
-            f"cannot write the checkpoint {path} after iteration {state.iteration}: {error}{kept}. "
+            f"cannot write the {what} {path} after iteration {iteration}: {error}{kept}. "
             f"Free some disk space and continue with `cac-ext resume {path.parent}`"
         ) from error
 
@@ -157,7 +210,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint of this package.
     """
-    return read_saved(path, _FORMAT, "checkpoint")
+    return read_saved(path, (_FORMAT,), "checkpoint")
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """The weights of an evaluated network by name, and the number of steps that it has seen."""
+
+    weights: Mapping[str, Tensor]
+    iteration: int
+
+
+def read_network(path: Path) -> TrainedWeights:
+    """The evaluated network in a checkpoint, or in a file of `save_network`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or neither of the two.
+    """
+    saved = read_saved(path, (_FORMAT, _NETWORK_FORMAT), "network")
+    weights = saved["weights"] if saved["format"] == _NETWORK_FORMAT else weights_of_network(saved)
+    return TrainedWeights(weights, saved["iteration"])
 
 
 def restore(
@@ -166,8 +238,12 @@ def restore(
     state: TrainingState,
     device: torch.device,
     processes: Processes = ALONE,
+    *,
+    extend: bool = False,
 ) -> None:
     """Loads the contents of a checkpoint into ``state``.
+
+    With ``extend``, a run that has taken all its epochs may get more.
 
     Raises:
         CheckpointError: the checkpoint belongs to a run with other settings or another network.
@@ -176,7 +252,10 @@ def restore(
         UserWarning: the checkpoint was written by another number of processes, on another kind of
             device, or with settings that change the rounding.
     """
-    require_same_settings(saved["config"], state.config, path)
+    settings = saved["config"]
+    if extend:
+        settings = with_more_epochs(settings, state.config, saved["iteration"])
+    require_same_settings(settings, state.config, path)
     _warn_of_rounding(saved, path, state.config, device)
     try:
         for parts, kind in (
@@ -207,6 +286,23 @@ def restore(
         )
     state.iteration, state.results = saved["iteration"], saved["results"]
     state.evaluated_at = saved["evaluated_at"]
+    best = saved.get("best")  # earlier versions did not save it
+    state.best = None if best is None else Best(**best)
+
+
+def with_more_epochs(saved: dict[str, Any], config: Config, iteration: int) -> dict[str, Any]:
+    """A run's settings with the epochs of ``config``, if it has taken all its own and gets more.
+
+    Args:
+        saved: the run's settings, from `to_mapping`.
+        config: the settings at the resume.
+        iteration: of the run's checkpoint.
+    """
+    schedule = saved["schedule"]
+    ended = iteration == schedule["epochs"] * schedule["iterations_per_epoch"]
+    if not ended or config.schedule.epochs <= schedule["epochs"]:
+        return saved
+    return {**saved, "schedule": {**schedule, "epochs": config.schedule.epochs}}
 
 
 def _warn_of_rounding(
@@ -219,7 +315,7 @@ def _warn_of_rounding(
     )
     changes += [
         change
-        for change in _differences(saved["config"], to_mapping(config), rounding=True)
+        for change in _differences(_completed(saved["config"]), to_mapping(config), rounding=True)
         if not change.startswith("device ")
     ]
     if changes:
@@ -238,14 +334,26 @@ def require_same_settings(saved: dict[str, Any], config: Config, path: Path) -> 
         config: the settings at the resume.
         path: of the file that ``saved`` comes from.
     """
-    differing = _differences(saved, to_mapping(config))
+    differing = _differences(_completed(saved), to_mapping(config))
     if differing:
+        epochs = any(difference.startswith("schedule.epochs ") for difference in differing)
         raise CheckpointError(
             f"{path} belongs to a run with other settings: {'; '.join(differing)}. Resume it with "
             "its own configuration, or start a new run in another folder. Only "
             f"{', '.join((*_FREE_KEYS, *_ROUNDING_KEYS))} and the paths of pseudo labels and "
             "pretrained weights may differ"
+            + (". A run that has taken all its epochs can be given more of them" if epochs else "")
         )
+
+
+def _completed(saved: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Any:
+    """Saved settings with the defaults of settings that came later: a new one changes nothing."""
+    complete = dict(to_mapping(Config()) if defaults is None else defaults)
+    for key, value in saved.items():
+        inner = complete.get(key)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        complete[key] = _completed(value, inner) if both else value
+    return complete
 
 
 def _differences(

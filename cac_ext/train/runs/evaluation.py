@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,8 +13,8 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import DataError
 from cac_ext.train.evaluate import Evaluation, absence_note, evaluate
 from cac_ext.train.figures.panels import save_confusion
-from cac_ext.train.inference import configured_inference
-from cac_ext.train.runs.folder import load_run, require_same_classes
+from cac_ext.train.inference import Inference, configured_inference
+from cac_ext.train.runs.folder import Run, require_same_classes
 from cac_ext.train.runtime.distributed import process_group
 from cac_ext.train.runtime.json_files import write_json
 from cac_ext.train.runtime.text_tables import aligned_table
@@ -43,31 +43,71 @@ class EvaluationRecord(TypedDict):
     confusion: list[list[int]] | str  # [K, K] pixels: true class, predicted class; or a file's name
 
 
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What `evaluate_run` measured.
+
+    Attributes:
+        evaluation: the confusion matrix and the shares that follow from it.
+        class_names: of the classes, in the order of the ids.
+        images: number of validation images.
+        inference: how they were predicted.
+        iteration: the number of steps that the network has seen.
+        folder: holds ``evaluation.json`` and ``confusion_matrix.png``.
+    """
+
+    evaluation: Evaluation
+    class_names: Sequence[str]
+    images: int
+    inference: Inference
+    iteration: int
+    folder: Path
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur or are predicted, in [0, 1]."""
+        return self.evaluation.miou
+
+    @property
+    def class_iou(self) -> dict[str, float]:
+        """IoU of each class in [0, 1]; nan for an absent class."""
+        return dict(zip(self.class_names, self.evaluation.class_iou, strict=True))
+
+    def __str__(self) -> str:
+        """The table that ``cac-ext evaluate`` prints."""
+        evaluation = self.evaluation
+        more = {"accuracy": evaluation.class_accuracy, "precision": evaluation.class_precision}
+        return (
+            f"{class_table(self.class_iou, self.miou, more)}\n"
+            f"pixel accuracy: {100 * evaluation.pixel_accuracy:.2f}\n"
+            f"{self.images} images, {self.inference}; iteration {self.iteration}; {self.folder}"
+        )
+
+
 def evaluate_run(
-    folder: Path,
-    overrides: Sequence[str],
+    run: Run,
     *,
-    scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    output: Path | None = None,
-) -> str | None:
-    """Evaluates a run on its validation images.
+    inference: Inference | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+) -> RunEvaluation:
+    """Evaluates a run on its validation images, each once and at its original size.
+
+    Writes ``evaluation.json`` and ``confusion_matrix.png``. Processes that torchrun started share
+    the images; all get the same result, and the main one writes.
 
     Args:
-        folder: of the run.
-        overrides: ``key=value`` that replace settings of the run; `load_run` says which.
-        scales, flip: see `inference.Inference`, whose other options are the run's.
-        output: receives ``evaluation.json`` and ``confusion_matrix.png``; by default it is
-            ``evaluation/NAME`` in the run folder, with a name made of the test-time options.
-
-    Returns:
-        The table; None in a process other than the main one.
+        run: from `load_run`.
+        inference: test-time options; by default the windows and the precision of the run.
+        output: folder of the files; by default ``evaluation/NAME`` in the run folder, with a name
+            made of the ``inference``, which begins with "best" for the best network.
+        progress: whether to show a progress bar.
 
     Raises:
-        UserError: the run cannot be read, or its validation masks hold no pixel that counts.
+        UserError: the data cannot be read, has other classes than the run, or its validation masks
+            hold no pixel that counts.
     """
-    run = load_run(folder, overrides)
-    inference = replace(configured_inference(run.config), scales=scales, flip=flip)
+    inference = inference or configured_inference(run.config)
     splits = build_datasets(run.config.data)
     require_same_classes(run, splits)
     with process_group(run.config.device) as processes:
@@ -77,29 +117,23 @@ def evaluate_run(
             splits.num_classes,
             splits.ignore_index,
             num_workers=run.config.data.num_workers,
-            progress=processes.is_main,
+            progress=progress and processes.is_main,
             processes=processes,
             inference=inference,
         )
-        if not processes.is_main:
-            return None
+        is_main = processes.is_main
     images = len(splits.validation)
     if not evaluation.confusion.any():
         raise DataError(
             f"no pixel of the {images} validation masks counts: all are {splits.ignore_index}, "
             "which is data.ignore_index"
         )
-    name = str(inference).replace(", ", "-").replace(" ", "-")
-    output = output or folder / "evaluation" / name
-    output.mkdir(parents=True, exist_ok=True)
-    _write(output, evaluation, splits, run.iteration, str(inference))
-    class_iou = dict(zip(splits.class_names, evaluation.class_iou, strict=True))
-    more = {"accuracy": evaluation.class_accuracy, "precision": evaluation.class_precision}
-    table = class_table(class_iou, evaluation.miou, more)
-    return (
-        f"{table}\npixel accuracy: {100 * evaluation.pixel_accuracy:.2f}\n"
-        f"{images} images, {inference}; iteration {run.iteration}; {output}"
-    )
+    name = "best-" * run.best + str(inference).replace(", ", "-").replace(" ", "-")
+    folder = run.folder / "evaluation" / name if output is None else Path(output)
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, evaluation, splits, run.iteration, str(inference))
+    return RunEvaluation(evaluation, splits.class_names, images, inference, run.iteration, folder)
 
 
 def class_table(

@@ -1,4 +1,4 @@
-"""The log of a training: progress bar, metrics.jsonl, TensorBoard."""
+"""The log of a training: progress bar, metrics.jsonl, TensorBoard and further trackers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 from cac_ext.train.data import DatasetSplits
 from cac_ext.train.evaluate import absent_names
 from cac_ext.train.figures.panels import predictions_figure
 from cac_ext.train.inference import Inference
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.runs.trackers import Pixels, TensorBoard, Tracker
 from cac_ext.train.runtime.json_files import json_text
 from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.whole_files import naming, write_text_whole
@@ -39,6 +39,7 @@ class RunLog:
         start, iterations: the run goes from iteration ``start`` to ``iterations``. Entries of an
             interrupted run beyond ``start`` are dropped.
         progress: whether to show the progress bar.
+        trackers: receive the scalars and pictures, too.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class RunLog:
         iterations: int,
         *,
         progress: bool = True,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self.bar = Progress(
@@ -59,12 +61,10 @@ class RunLog:
             mininterval=0.5,
             disable=not progress,
         )
-        board = folder / "tensorboard"
         with naming(self.path):
             _drop_beyond(self.path, start)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        with naming(board):
-            self._board = SummaryWriter(str(board), purge_step=start + 1 if start else None)
+        self._trackers: list[Tracker] = [TensorBoard(folder / "tensorboard", start), *trackers]
         self._shown: dict[str, str] = {}
         self._last = (time.perf_counter(), start)
 
@@ -108,18 +108,17 @@ class RunLog:
         figures = {"validation/predictions": predictions}
         figures |= more()
         for tag, figure in figures.items():
-            with naming(self._board.log_dir):
-                self._board.add_image(tag, _pixels(figure), iteration, dataformats="HWC")
-        with naming(self._board.log_dir):
-            self._board.flush()
+            pixels = _pixels(figure)
+            for tracker in self._trackers:
+                tracker.picture(tag, pixels, iteration)
         self._last = (time.perf_counter(), iteration)  # the rate is of training alone
 
     def close(self) -> None:
         self.bar.close()
         with naming(self.path):
             self._file.close()
-        with naming(self._board.log_dir):
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -145,15 +144,15 @@ class RunLog:
         with naming(self.path):
             self._file.write(_line({"iteration": iteration, "split": split, **values}))
             self._file.flush()
-        with naming(self._board.log_dir):
-            for key, value in values.items():
-                tag = f"{split}/{key}"
-                if isinstance(value, Mapping):
-                    for name, scalar in value.items():
-                        self._board.add_scalar(f"{tag}/{name}", scalar, iteration)
-                else:  # of a list of names TensorBoard shows the length
-                    scalar = len(value) if isinstance(value, list) else value
-                    self._board.add_scalar(tag, scalar, iteration)
+        scalars: dict[str, float] = {}
+        for key, value in values.items():
+            tag = f"{split}/{key}"
+            if isinstance(value, Mapping):
+                scalars |= {f"{tag}/{name}": scalar for name, scalar in value.items()}
+            else:  # of a list of names trackers show the length
+                scalars[tag] = len(value) if isinstance(value, list) else value
+        for tracker in self._trackers:
+            tracker.scalars(scalars, iteration)
 
 
 class NoLog:
@@ -210,7 +209,7 @@ def _line(values: Mapping[str, object]) -> str:
     return json_text(values) + "\n"
 
 
-def _pixels(figure: Figure) -> np.ndarray:
+def _pixels(figure: Figure) -> Pixels:
     """A figure as RGB ``[H, W, 3]`` uint8."""
     figure.set_dpi(_DPI)
     canvas = FigureCanvasAgg(figure)

@@ -56,6 +56,7 @@ class NonFiniteGuard:
         self._step: tuple[int, Mapping[str, Any]] = (0, {})  # iteration, batches
         self._finite = True  # so far in this step
         self._answers: list[Tensor] = []  # scalar bools of this step, on the device
+        self.gradient_norm: Tensor | None = None  # of the latest optimizer step that clips
         self._pending: tuple[int, Mapping[str, Any], Tensor, torch.cuda.Event | None] | None = None
 
     def begin(self, iteration: int, batches: Mapping[str, Any]) -> None:
@@ -77,17 +78,30 @@ class NonFiniteGuard:
             self._finite = self._finite and not self._processes.any(not finite)
         return self._finite
 
-    def step_optimizer(self, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    def step_optimizer(
+        self,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler,
+        clip_norm: float | None = None,
+    ) -> bool:
         """Steps the optimizer if all gradients are finite; returns whether they are.
 
-        Under DDP the gradients, and so the answer, are the same in all processes.
+        Under DDP the gradients, and so the answer, are the same in all processes. With
+        ``clip_norm`` a longer gradient is scaled down to it; `gradient_norm` is the norm before.
         """
+        parameters = parameters_of(optimizer)
         if scaler.is_enabled():
+            if clip_norm is not None:
+                scaler.unscale_(optimizer)
+                self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
             self._finite = _step_scaled(scaler, optimizer)
             return self._finite
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        finite = torch.nn.utils.get_total_norm(gradients).isfinite()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if clip_norm is not None:
+            self.gradient_norm = norm
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        finite = norm.isfinite()
         if self._late:
             self._answers.append(finite)
         else:
@@ -165,6 +179,11 @@ class NonFiniteGuard:
 
     def _all_buffers(self) -> list[Tensor]:
         return [buffer for module in self._modules.values() for buffer in module.buffers()]
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters of an optimizer, of all its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _step_scaled(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,6 +77,34 @@ class Processes:
         they count, and 0 if they count nothing.
         """
         return self.mean(count.double()).clamp(min=1 / self.size).float()
+
+    def sum_with_gradient(self, values: Tensor) -> Tensor:
+        """The sum over all processes, through which gradients reach the values of each.
+
+        If all processes compute the same loss from it, the mean of their gradients is the gradient
+        of that loss.
+        """
+        return _SumOverProcesses.apply(values) if self.size > 1 else values
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces each gradient by its mean over all processes, as DDP does within a backward.
+
+        Parameters that have no gradient in any process keep none.
+        """
+        if self.size == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        has = torch.tensor([parameter.grad is not None for parameter in trained]).int()
+        dist.all_reduce(has)  # on the CPU, by gloo, so that no GPU waits
+        used = [parameter for parameter, count in zip(trained, has.tolist(), strict=True) if count]
+        for dtype in {parameter.dtype for parameter in used}:
+            group = [parameter for parameter in used if parameter.dtype == dtype]
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            parts = (flat / self.size).split([parameter.numel() for parameter in group])
+            for parameter, gradient, part in zip(group, gradients, parts, strict=True):
+                parameter.grad = gradient.copy_(part.view_as(gradient))
 
     def mean_scalars(self, scalars: dict[str, float]) -> dict[str, float]:
         """The mean of each value over all processes; all must have the same keys."""
@@ -272,6 +300,19 @@ def distribute(model: nn.Module, processes: Processes, device: torch.device) -> 
         # The projector is unused in the warm-up and in SupOnly.
         find_unused_parameters=True,
     )
+
+
+@contextmanager
+def without_synchronization(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """A context in which no backward averages gradients over the processes.
+
+    The forward passes belong inside: DDP decides there what the backward will do.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
 
 
 def synchronize_batch_norm(model: nn.Module, processes: Processes, device: torch.device) -> None:

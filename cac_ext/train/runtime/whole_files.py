@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,12 +51,12 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-def read_saved(path: Path, saved_format: str, what: str) -> dict[str, Any]:
+def read_saved(path: Path, formats: Sequence[str], what: str) -> dict[str, Any]:
     """Reads a dict that ``torch.save`` wrote, with tensors on the CPU.
 
     Args:
         path: of the file.
-        saved_format: the value that its key ``"format"`` must have.
+        formats: the values that its key ``"format"`` may have.
         what: name of this kind of file, for errors: "checkpoint", ...
 
     Raises:
@@ -68,6 +68,6 @@ def read_saved(path: Path, saved_format: str, what: str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"cannot read the {what} {path}: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != saved_format:
+    if not isinstance(state, dict) or state.get("format") not in formats:
         raise CheckpointError(f"{path} is not a {what} written by this version of cac_ext")
     return state

@@ -12,6 +12,7 @@ from cac_ext.train.data.contract import DatasetSplits
 from cac_ext.train.data.datasets.split import parse_ratio, split
 from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.files.list_file import Entry, read_list, without_parents
+from cac_ext.train.data.files.mask_colors import MaskColors
 from cac_ext.train.errors import ConfigError
 
 
@@ -27,6 +28,7 @@ class FileLayout:
         expand: see `list_file.read_list`.
         repair: turns an entry into one whose files exist, if they may have another name.
         dataset: reads the files.
+        mask_colors: see `ImageFiles`.
     """
 
     root: Path
@@ -38,6 +40,7 @@ class FileLayout:
     repair: Callable[[Entry], Entry] = lambda entry: entry
     dataset: type[ImageFiles] = ImageFiles
     background_class: int | None = None
+    mask_colors: MaskColors | None = None
 
 
 def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
@@ -71,6 +74,7 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
             num_classes=len(layout.class_names),
             ignore_index=config.ignore_index,
             max_pixels=config.max_image_pixels,
+            mask_colors=layout.mask_colors,
         )
 
     labelled = entries(config.labelled_list, layout.train)
@@ -141,6 +145,8 @@ def require_fixed_classes(
         "class_names": (config.class_names, (None, list(class_names))),
         "ignore_index": (config.ignore_index, (255,)),
         "background_class": (config.background_class, (None, background_class)),
+        "mask_colors": (config.mask_colors, (None,)),
+        "ignored_colors": (config.ignored_colors, (None,)),
     }
     for key, (value, allowed) in fixed.items():
         if value not in allowed:

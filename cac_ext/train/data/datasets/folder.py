@@ -8,6 +8,7 @@ from cac_ext.train.config import DataConfig
 from cac_ext.train.data.contract import DatasetSplits
 from cac_ext.train.data.datasets.file_splits import FileLayout, build_file_splits
 from cac_ext.train.data.files.list_file import without_parents
+from cac_ext.train.data.files.mask_colors import MaskColors
 from cac_ext.train.errors import ConfigError
 
 _BACKGROUND_NAME = "background"
@@ -35,4 +36,21 @@ def build(config: DataConfig) -> DatasetSplits:
     background = config.background_class
     if background is None and _BACKGROUND_NAME in names:
         background = list(names).index(_BACKGROUND_NAME)
-    return build_file_splits(config, FileLayout(folder, names, background_class=background))
+    colors = _mask_colors(config, len(names))
+    palette = None if colors is None else colors.palette
+    layout = FileLayout(folder, names, palette, background_class=background, mask_colors=colors)
+    return build_file_splits(config, layout)
+
+
+def _mask_colors(config: DataConfig, num_classes: int) -> MaskColors | None:
+    if config.mask_colors is None:
+        if config.ignored_colors is not None:
+            raise ConfigError("data.ignored_colors needs data.mask_colors, the colors of classes")
+        return None
+    if len(config.mask_colors) != num_classes:
+        raise ConfigError(
+            f"data.mask_colors has {len(config.mask_colors)} colors, but data.num_classes is "
+            f"{num_classes}: give one for each class, and those of pixels without a class by "
+            "data.ignored_colors"
+        )
+    return MaskColors(config.mask_colors, config.ignored_colors or (), config.ignore_index)

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 
 from cac_ext.train.data.contract import Sample, SegmentationDataset
 from cac_ext.train.data.files.list_file import Entry, line_hint
+from cac_ext.train.data.files.mask_colors import MaskColors
 from cac_ext.train.data.files.pictures import file_fault, read_ids, read_image, read_size
 from cac_ext.train.data.files.stored_samples import Ids
 from cac_ext.train.errors import DataError
@@ -31,6 +32,7 @@ class ImageFiles(SegmentationDataset):
         with_masks: whether samples have a mask. If not, mask files are never opened.
         num_classes, ignore_index: a mask id must be below ``num_classes`` or be ``ignore_index``.
         max_pixels: most pixels of an image; None: any number.
+        mask_colors: of the classes, if masks hold colors in place of ids.
 
     Reading a sample raises a DataError that names the file and its line in the list if the image or
     mask is missing or broken, their sizes differ, or an id is out of range.
@@ -45,6 +47,7 @@ class ImageFiles(SegmentationDataset):
         num_classes: int,
         ignore_index: int,
         max_pixels: int | None = None,
+        mask_colors: MaskColors | None = None,
     ) -> None:
         self.root = root
         self.entries = list(entries)
@@ -52,6 +55,7 @@ class ImageFiles(SegmentationDataset):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.max_pixels = max_pixels
+        self.mask_colors = mask_colors
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -102,7 +106,8 @@ class ImageFiles(SegmentationDataset):
         path = entry.mask
         if path is None:
             raise DataError(f"the image {entry.image} has no mask: name one in its list")
-        ids = self.class_ids(path, read_ids(path, size, entry.image))
+        stored = read_ids(path, size, entry.image, colors=self.mask_colors)
+        ids = self.class_ids(path, stored)
         rows = max(1, _COMPARED // ids.shape[1])
         bands = (ids[top : top + rows] for top in range(0, len(ids), rows))
         if any(self._unknown(band).any() for band in bands):

@@ -30,6 +30,7 @@ import torch
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from cac_ext.train.data.files.mask_colors import MaskColors
 from cac_ext.train.data.files.stored_samples import Ids, Storage, gray_of, ids_of, require_faithful
 from cac_ext.train.errors import DataError
 
@@ -85,7 +86,13 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
         return torch.from_numpy(_upright_rgb(picture, storage, title)).permute(2, 0, 1)
 
 
-def read_ids(path: Path, size: tuple[int, int], image: Path | str, kind: str = "mask") -> Ids:
+def read_ids(
+    path: Path,
+    size: tuple[int, int],
+    image: Path | str,
+    kind: str = "mask",
+    colors: MaskColors | None = None,
+) -> Ids:
     """The class ids that a mask stores, ``[H, W]``, uint8 if they have 8 bits, else int64.
 
     Args:
@@ -93,6 +100,7 @@ def read_ids(path: Path, size: tuple[int, int], image: Path | str, kind: str = "
         size: H and W of its image, which the mask must have.
         image: the mask's image, for errors.
         kind: of file, for errors.
+        colors: of the classes, if the mask holds colors in place of ids.
 
     Raises:
         DataError: the file is missing, broken, of another size than its image, or holds no class
@@ -110,7 +118,8 @@ def read_ids(path: Path, size: tuple[int, int], image: Path | str, kind: str = "
         require_faithful(picture, storage, title)
         _require_one_page(picture, title)
         picture.load()
-        return ids_of(_upright(picture), storage, title)
+        upright = _upright(picture)
+        return ids_of(upright, storage, title) if colors is None else colors.ids_of(upright, title)
 
 
 def read_size(path: Path, kind: str = "image") -> tuple[int, int]:

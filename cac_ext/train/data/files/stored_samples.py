@@ -167,5 +167,5 @@ def _one_channel(picture: Image.Image, title: str) -> npt.NDArray[Any]:
     raise DataError(
         f"{title} has colors (mode {picture.mode}; {len(colors)} of them, the first {shown}), "
         "but must hold a class id in each pixel: replace each color by the id of its class, and "
-        f"{_AS_PNG}"
+        f"{_AS_PNG}, or name the colors of the classes by data.mask_colors"
     )

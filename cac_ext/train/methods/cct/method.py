@@ -72,7 +72,7 @@ class Cct(Method):
             logits, auxiliary = model(labelled.images)
         else:
             logits, auxiliary = model(labelled.images, crops.weak, crops.valid, crops.masks)
-        total, finite = self.cross_entropy(logits, labelled.masks)
+        total, finite = self.supervised_loss(logits, labelled.masks)
         losses = {"supervised": total}
         if auxiliary is not None:
             weight = config.cct.weight * ramp_after_warmup(

@@ -119,7 +119,7 @@ class Gct(Method):
         finite = torch.ones((), dtype=torch.bool, device=images.device)
         for name in _NETWORKS:
             logits = step.modules[name](images)  # [B + U, K, S, S]
-            loss, is_finite = self.cross_entropy(logits[:size], labelled.masks)
+            loss, is_finite = self.supervised_loss(logits[:size], labelled.masks)
             finite = finite & is_finite & finite_outside_padding(logits, counted)
             outputs.append(Outputs(images, counted, logits.float().softmax(dim=1)))
             supervised.append(loss)
