@@ -152,7 +152,7 @@ def test_tiles_of_several_views_are_those_of_the_whole_picture(
     image = torch.randint(0, 256, (3, 90, 130), dtype=torch.uint8)
     expected = class_probabilities(network, image, options)
     made_smaller(monkeypatch, 4 * 50 * 50)  # tiles of 50 x 50
-    monkeypatch.setattr(rescale, "WHOLE_PIXELS", 0)  # only the part of a tile is scaled
+    monkeypatch.setattr(rescale, "part_pays", lambda whole, part: True)  # only parts are scaled
     blocks = list(inference._finished_blocks(network, image, options))
     assert len(blocks) == 2 * 3
     found = torch.full_like(expected, torch.nan)

@@ -162,12 +162,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cac_ext.train.inference import configured_inference
     from cac_ext.train.runtime.distributed import process_group
 
-    run = api.load_run(
-        options.folder, [*options.overrides, *_overrides(options)], best=options.best
-    )
-    inference = replace(
-        configured_inference(run.config), scales=_scales(options), flip=options.flip
-    )
+    scales, overrides = _scales(options), _overrides(options)
+    run = api.load_run(options.folder, [*options.overrides, *overrides], best=options.best)
+    inference = replace(configured_inference(run.config), scales=scales, flip=options.flip)
     with process_group(run.config.device) as processes:
         result = api.evaluate_run(run, inference=inference, output=options.output)
         if processes.is_main:

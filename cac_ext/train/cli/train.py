@@ -71,13 +71,14 @@ def add_train_commands(commands: Commands) -> None:
     compare.set_defaults(command=_compare)
 
 
-# The commands import the rest when they run: `--help` and errors come at once.
+# The commands import the rest when they run, after the configuration: `--help` and errors in a
+# setting come at once.
 
 
 def _train(options: argparse.Namespace) -> None:
+    config = load_config(options)
     from cac_ext.train import api
 
-    config = load_config(options)
     _run(config, options.folder, lambda folder: api.train(config, folder))
 
 
@@ -110,11 +111,11 @@ def _run(config: Config, folder: Path | None, work: Callable[[Path], TrainResult
 
 
 def _compare(options: argparse.Namespace) -> None:
+    first = load_config(options)
     from cac_ext.train import api
     from cac_ext.train.runs.folder import new_folder
     from cac_ext.train.runtime.distributed import process_group
 
-    first = load_config(options)
     seeds = [first.seed] if options.seeds is None else parse_seeds(options.seeds)
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     with process_group(first.device) as processes:
