@@ -279,6 +279,10 @@ at::Tensor contrast_gradient_of_positives(const at::Tensor& anchors, const at::T
   return at::where(kept, gradient * factor, 0);
 }
 
+at::Tensor class_rows(const at::Tensor& sums, const at::Tensor& classes) {
+  return sums.index_select(0, classes);
+}
+
 at::Tensor class_sums(const at::Tensor& rows, const at::Tensor& classes, int64_t num_classes) {
   TORCH_CHECK_VALUE(rows.dim() == 2 && at::isFloatingType(rows.scalar_type()),
                     "rows must be floating point [R, C], but have shape ", rows.sizes(),

@@ -46,6 +46,7 @@ at::Tensor contrast_gradient_of_positives(const at::Tensor& anchors, const at::T
                                           const at::Tensor& temperature, const at::Tensor& weights,
                                           bool normalize);
 
+at::Tensor class_rows(const at::Tensor& sums, const at::Tensor& classes);
 at::Tensor class_sums(const at::Tensor& rows, const at::Tensor& classes, int64_t num_classes);
 
 std::tuple<at::Tensor, at::Tensor> masked_logsumexp(

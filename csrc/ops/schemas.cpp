@@ -65,8 +65,10 @@ TORCH_LIBRARY(cac_ext, m) {
   m.def(
       "contrast_gradient_of_positives(Tensor anchors, Tensor positives, Tensor temperature, "
       "Tensor weights, bool normalize) -> Tensor");
-  // [num_classes, C] sums of the rows [R, C] of each class, in a fixed order.
+  // [num_classes, C] sums of the rows [R, C] of each class, in a fixed order; its adjoint picks
+  // rows [R, C] of sums.
   m.def("class_sums(Tensor rows, Tensor classes, SymInt num_classes) -> Tensor");
+  m.def("class_rows(Tensor sums, Tensor classes) -> Tensor");
   // -> loss [2, A], gradient [A, C] of the anchor, direction [A] int8: 0 inactive, 1 the anchor is
   // in features1, 2 it is in features2.
   m.def(

@@ -169,8 +169,7 @@ class Exponentiator {
     const __m512i first = _mm512_set1_epi32(mask.first_negative);
     for (int v = 0; v < kVectors; ++v) {
       shift_[v] = _mm512_loadu_ps(work.shift + 16 * v);
-      total_[v] = linear_[v] = _mm512_setzero_ps();
-      product_[v] = _mm512_set1_ps(1.0F);
+      total_[v] = margin_[v] = _mm512_setzero_ps();
       if (!kMasked) continue;
       begin_[v] = end_[v] = excluded_[v] = _mm512_setzero_si512();
       if (!mask.any) continue;
@@ -195,11 +194,6 @@ class Exponentiator {
         probability[i] = probability_of(v, score, negative + i, counted);
         if (kMasked) probability[i] = _mm512_maskz_mov_ps(counted, probability[i]);
       }
-      if constexpr (kPower == Power::kLogistic) {
-        // Its exponent goes into the linear part, so that the product stays below 2.
-        linear_[v] = _mm512_add_ps(linear_[v], _mm512_getexp_ps(product_[v]));
-        product_[v] = _mm512_getmant_ps(product_[v], _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
-      }
       total_[v] = _mm512_add_ps(total_[v], _mm512_add_ps(probability[0], probability[1]));
       const int64_t at = negative * kBf16Lanes + 32 * v;
       split<kParts>(probability[0], probability[1],
@@ -215,12 +209,8 @@ class Exponentiator {
       _mm512_store_ps(total, total_[v]);
       for (int i = 0; i < 16; ++i) sum[16 * v + i] += total[i];
       if constexpr (kPower == Power::kLogistic) {
-        alignas(64) float linear[16], product[16];
-        _mm512_store_ps(linear, linear_[v]);
-        _mm512_store_ps(product, product_[v]);
-        for (int i = 0; i < 16; ++i) {
-          margin[16 * v + i] += kLn2 * linear[i] + __builtin_log(static_cast<double>(product[i]));
-        }
+        _mm512_store_ps(total, margin_[v]);
+        for (int i = 0; i < 16; ++i) margin[16 * v + i] += total[i];
       }
     }
   }
@@ -252,12 +242,12 @@ class Exponentiator {
     if constexpr (is_logistic(kPower)) {
       const __m512 one = _mm512_set1_ps(1.0F);
       const __m512 power = exp2_of<kParts>(_mm512_min_ps(x, _mm512_sub_ps(zero, x)));
-      const __m512 factor = _mm512_add_ps(one, power);
       const __mmask16 above = _mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ);
-      result = _mm512_div_ps(_mm512_mask_mov_ps(one, above, power), factor);
+      result = _mm512_div_ps(_mm512_mask_mov_ps(one, above, power), _mm512_add_ps(one, power));
       if constexpr (kPower == Power::kLogistic) {
-        linear_[v] = _mm512_mask_sub_ps(linear_[v], counted & ~above, linear_[v], x);
-        product_[v] = _mm512_mask_mul_ps(product_[v], counted, product_[v], factor);
+        const __m512 linear = _mm512_mul_ps(_mm512_min_ps(x, zero), _mm512_set1_ps(-float(kLn2)));
+        const __m512 part = _mm512_add_ps(linear, (__m512)log1p<float>((Vector<float>)power));
+        margin_[v] = _mm512_mask_add_ps(margin_[v], counted, margin_[v], part);
       }
     } else {
       result = exp2_of<kParts>(_mm512_min_ps(x, zero));
@@ -271,9 +261,7 @@ class Exponentiator {
   __m512i unit_size_;
   const float* column_shift_;
   const float* column_weight_;
-  __m512 shift_[kVectors], total_[kVectors];
-  // The sum of log2(1 + 2^-x) is linear_ + log2(product_).
-  __m512 linear_[kVectors], product_[kVectors];
+  __m512 shift_[kVectors], total_[kVectors], margin_[kVectors];
   __m512i begin_[kVectors], end_[kVectors], excluded_[kVectors];
   __mmask16 outside_ = 0;
   const int32_t* ids_ = nullptr;

@@ -115,11 +115,7 @@ class VectorIsa {
       const int lane = v * kWidth;
       const Vector<T> lane_shift = load(work.shift + lane);
       const VectorMask<T> masked(work.mask, lane);
-      Vector<T> total = {};
-      // Sums of log2(1 + 2^-x): the integer parts, and the logarithm of a product of factors up to
-      // 2, which stays in the range of float for a unit.
-      static_assert(kUnitNegatives < 127);
-      Vector<T> linear = {}, product = T(1) - Vector<T>{};
+      Vector<T> total = {}, margin = {};
       for (int negative = 0; negative < count_; ++negative) {
         T* score = scores_ + negative * kLanes + lane;
         Vector<T> x = load(score);
@@ -127,17 +123,11 @@ class VectorIsa {
         Vector<T> probability;
         if constexpr (is_logistic(kPower)) {
           const Vector<T> power = exp2<T>(x > 0 ? -x : x);
-          const Vector<T> factor = T(1) + power;
-          probability = (x > 0 ? power : T(1) - Vector<T>{}) / factor;
+          probability = (x > 0 ? power : T(1) - Vector<T>{}) / (T(1) + power);
           if constexpr (kPower == Power::kLogistic) {
-            const Vector<T> part = x < 0 ? -x : Vector<T>{};
-            if (kMasked) {
-              linear += masked(negative) ? Vector<T>{} : part;
-              product *= masked(negative) ? T(1) - Vector<T>{} : factor;
-            } else {
-              linear += part;
-              product *= factor;
-            }
+            Vector<T> part = (x < 0 ? T(kLn2) * -x : Vector<T>{}) + log1p<T>(power);
+            if (kMasked) part = masked(negative) ? Vector<T>{} : part;
+            margin += part;
           }
         } else {
           if (kPower == Power::kColumnExp) x = x < 0 ? x : Vector<T>{};
@@ -150,9 +140,7 @@ class VectorIsa {
       }
       for (int i = 0; i < kWidth; ++i) work.sum[lane + i] += total[i];
       if constexpr (kPower == Power::kLogistic) {
-        for (int i = 0; i < kWidth; ++i) {
-          work.margin[lane + i] += kLn2 * linear[i] + __builtin_log(static_cast<double>(product[i]));
-        }
+        for (int i = 0; i < kWidth; ++i) work.margin[lane + i] += margin[i];
       }
     }
   }
