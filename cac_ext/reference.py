@@ -70,10 +70,14 @@ def _counted(
     if mask == "all":
         counted = torch.ones_like(anchors[:, :1] * negatives[:, 0], dtype=torch.bool)
     else:
-        equal = anchor_labels[:, None] == negative_labels
+        assert anchor_labels is not None, "anchor_labels are missing"
+        assert negative_labels is not None, "negative_labels are missing"
+        equal = anchor_labels[:, None].eq(negative_labels)
         counted = equal if mask == "same" else ~equal
     if exclude is not None:
-        counted = counted & (torch.arange(len(negatives), device=exclude.device) != exclude[:, None])
+        counted = counted & (
+            torch.arange(len(negatives), device=exclude.device) != exclude[:, None]
+        )
     return counted
 
 
@@ -196,11 +200,11 @@ def supervised_contrastive_loss(
     ignore_index: int | None = None,
 ) -> Tensor:
     """As `cac_ext.supervised_contrastive_loss` documents it, ``[A]``."""
-    keys, key_labels, exclude = _without_ignored(keys, key_labels, exclude, num_valid, ignore_index)
+    keys, labels, exclude = _without_ignored(keys, key_labels, exclude, num_valid, ignore_index)
     scores = _unit(anchors, normalize) @ _unit(keys, normalize).T / temperature  # [A, N]
 
     def counted(mask: str) -> Tensor:
-        return _counted(anchors, keys, anchor_labels, key_labels, mask, exclude)
+        return _counted(anchors, keys, anchor_labels, labels, mask, exclude)
 
     positive = counted("same")
     count = positive.sum(dim=1)  # [A]

@@ -43,8 +43,8 @@ def supervised_contrastive_loss(
 
     * "supcon": ``log sum_k exp s(a, k) - mean_P s(a, p)``, k over all keys but the excluded one
       (Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, Eq. 2).
-    * "pairwise": ``mean_P -log exp s(a, p) / (exp s(a, p) + sum_n exp s(a, n))``, n over the keys of
-      other labels (Wang et al., "Exploring Cross-Image Pixel Contrast", ICCV 2021, Eq. 3).
+    * "pairwise": ``mean_P -log exp s(a, p) / (exp s(a, p) + sum_n exp s(a, n))``, n over the keys
+      of other labels (Wang et al., "Exploring Cross-Image Pixel Contrast", ICCV 2021, Eq. 3).
 
     The gradient reaches whatever asks for it: anchors, keys (also if they are the anchors), and a
     temperature given as a tensor. Memory does not grow with A x N.

@@ -115,7 +115,13 @@ def exact_case(case: FamilyCase) -> FamilyCase:
 
 
 def assert_equals_oracle(
-    ours: Loss, oracle: Loss, case: FamilyCase, tau: float, *, normalize: bool = True, **options: Any
+    ours: Loss,
+    oracle: Loss,
+    case: FamilyCase,
+    tau: float,
+    *,
+    normalize: bool = True,
+    **options: Any,
 ) -> None:
     """Both called as `outcome` says, with ``normalize`` and the other options."""
     options["normalize"] = normalize
@@ -126,7 +132,9 @@ def assert_equals_oracle(
     sum_unit = FLOAT64.unit if multiplication is FLOAT64 else FLOAT32.unit
     channels = case.anchors.shape[1] if multiplication.rounds_factors else 1
     lengths = {name: getattr(double, name).norm(dim=1) for name in ("anchors", "positives", "keys")}
-    longest = {name: 1.0 if normalize else max(x.tolist(), default=0) for name, x in lengths.items()}
+    longest = {
+        name: 1.0 if normalize else max(x.tolist(), default=0) for name, x in lengths.items()
+    }
     reach = max(longest["positives"], longest["keys"])
     logit = longest["anchors"] * reach / tau
     error = multiplication.unit * logit / channels**0.5 + sum_unit * (1 + logit)

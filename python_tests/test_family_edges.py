@@ -184,7 +184,7 @@ def test_wrong_arguments_of_the_supervised_loss_are_named():
     labels = case.anchor_labels, case.key_labels
     with pytest.raises(ValueError, match="form must be 'supcon' or 'pairwise', but got 'none'"):
         cac_ext.supervised_contrastive_loss(case.anchors, case.keys, *labels, form="none")
-    with pytest.raises(TypeError, match="key_labels must be a torch.Tensor"):
+    with pytest.raises(TypeError, match="key_labels must be a"):
         cac_ext.supervised_contrastive_loss(case.anchors, case.keys, labels[0], None)
     prepared = cac_ext.prepare_negatives(case.keys, case.key_labels)
     with pytest.raises(ValueError, match="exclude numbers the negatives as given"):

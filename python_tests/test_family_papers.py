@@ -37,7 +37,15 @@ def assert_same(ours, theirs, *rows: Tensor) -> None:
         leaves = [x.clone().requires_grad_() for x in rows]
         value = function(*leaves)
         grads = torch.autograd.grad(value, leaves, allow_unused=True)
-        results.append((value, *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True))))
+        results.append(
+            (
+                value,
+                *(
+                    torch.zeros_like(x) if g is None else g
+                    for x, g in zip(leaves, grads, strict=True)
+                ),
+            )
+        )
     for x, y in zip(*results, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
 
@@ -129,10 +137,17 @@ def test_moco(random):
 def test_dense_cl(random):
     """Wang et al. 2021, Eq. 2: the positive is the key's most similar place; global queue."""
     rows, _ = random
-    keys, backbone_q, backbone_k, queue = rows(3, 8, 16), rows(3, 5, 16), rows(3, 5, 16), rows(40, 8)
+    keys, backbone_q, backbone_k, queue = (
+        rows(3, 8, 16),
+        rows(3, 5, 16),
+        rows(3, 5, 16),
+        rows(40, 8),
+    )
 
     # The correspondence comes from the backbones' features, without gradient.
-    similar = torch.einsum("bcs,bct->bst", F.normalize(backbone_q, dim=1), F.normalize(backbone_k, dim=1))
+    similar = torch.einsum(
+        "bcs,bct->bst", F.normalize(backbone_q, dim=1), F.normalize(backbone_k, dim=1)
+    )
     places = similar.argmax(dim=2)  # [B, S]
     matched = keys.gather(2, places[:, None].expand(-1, 8, -1))  # [B, C, S]
 
@@ -195,7 +210,9 @@ def test_clip2scene(random):
         return F.cross_entropy(scores.masked_fill(~kept, -torch.inf), torch.arange(30))
 
     def ours(points, pixels):
-        return cac_ext.masked_contrastive_loss(points, pixels, pixels, y, y, temperature=0.07).mean()
+        return cac_ext.masked_contrastive_loss(
+            points, pixels, pixels, y, y, temperature=0.07
+        ).mean()
 
     assert_same(ours, theirs, rows(30, 8), rows(30, 8))
 

@@ -40,10 +40,6 @@ enum class Objective : int32_t {
   kLogisticGradient,     // f'_j(s) = w_j / (1 + exp(s - L_j))
 };
 
-constexpr bool is_gradient_of_columns(Objective objective) {
-  return objective == Objective::kExponentialGradient || objective == Objective::kLogisticGradient;
-}
-
 // Values of ContrastiveProblem::direction, from the anchor to the positive.
 constexpr int8_t kInactive = 0;       // loss 0, gradient 0, costs nothing
 constexpr int8_t kFirstToSecond = 1;  // features[0] holds the anchor, features[1] the positive
@@ -51,9 +47,9 @@ constexpr int8_t kSecondToFirst = 2;  // features[1] holds the anchor, features[
 
 // What the gradients of everything but the anchors need; pointers to [A]. l: the value.
 struct RowStatistics {
-  void* log_sums;              // log of the sum over the negatives that count
-  void* negative_weights;      // dl / d log_sum; kMarginSum: sum_j 1 / (1 + exp(s_ij - L_i))
-  void* positive_weights;      // -dl / d s_ip
+  void* log_sums;               // log of the sum over the negatives that count
+  void* negative_weights;       // dl / d log_sum; kMarginSum: sum_j 1 / (1 + exp(s_ij - L_i))
+  void* positive_weights;       // -dl / d s_ip
   void* temperature_gradients;  // dl / d tau, L_i and the row maximum held still
 };
 
@@ -84,6 +80,9 @@ struct ContrastiveProblem {
   // if given; ids below 0 exclude nothing. excluded may be null.
   const int64_t* excluded;    // [A]
   const int64_t* column_ids;  // [N]
+  // With column_ids: all columns with the id excluded[i] are inside [begin[i], end[i]).
+  const int64_t* excluded_begin;  // [A]
+  const int64_t* excluded_end;    // [A]
 
   // Given numbers, in the type of `values`: L and w of the objectives that have them.
   const void* log_sums;         // [A], kMarginSum

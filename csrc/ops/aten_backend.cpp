@@ -109,19 +109,19 @@ void AtenBackend::prepare_rows(const PrepareRows& rows) const {
 
 // A problem as tensors.
 struct AtenBackend::Tensors {
-  at::Tensor view1, view2;              // [A, C]
-  at::Tensor direction, begin, end;     // [A]
-  at::Tensor negatives;                 // [N, C]
-  at::Tensor ignored;                   // [N] bool
-  at::Tensor columns;                   // [N] their numbers
-  at::Tensor excluded, column_ids;      // [A], [N]; excluded may be undefined
-  at::Tensor leading_rows;              // [L]
-  at::Tensor log_sums;                  // [A], or undefined
+  at::Tensor view1, view2;                     // [A, C]
+  at::Tensor direction, begin, end;            // [A]
+  at::Tensor negatives;                        // [N, C]
+  at::Tensor ignored;                          // [N] bool
+  at::Tensor columns;                          // [N] their numbers
+  at::Tensor excluded, column_ids;             // [A], [N]; excluded may be undefined
+  at::Tensor leading_rows;                     // [L]
+  at::Tensor log_sums;                         // [A], or undefined
   at::Tensor column_log_sums, column_weights;  // [N], or undefined
-  at::Tensor values;                    // [A]
-  at::Tensor gradients;                 // [A, C], or undefined
+  at::Tensor values;                           // [A]
+  at::Tensor gradients;                        // [A, C], or undefined
   at::Tensor log_sums_out, negative_weights, positive_weights, temperature_gradients;  // [A]
-  at::Tensor inverse_temperature;       // []; undefined: the problem has it as a number
+  at::Tensor inverse_temperature;  // []; undefined: the problem has it as a number
 };
 
 AtenBackend::Tensors AtenBackend::wrap(const ContrastiveProblem& problem) const {
@@ -268,8 +268,8 @@ void AtenBackend::solve_block(const ContrastiveProblem& problem, const Tensors& 
   at::Tensor row_max;
   if (problem.eps > 0) {
     at::Tensor leading = logits.index_select(1, tensors.leading_rows);
-    leading = leading.masked_fill(tensors.ignored.index_select(0, tensors.leading_rows),
-                                  kMinusInfinity);
+    leading =
+        leading.masked_fill(tensors.ignored.index_select(0, tensors.leading_rows), kMinusInfinity);
     row_max = at::cat({leading, positive_logit}, 1).amax({1}, /*keepdim=*/true);
   }
   const AnchorResults result =

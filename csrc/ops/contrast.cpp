@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/index_put.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
@@ -87,8 +88,8 @@ void check_rank(const std::optional<at::Tensor>& rank, const at::Tensor& negativ
   const int64_t rows = negatives.size(0);
   TORCH_CHECK_VALUE(rank->dim() == 1 && rank->size(0) == rows && rank->is_contiguous() &&
                         rank->scalar_type() == at::kLong && rank->device() == negatives.device(),
-                    "rank of prepared negatives must be a contiguous int64 tensor [", rows,
-                    "] on ", negatives.device(), ", but has shape ", rank->sizes(), " and type ",
+                    "rank of prepared negatives must be a contiguous int64 tensor [", rows, "] on ",
+                    negatives.device(), ", but has shape ", rank->sizes(), " and type ",
                     rank->scalar_type());
   if (!backend_for(negatives.device().type()).reads_values() || rows == 0) return;
   TORCH_CHECK_VALUE(rank->min().item<int64_t>() >= 0 && rank->max().item<int64_t>() < rows,
@@ -106,6 +107,19 @@ void check_row_numbers(const at::Tensor& numbers, const char* name, const at::Te
 at::Tensor counted_labels(const std::optional<at::Tensor>& labels,
                           std::optional<int64_t> ignore_index) {
   return labels.has_value() ? not_ignored(*labels, ignore_index) : at::Tensor();
+}
+
+// Row k does not meet the columns with the id k.
+void exclude_columns(Intervals& intervals, const at::Tensor& column_ids, int64_t rows) {
+  intervals.excluded = at::arange(rows, column_ids.options());
+  intervals.column_ids = column_ids;
+  const int64_t columns = column_ids.size(0);
+  const at::Tensor places = at::arange(columns, column_ids.options());
+  const at::Tensor ids = at::where(column_ids.ge(0), column_ids, rows);  // the last one: none
+  intervals.excluded_begin =
+      at::full({rows + 1}, columns, ids.options()).scatter_reduce_(0, ids, places, "amin");
+  intervals.excluded_end =
+      at::zeros({rows + 1}, ids.options()).scatter_reduce_(0, ids, places + 1, "amax");
 }
 
 Question question_of(const at::Tensor& anchors, const Temperature& temperature, bool normalize,
@@ -145,8 +159,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> contrast(
     backend.check_finite(*positives, "positives");
   }
 
-  Question question = question_of(anchors, read_temperature(temperature, anchors), normalize,
-                                  with_gradient);
+  Question question =
+      question_of(anchors, read_temperature(temperature, anchors), normalize, with_gradient);
   question.objective = positives.has_value() ? Objective::kContrastiveLoss : Objective::kLogSumExp;
   question.eps = positives.has_value() ? eps : 0.0;
   if (positives.has_value()) question.features[1] = *positives;
@@ -161,12 +175,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> contrast(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrast(
-    const at::Tensor& anchors, const std::optional<at::Tensor>& keys,
-    const at::Tensor& temperature, const at::Tensor& anchor_labels,
-    const std::optional<at::Tensor>& active, const std::optional<at::Tensor>& exclude,
-    const at::Tensor& negatives, const at::Tensor& negative_labels, const at::Tensor& rank,
-    const at::Tensor& num_valid, bool normalize, std::optional<int64_t> ignore_index,
-    bool with_gradient) {
+    const at::Tensor& anchors, const std::optional<at::Tensor>& keys, const at::Tensor& temperature,
+    const at::Tensor& anchor_labels, const std::optional<at::Tensor>& active,
+    const std::optional<at::Tensor>& exclude, const at::Tensor& negatives,
+    const at::Tensor& negative_labels, const at::Tensor& rank, const at::Tensor& num_valid,
+    bool normalize, std::optional<int64_t> ignore_index, bool with_gradient) {
   check_features(anchors, "anchors", -1, -1);
   check_labels(anchor_labels, "anchor_labels", anchors.size(0), anchors);
   check_prepared(negatives, negative_labels, {}, num_valid, anchors);
@@ -174,8 +187,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrast(
   check_active(active, anchors);
   backend_for(anchors.device().type()).check_finite(anchors, "anchors");
 
-  Question question = question_of(anchors, read_temperature(temperature, anchors), normalize,
-                                  with_gradient);
+  Question question =
+      question_of(anchors, read_temperature(temperature, anchors), normalize, with_gradient);
   question.intervals = intervals_of(anchor_labels, negative_labels);
   question.intervals.excluded = excluded_places(exclude, rank, anchors);
   question.negatives = {negatives, negative_labels, num_valid, {}};
@@ -185,7 +198,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrast(
   const at::Tensor end = question.intervals.end.minimum(num_valid);
   at::Tensor count = end - begin;  // [A]
   const at::Tensor& excluded = question.intervals.excluded;
-  if (excluded.defined()) count = count - excluded.ge(begin).logical_and_(excluded.lt(end)).to(count);
+  if (excluded.defined())
+    count = count - excluded.ge(begin).logical_and_(excluded.lt(end)).to(count);
   const at::Tensor has_positive = count.gt(0);
   const at::Tensor counted = counted_labels(anchor_labels, ignore_index);
   question.direction = all_first_to_second(
@@ -208,16 +222,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrast(
   const at::Tensor along =
       (negative_part.statistics[3] * weight + positive_part.statistics[3]) * share;
   return {value, gradient,
-          at::stack({negative_part.values, weight * share,
-                     share * question.direction.ne(kInactive), along})};
+          at::stack({negative_part.values, weight * share, share * question.direction.ne(kInactive),
+                     along})};
 }
 
-at::Tensor contrast_gradient_of_keys(
-    const at::Tensor& keys, const at::Tensor& anchors, const at::Tensor& temperature,
-    const std::optional<at::Tensor>& anchor_labels, const std::optional<at::Tensor>& exclude,
-    const at::Tensor& negative_labels, const at::Tensor& rank, const at::Tensor& num_valid,
-    const at::Tensor& log_sums, const at::Tensor& weights, c10::string_view mask_name,
-    bool logistic, bool normalize) {
+at::Tensor contrast_gradient_of_keys(const at::Tensor& keys, const at::Tensor& anchors,
+                                     const at::Tensor& temperature,
+                                     const std::optional<at::Tensor>& anchor_labels,
+                                     const std::optional<at::Tensor>& exclude,
+                                     const at::Tensor& negative_labels, const at::Tensor& rank,
+                                     const at::Tensor& num_valid, const at::Tensor& log_sums,
+                                     const at::Tensor& weights, c10::string_view mask_name,
+                                     bool logistic, bool normalize) {
   const Mask mask = parse_mask(mask_name);
   const at::Tensor& labels = required_labels(anchor_labels, mask);
   check_features(keys, "keys", -1, -1);
@@ -231,8 +247,8 @@ at::Tensor contrast_gradient_of_keys(
   if (exclude.has_value()) check_exclude(*exclude, anchors, keys.size(0));
 
   // Anchors without weight are left out, and those for which nothing counts.
-  const at::Tensor counted = weights.ne(0).logical_and_(
-      log_sums.ne(-std::numeric_limits<double>::infinity()));
+  const at::Tensor counted =
+      weights.ne(0).logical_and_(log_sums.ne(-std::numeric_limits<double>::infinity()));
   const at::Tensor column_labels =
       labels.defined() ? labels : at::zeros({anchors.size(0)}, rank.options());
   check_labels_below_ignored(column_labels, "anchor_labels", counted);
@@ -240,19 +256,18 @@ at::Tensor contrast_gradient_of_keys(
 
   Question question = question_of(keys, read_temperature(temperature, keys), normalize, true);
   question.with_statistics = false;
-  question.objective =
-      logistic ? Objective::kLogisticGradient : Objective::kExponentialGradient;
+  question.objective = logistic ? Objective::kLogisticGradient : Objective::kExponentialGradient;
   question.direction = rank.lt(num_valid).to(at::kChar);
   question.intervals =
       intervals_for(mask, negative_labels.index_select(0, rank), columns.labels, keys);
   if (exclude.has_value()) {
-    question.intervals.excluded = at::arange(keys.size(0), rank.options());
-    question.intervals.column_ids = exclude->index_select(0, columns.order);
+    exclude_columns(question.intervals, exclude->index_select(0, columns.order), keys.size(0));
   }
   question.negatives = columns;
   question.column_log_sums = log_sums.index_select(0, columns.order);
   // The kernels multiply weights of at most 1: the range of float16 is short.
-  const at::Tensor largest = weights.numel() > 0 ? weights.abs().max() : at::zeros({}, weights.options());
+  const at::Tensor largest =
+      weights.numel() > 0 ? weights.abs().max() : at::zeros({}, weights.options());
   const at::Tensor scale = at::where(largest.gt(0).logical_and_(largest.isfinite()),
                                      largest.log2().ceil().exp2(), at::ones_like(largest));
   question.column_weights = (weights / scale).index_select(0, columns.order);

@@ -60,7 +60,7 @@ class CudaBackend final : public Backend {
   }
 
   void solve(const ContrastiveProblem& problem) const override {
-    if (!has_kernels(problem.feature_dtype, problem.padded_channels) || !has_kernels(problem)) {
+    if (!has_kernels(problem.feature_dtype, problem.padded_channels)) {
       return fallback_.solve(problem);
     }
     const cuda::Arithmetic arithmetic = arithmetic_of(problem);
@@ -79,14 +79,6 @@ class CudaBackend final : public Backend {
  private:
   static bool has_kernels(DType features, int64_t padded_channels) {
     return features != DType::kFloat64 && padded_channels <= cuda::kMaxPaddedChannels;
-  }
-
-  // The kernels know one mask, the values and the gradient of the anchors.
-  static bool has_kernels(const ContrastiveProblem& problem) {
-    const bool one_of_two = problem.objective == Objective::kLogSumExp ||
-                            problem.objective == Objective::kContrastiveLoss;
-    return one_of_two && !problem.interval_counts && problem.excluded == nullptr &&
-           problem.statistics.log_sums == nullptr && problem.temperature_on_device == nullptr;
   }
 
   static cuda::Arithmetic arithmetic_of(const ContrastiveProblem& problem) {

@@ -28,19 +28,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> contrast(
     bool normalize, double eps, std::optional<int64_t> ignore_index, bool with_gradient);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrast(
-    const at::Tensor& anchors, const std::optional<at::Tensor>& keys,
-    const at::Tensor& temperature, const at::Tensor& anchor_labels,
-    const std::optional<at::Tensor>& active, const std::optional<at::Tensor>& exclude,
-    const at::Tensor& negatives, const at::Tensor& negative_labels, const at::Tensor& rank,
-    const at::Tensor& num_valid, bool normalize, std::optional<int64_t> ignore_index,
-    bool with_gradient);
-
-at::Tensor contrast_gradient_of_keys(
-    const at::Tensor& keys, const at::Tensor& anchors, const at::Tensor& temperature,
-    const std::optional<at::Tensor>& anchor_labels, const std::optional<at::Tensor>& exclude,
+    const at::Tensor& anchors, const std::optional<at::Tensor>& keys, const at::Tensor& temperature,
+    const at::Tensor& anchor_labels, const std::optional<at::Tensor>& active,
+    const std::optional<at::Tensor>& exclude, const at::Tensor& negatives,
     const at::Tensor& negative_labels, const at::Tensor& rank, const at::Tensor& num_valid,
-    const at::Tensor& log_sums, const at::Tensor& weights, c10::string_view mask, bool logistic,
-    bool normalize);
+    bool normalize, std::optional<int64_t> ignore_index, bool with_gradient);
+
+at::Tensor contrast_gradient_of_keys(const at::Tensor& keys, const at::Tensor& anchors,
+                                     const at::Tensor& temperature,
+                                     const std::optional<at::Tensor>& anchor_labels,
+                                     const std::optional<at::Tensor>& exclude,
+                                     const at::Tensor& negative_labels, const at::Tensor& rank,
+                                     const at::Tensor& num_valid, const at::Tensor& log_sums,
+                                     const at::Tensor& weights, c10::string_view mask,
+                                     bool logistic, bool normalize);
 
 at::Tensor contrast_gradient_of_positives(const at::Tensor& anchors, const at::Tensor& positives,
                                           const at::Tensor& temperature, const at::Tensor& weights,

@@ -119,14 +119,15 @@ Answer run(const Question& question) {
   problem.interval_counts = question.intervals.count;
   problem.excluded = indices(question.intervals.excluded);
   problem.column_ids = indices(question.intervals.column_ids);
+  problem.excluded_begin = indices(question.intervals.excluded_begin);
+  problem.excluded_end = indices(question.intervals.excluded_end);
   problem.log_sums = numbers(question.log_sums);
   problem.column_log_sums = numbers(question.column_log_sums);
   problem.column_weights = numbers(question.column_weights);
   problem.temperature = question.temperature.value;
-  problem.temperature_on_device =
-      question.temperature.on_device.defined()
-          ? question.temperature.on_device.const_data_ptr<double>()
-          : nullptr;
+  problem.temperature_on_device = question.temperature.on_device.defined()
+                                      ? question.temperature.on_device.const_data_ptr<double>()
+                                      : nullptr;
   problem.normalize = question.normalize;
   problem.eps = question.eps;
   if (question.leading_rows.defined()) {

@@ -45,8 +45,9 @@ struct Temperature {
 struct Intervals {
   at::Tensor begin, end;  // [A]
   bool count = false;
-  at::Tensor excluded;    // [A]
-  at::Tensor column_ids;  // [N]
+  at::Tensor excluded;                      // [A]
+  at::Tensor column_ids;                    // [N]
+  at::Tensor excluded_begin, excluded_end;  // [A], with column_ids
 };
 
 // The intervals of these labels [A] among the sorted ones.

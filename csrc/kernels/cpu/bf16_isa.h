@@ -221,8 +221,8 @@ class Exponentiator {
   // The lanes for which this negative of the unit counts.
   [[gnu::always_inline]] inline __mmask16 counted_lanes(int v, int negative) const {
     const __m512i index = _mm512_set1_epi32(negative);
-    __mmask16 masked = _mm512_cmple_epi32_mask(begin_[v], index) &
-                       _mm512_cmplt_epi32_mask(index, end_[v]);
+    __mmask16 masked =
+        _mm512_cmple_epi32_mask(begin_[v], index) & _mm512_cmplt_epi32_mask(index, end_[v]);
     masked ^= outside_;
     if (excludes_) {
       const __m512i id = ids_ == nullptr ? index : _mm512_set1_epi32(ids_[negative]);

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <limits>
-#include <unordered_map>
 #include <utility>
+
+#include "kernels/row_math.h"
 
 namespace cac::cpu {
 namespace {
@@ -15,12 +16,6 @@ class ScheduleBuilder {
     if (problem.excluded == nullptr || problem.column_ids == nullptr) return;
     schedule_.column_ids.assign(problem.num_negatives + unit_negatives, -1);
     std::copy_n(problem.column_ids, problem.num_negatives, schedule_.column_ids.begin());
-    for (int64_t j = 0; j < problem.num_negatives; ++j) {
-      const auto column = static_cast<int32_t>(j);
-      Range& range = columns_of_id_.try_emplace(problem.column_ids[j], Range{column, column})
-                         .first->second;
-      range.end = column + 1;
-    }
   }
 
   void add_tile(const int64_t* anchors, int64_t count) {
@@ -36,11 +31,12 @@ class ScheduleBuilder {
       span.common_begin = std::max(span.common_begin, begin);
       span.common_end = std::min(span.common_end, end);
       if (problem_.excluded != nullptr) {
-        const int64_t id = problem_.excluded[anchor];
-        schedule_.excluded.push_back(static_cast<int32_t>(id));
-        const Range columns = columns_of(id);
-        span.excluded_begin = std::min(span.excluded_begin, columns.begin);
-        span.excluded_end = std::max(span.excluded_end, columns.end);
+        schedule_.excluded.push_back(static_cast<int32_t>(problem_.excluded[anchor]));
+        const Columns columns = excluded_columns(problem_, anchor);
+        if (columns.begin < columns.end) {
+          span.excluded_begin = std::min(span.excluded_begin, static_cast<int32_t>(columns.begin));
+          span.excluded_end = std::max(span.excluded_end, static_cast<int32_t>(columns.end));
+        }
       }
       if (begin == end) continue;
       span.hull_begin = std::min(span.hull_begin, begin);
@@ -53,25 +49,8 @@ class ScheduleBuilder {
   Schedule take() { return std::move(schedule_); }
 
  private:
-  struct Range {
-    int32_t begin, end;
-  };
-
-  // All columns with this id lie inside.
-  Range columns_of(int64_t id) const {
-    constexpr Range kNone{std::numeric_limits<int32_t>::max(), 0};
-    if (id < 0) return kNone;
-    if (schedule_.column_ids.empty()) {
-      const auto column = static_cast<int32_t>(id);
-      return {column, column + 1};
-    }
-    const auto found = columns_of_id_.find(id);
-    return found == columns_of_id_.end() ? kNone : found->second;
-  }
-
   const ContrastiveProblem& problem_;
   const int tile_slots_;
-  std::unordered_map<int64_t, Range> columns_of_id_;
   Schedule schedule_;
 };
 

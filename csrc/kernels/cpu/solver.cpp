@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <vector>
 
+#include "kernels/cpu/buffer.h"
 #include "kernels/cpu/schedule.h"
 #include "kernels/row_math.h"
 
@@ -23,37 +23,6 @@ constexpr int64_t kWantedTasks = 64;
 constexpr double kNoMaximum = -kLogitLimit;
 // The range of the bounded shift, and a little more for rows whose unit length is rounded.
 constexpr double kLargestBoundedLogit = 1.001 / kBoundedShiftTemperature;
-
-class AlignedBuffer {
- public:
-  explicit AlignedBuffer(size_t bytes)
-      : data_(static_cast<std::byte*>(::operator new(std::max<size_t>(bytes, 1), kAlignment))) {}
-  ~AlignedBuffer() { ::operator delete(data_, kAlignment); }
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-  std::byte* at(size_t offset) const { return data_ + offset; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  std::byte* data_;
-};
-
-size_t size_of(DType type) {
-  switch (type) {
-    case DType::kFloat64:
-      return 8;
-    case DType::kFloat32:
-      return 4;
-    case DType::kBFloat16:
-    case DType::kFloat16:
-      return 2;
-  }
-  return 0;
-}
-
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 class Solver {
  public:
@@ -106,7 +75,8 @@ class Solver {
 
   // One unit more, because kernels read whole units.
   size_t column_bytes() const {
-    return by_columns() ? (problem_.num_negatives + kernel_.unit_negatives) * accumulator_bytes_ : 0;
+    return by_columns() ? (problem_.num_negatives + kernel_.unit_negatives) * accumulator_bytes_
+                        : 0;
   }
 
   void fill_columns() {
@@ -213,8 +183,7 @@ class Solver {
     task.interval_begin = &schedule_.interval_begin[first * tile_slots_];
     task.interval_end = &schedule_.interval_end[first * tile_slots_];
     task.interval_counts = problem_.interval_counts;
-    task.excluded =
-        schedule_.excluded.empty() ? nullptr : &schedule_.excluded[first * tile_slots_];
+    task.excluded = schedule_.excluded.empty() ? nullptr : &schedule_.excluded[first * tile_slots_];
     task.column_ids = schedule_.column_ids.empty() ? nullptr : schedule_.column_ids.data();
     task.negatives = problem_.negatives;
     task.negative_channels = problem_.padded_channels;

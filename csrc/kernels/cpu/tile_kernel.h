@@ -71,7 +71,7 @@ struct TileGroup {
   // [N, and zeros for one more unit] in the accumulator's type; modes of columns only
   const void* column_shift;
   const void* column_weight;
-  void* scratch;   // scratch_bytes(channels), 64-byte aligned
+  void* scratch;  // scratch_bytes(channels), 64-byte aligned
 };
 
 struct TileKernel {

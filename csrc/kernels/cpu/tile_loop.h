@@ -16,9 +16,9 @@ template <class Isa>
 struct TileWork {
   const typename Isa::Anchor* anchors;
   LaneMask mask;
-  typename Isa::Accumulator* shift;     // [lanes]
-  double* sum;                          // [lanes]
-  double* margin;                       // [lanes], TileMode::kLogistic only
+  typename Isa::Accumulator* shift;  // [lanes]
+  double* sum;                       // [lanes]
+  double* margin;                    // [lanes], TileMode::kLogistic only
   // Of the unit's negatives, modes of columns only.
   const typename Isa::Accumulator* column_shift;
   const typename Isa::Accumulator* column_weight;
