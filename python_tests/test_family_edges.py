@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from family_cases import make_case
@@ -189,3 +193,27 @@ def test_wrong_arguments_of_the_supervised_loss_are_named():
     prepared = cac_ext.prepare_negatives(case.keys, case.key_labels)
     with pytest.raises(ValueError, match="exclude numbers the negatives as given"):
         cac_ext.masked_logsumexp(case.anchors, prepared, labels[0], exclude=case.exclude)
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs():
+    # A child, because the peak of this process may be anywhere. The matrix would take 400 MB.
+    program = """
+import torch, cac_ext
+from benchmarks.measure.memory_probe import PeakGrowth
+rows = torch.randn(10_000, 16, requires_grad=True)
+labels = torch.arange(10_000) % 7
+own = torch.arange(10_000)
+small = rows[:100]
+cac_ext.supervised_contrastive_loss(small, small, labels[:100], labels[:100]).sum().backward()
+for form in ("supcon", "pairwise"):
+    growth = PeakGrowth()
+    loss = cac_ext.supervised_contrastive_loss(rows, rows, labels, labels, form=form, exclude=own)
+    loss.sum().backward()
+    print(growth.bytes() / rows.nbytes)
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True
+    )
+    for line in done.stdout.split():
+        assert float(line) < 40, "times the bytes of the features"
