@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
 
 import pytest
 import torch
-from family_cases import SHAPES, FamilyCase, Loss, assert_equals_oracle, make_case
+from family_cases import (
+    EVERY,
+    SHAPES,
+    assert_equals_oracle,
+    check,
+    contrastive,
+    make_case,
+    options_of,
+)
 from loss_arithmetics import ARITHMETICS, use_arithmetic
 
 import cac_ext
 from cac_ext import _C, reference
-
-MASKS = ["different", "same", "all"]
-FORMS = ["supcon", "pairwise"]
 
 
 @pytest.fixture(params=ARITHMETICS, ids=str)
@@ -22,57 +26,6 @@ def arithmetic(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     """The type of the features, multiplied in one of the ways there are."""
     with use_arithmetic(request.param):
         yield request.param.dtype
-
-
-def options_of(case: FamilyCase) -> list[dict]:
-    return [
-        {},
-        {"exclude": case.exclude},
-        {"exclude": case.exclude, "num_valid": torch.tensor(case.num_valid)},
-        {"ignore_index": 0, "exclude": case.exclude},
-        {"normalize": False},
-    ]
-
-
-def contrastive(module: ModuleType, case: FamilyCase, mask: str) -> Loss:
-    def loss(anchors, positives, keys, temperature, **options):
-        return module.masked_contrastive_loss(
-            anchors, positives, keys, case.anchor_labels, case.key_labels,
-            temperature=temperature, mask=mask, active=case.active, **options,
-        )  # fmt: skip
-
-    return loss
-
-
-def logsumexp(module: ModuleType, case: FamilyCase, mask: str) -> Loss:
-    def loss(anchors, _, keys, temperature, **options):
-        return module.masked_logsumexp(
-            anchors, keys, case.anchor_labels, case.key_labels,
-            temperature=temperature, mask=mask, **options,
-        )  # fmt: skip
-
-    return loss
-
-
-def supervised(module: ModuleType, case: FamilyCase, form: str) -> Loss:
-    def loss(anchors, _, keys, temperature, **options):
-        return module.supervised_contrastive_loss(
-            anchors, keys, case.anchor_labels, case.key_labels,
-            temperature=temperature, form=form, active=case.active, **options,
-        )  # fmt: skip
-
-    return loss
-
-
-EVERY = [*((contrastive, x) for x in MASKS), *((logsumexp, x) for x in MASKS)]
-EVERY += [(supervised, x) for x in FORMS]
-
-
-def check(make_loss, kind: str, case: FamilyCase, tau: float, **options) -> None:
-    if options.get("normalize") is False:
-        tau = tau * case.anchors.shape[1]
-    ours, oracle = make_loss(cac_ext, case, kind), make_loss(reference, case, kind)
-    assert_equals_oracle(ours, oracle, case, tau, **options)
 
 
 @pytest.mark.parametrize(("make_loss", "kind"), EVERY)
