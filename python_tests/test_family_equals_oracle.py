@@ -104,3 +104,20 @@ def test_small_margins_are_not_cut_off(seed):
             double, double, labels, labels, form="pairwise", exclude=torch.arange(40)
         )
         torch.testing.assert_close(ours.double(), exact, rtol=3e-5, atol=0)
+
+
+def test_a_module_learns_its_temperature(seed):
+    case = make_case(seed, 60, 90, 16, 3)
+    confidences = torch.rand(2, 60, generator=torch.Generator().manual_seed(seed))
+    module = cac_ext.DirectionalContrastiveLoss(torch.nn.Parameter(torch.tensor(0.2)))
+    arguments = (
+        case.anchors, case.positives, *confidences, case.anchor_labels, case.anchor_labels,
+        case.keys, case.key_labels,
+    )  # fmt: skip
+    module(*arguments).backward()
+    learned = torch.tensor(0.2, requires_grad=True)
+    cac_ext.directional_contrastive_loss(*arguments, temperature=learned).backward()
+    (parameter,) = module.parameters()
+    assert torch.equal(parameter.grad, learned.grad)
+    assert parameter.grad != 0
+    assert "temperature=0.2" in repr(module)

@@ -296,4 +296,9 @@ def family_table(results: Results) -> str:
             notes.append(
                 f"{row.case}, {row.implementation} {row.dtype}: {row.status}, {row.detail}"
             )
-    return "\n".join([describe_run(results), aligned_table(header, lines, left=3), *notes])
+    meaning = (
+        "forward: without gradient; both: loss and gradients to all that learns; eager/: times "
+        "faster than eager;\nmemory: peak of both beyond the inputs"
+    )
+    parts = [describe_run(results), meaning, aligned_table(header, lines, left=3)]
+    return "\n".join([*parts, *notes])

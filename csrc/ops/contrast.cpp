@@ -268,8 +268,9 @@ at::Tensor contrast_gradient_of_keys(const at::Tensor& keys, const at::Tensor& a
   // The kernels multiply weights of at most 1: the range of float16 is short.
   const at::Tensor largest =
       weights.numel() > 0 ? weights.abs().max() : at::zeros({}, weights.options());
-  const at::Tensor scale = at::where(largest.gt(0).logical_and_(largest.isfinite()),
-                                     largest.log2().ceil().exp2(), at::ones_like(largest));
+  const at::Tensor scale =
+      at::where(largest.gt(0).logical_and_(largest.isfinite()),
+                largest.log2().ceil().clamp(-120, 120).exp2(), at::ones_like(largest));
   question.column_weights = (weights / scale).index_select(0, columns.order);
   return run(question).gradients * scale;
 }
@@ -323,7 +324,7 @@ at::Tensor class_sums(const at::Tensor& rows, const at::Tensor& classes, int64_t
   const int64_t channels = rows.size(1);
   const auto add = [&](auto* total, const auto* from) {
     // Each task adds all rows of some channels, in order and in double.
-    at::parallel_for(0, channels, 64, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, channels, 32, [&](int64_t begin, int64_t end) {
       std::vector<double> sum(num_classes * (end - begin), 0.0);
       for (int64_t i = 0; i < places.size(0); ++i) {
         double* to = &sum[place[i] * (end - begin)];
