@@ -157,3 +157,30 @@ def test_intervals_that_count_are_met_alone(seed, emulator):
     call.mask = "all"
     (every,) = emulator.run([call])
     assert every.matrix_products == 5 * same.matrix_products > 0
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> Emulator:
+    return Emulator(build(sanitize=True))
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_no_access_out_of_bounds_nor_undefined(seed, sanitized, arithmetic):
+    calls = [
+        family_call(seed + i, channels, arithmetic, kind, mask=mask)
+        for i, channels in enumerate((3, 72, 136, 256))
+        for kind, mask in (("sums", "same"), ("margins", "same"), ("exponential", "different"))
+    ]
+    check(sanitized, *calls)
+
+
+@pytest.mark.parametrize("kind", ["sums", "margins", "exponential", "logistic"])
+def test_bitwise_the_same_in_every_order_of_warps_and_blocks(seed, emulator, kind):
+    calls = [
+        family_call(seed, 20, "bf16", kind, max_workers=3, wave_tiles=1, execution_order=order)
+        for order in (0, 1, seed + 2)
+    ]
+    first, *others = emulator.run(calls)
+    for other in others:
+        assert torch.equal(first.values, other.values)
+        assert torch.equal(first.gradients, other.gradients)
