@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulation import ARITHMETICS, Call, Emulator, Outcome
-from cuda_emulation.builds import build, compiler
+from cuda_emulation.builds import CSRC, build, compiler, mutate
 from cuda_emulation.cases import COSINE_ERROR, make_call
 from torch import Tensor
 
@@ -184,3 +184,75 @@ def test_bitwise_the_same_in_every_order_of_warps_and_blocks(seed, emulator, kin
     for other in others:
         assert torch.equal(first.values, other.values)
         assert torch.equal(first.gradients, other.gradients)
+
+
+#: Planted error -> (source file, text, its replacement, source to compile again, kind of call).
+MUTATIONS = {
+    "nothing excluded": (
+        "tile.cuh",
+        "masked = masked || id == excluded;",
+        "",
+        "stream_fp32",
+        "exponential",
+    ),
+    "the excluded unit not masked": (
+        "schedule.cu",
+        "excluded_end = high > excluded_end ? high : excluded_end;\n      }",
+        "}",
+        "schedule",
+        "sums",
+    ),
+    "the outside of the interval counted": (
+        "tile.cuh",
+        "masked = masked != counts;",
+        "",
+        "stream_fp32",
+        "margins",
+    ),
+    "the last unit of an interval lost": (
+        "schedule.cu",
+        "(hull_end + params.unit_negatives - 1) / params.unit_negatives",
+        "hull_end / params.unit_negatives",
+        "schedule",
+        "margins",
+    ),
+    "weights of columns left out": (
+        "stream.cuh",
+        "weight = column_weights[negative];",
+        "",
+        "stream_fp32",
+        "logistic",
+    ),
+    "margins of masked negatives counted": (
+        "stream.cuh",
+        "if (!masked) margins[m][half] += margin;",
+        "margins[m][half] += margin;",
+        "stream_fp32",
+        "margins",
+    ),
+}
+#: The check has 20 channels: kernels for more need not be compiled.
+OTHER_KERNELS = """  if (channels <= 128) return select_variant<Arithmetic, 128>(kind, gradient);
+  return select_variant<Arithmetic, 256>(kind, gradient);
+"""
+
+
+@pytest.mark.parametrize("planted", MUTATIONS)
+def test_planted_error_is_found(tmp_path, planted):
+    file, old, new, source, kind = MUTATIONS[planted]
+
+    def change(name: str, text: str) -> str:
+        if name == "stream.cuh":
+            assert OTHER_KERNELS in text
+            text = text.replace(OTHER_KERNELS, "  return {};\n")
+        if name != file:
+            return text
+        assert text.count(old) == 1, f"{file} does not contain once: {old}"
+        return text.replace(old, new)
+
+    mask = "all" if kind == "sums" else "same"
+    call = family_call(5, 20, "fp32", kind, mask=mask, max_workers=40)
+    check(Emulator(build()), call)
+    program = build(csrc=mutate(CSRC, tmp_path, change), only=[source])
+    with pytest.raises(AssertionError):
+        check(Emulator(program), call)
