@@ -147,6 +147,17 @@ def test_work_divided_in_any_way_gives_the_same(seed, emulator):
         )
 
 
+@pytest.mark.parametrize("mask", ["different", "all"])
+def test_eps_with_the_temperature_on_the_device(seed, emulator, mask):
+    # The general kernels against those of the paper's own case, whose sums differ in order only.
+    plain = make_call(seed, 90, 150, 20, "fp32", eps=1e-3, mask=mask, temperature=0.2)
+    general = make_call(seed, 90, 150, 20, "fp32", eps=1e-3, mask=mask, temperature=0.2)
+    general.temperature_on_device = True
+    expected, found = emulator.run([plain, general])
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.gradients, expected.gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_intervals_that_count_are_met_alone(seed, emulator):
     # 5 units of 64 negatives, one of each class: anchors of one class meet one unit.
     call = make_call(seed, 128, 320, 64, logsumexp=True, mask="same")
