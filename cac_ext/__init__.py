@@ -22,6 +22,7 @@ __all__ = [
     "ops",
     "prepare_negatives",
     "reference",
+    "supervised_contrastive_loss",
 ]
 
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING or not _is_the_command():
         ops,
         prepare_negatives,
         reference,
+        supervised_contrastive_loss,
     )
 else:
 

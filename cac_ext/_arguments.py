@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+#: Which negatives count for an anchor: those of a different label, of the same label, or all.
+MASKS = ("different", "same", "all")
+
 _REDUCTIONS = ("active_mean", "active_mean_each", "mean", "sum", "none")
 
 
@@ -32,6 +35,15 @@ def forward_mode_is_on() -> bool:
 
 def _has_tangent(tensor: Tensor) -> bool:
     return forward_mode_is_on() and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def reject_tangent(constant: Tensor, name: str) -> None:
+    """Raise in forward mode if ``constant`` has a tangent: only the anchors may have one."""
+    if _has_tangent(constant):
+        raise RuntimeError(
+            f"{name} have a tangent, but are constants of the loss in forward mode, which "
+            f"differentiates with respect to the anchors alone. Use reverse mode"
+        )
 
 
 def reject_gradient(constant: Tensor, name: str) -> None:
@@ -76,6 +88,42 @@ def as_number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
         raise TypeError(f"{name} must be a number, but got {_describe(value)}")
     return float(value)
+
+
+def as_temperature(value: Any) -> float | Tensor:
+    """A number, or the tensor if it is to be learned or the host would have to wait for it.
+
+    Raises:
+        TypeError: neither a number nor a tensor of one floating point number.
+    """
+    if not isinstance(value, Tensor) or not (value.requires_grad or value.device.type != "cpu"):
+        return as_number(value, "temperature")
+    if value.ndim or not value.is_floating_point():
+        raise TypeError(
+            "temperature must be a number or a tensor of one floating point number, but got "
+            f"{_describe(value)}"
+        )
+    return value
+
+
+def as_num_valid(value: Any) -> Tensor | None:
+    """A count as an integer tensor []; None stays."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(
+            f"num_valid must be an integer, a tensor of one integer or None, but got "
+            f"{_describe(value)}"
+        )
+    return torch.full((), int(value), dtype=torch.int64)
+
+
+def require_mask(mask: Any) -> None:
+    """Raise ValueError for a mask that does not exist."""
+    if mask not in MASKS:
+        raise ValueError(f"mask must be {', '.join(map(repr, MASKS))}, but got {mask!r}")
 
 
 def require_flag(value: Any, name: str) -> None:

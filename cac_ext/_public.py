@@ -5,13 +5,11 @@ from __future__ import annotations
 import cac_ext.ops as ops
 import cac_ext.reference as reference
 from cac_ext.build_info import build_info
-from cac_ext.functional import (
-    directional_contrastive_loss,
-    masked_contrastive_loss,
-    masked_logsumexp,
-)
+from cac_ext.functional import directional_contrastive_loss
 from cac_ext.loss import DirectionalContrastiveLoss
+from cac_ext.masked import masked_contrastive_loss, masked_logsumexp
 from cac_ext.negatives import PreparedNegatives, prepare_negatives
+from cac_ext.supervised import supervised_contrastive_loss
 
 __all__ = [
     "DirectionalContrastiveLoss",
@@ -23,4 +21,5 @@ __all__ = [
     "ops",
     "prepare_negatives",
     "reference",
+    "supervised_contrastive_loss",
 ]

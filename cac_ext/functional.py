@@ -1,13 +1,11 @@
-"""The loss as functions: both directions, one direction, and its masked log-sum-exp.
+"""The loss of both directions as a function.
 
-Shapes: A anchors (pixels of the overlap), N negatives, C channels. None of these functions ever
-holds an A x N matrix. Values are float32 (float64 for float64 features);
-`directional_contrastive_loss` documents the accuracy for each type of features.
+Shapes: A anchors (pixels of the overlap), N negatives, C channels. No A x N matrix is ever held.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,90 +13,16 @@ from torch import Tensor
 from cac_ext._arguments import (
     as_ignore_index,
     as_number,
+    as_temperature,
     cast_for_autocast,
-    forward_mode_is_on,
-    reject_gradient,
-    require_agreement,
     require_flag,
     require_reduction,
-    require_tensors,
     require_weights,
 )
-from cac_ext.negatives import PreparedNegatives, PreparedParts, prepare_parts
-from cac_ext.ops import DirectionalContrastiveLoss, MaskedContrastiveLoss, MaskedLogSumExp
-
-
-def _prepared(
-    negatives: Tensor | PreparedNegatives,
-    negative_labels: Tensor | None,
-    normalize: bool,
-    ignore_index: int | None,
-) -> PreparedParts:
-    if isinstance(negatives, PreparedNegatives):
-        if negative_labels is not None:
-            raise ValueError(
-                "negative_labels must be left out when negatives are PreparedNegatives, which "
-                "carry their labels"
-            )
-        for name, here, there in (
-            ("normalize", normalize, negatives.normalize),
-            ("ignore_index", ignore_index, negatives.ignore_index),
-        ):
-            if here != there:
-                raise ValueError(
-                    f"the negatives were prepared with {name}={there}, but the loss is called "
-                    f"with {name}={here}: both must be the same"
-                )
-        return negatives._parts
-    require_tensors(negatives=negatives)
-    if negative_labels is None:
-        raise ValueError(
-            "negative_labels are missing: pass one integer label [N] for each of the negatives "
-            "[N, C], or negatives from cac_ext.prepare_negatives()"
-        )
-    return prepare_parts(negatives, negative_labels, normalize, ignore_index)
-
-
-def _require_fitting(
-    features: dict[str, Tensor], rows: dict[str, Tensor], negatives: Tensor | PreparedNegatives
-) -> None:
-    """Raise for the argument that does not fit the others: channels, pixels, devices."""
-    require_tensors(**features, **rows)
-    if any(x.dim() != 2 for x in features.values()):
-        return  # the operators say so
-    channels = {name: x.shape[1] for name, x in features.items()}
-    if isinstance(negatives, PreparedNegatives):
-        channels["negatives"] = negatives.channels
-    elif isinstance(negatives, Tensor) and negatives.dim() == 2:
-        channels["negatives"] = negatives.shape[1]
-    require_agreement("{} channels", channels)
-    # The operators see the negatives' channels after padding only.
-    first = next(iter(channels.values()))
-    if channels.get("negatives", first) != first:
-        raise ValueError(
-            f"negatives must have {first} channels like the anchors' features, but have "
-            f"{channels['negatives']}"
-        )
-    all_rows = features | rows
-    require_agreement("{} rows", {k: x.shape[0] for k, x in all_rows.items() if x.dim()})
-    require_agreement("device {}", {k: str(x.device) for k, x in all_rows.items()})
-    require_agreement("type {}", {k: str(x.dtype) for k, x in features.items()})
-
-
-def _wants_gradient(*features: Tensor) -> bool:
-    if torch.is_grad_enabled() and any(x.requires_grad for x in features):
-        return True
-    return forward_mode_is_on()  # a tangent wants the gradient too
-
-
-def _apply(operator: str, function: Any, *arguments: Any) -> Any:
-    """The operator, or its autograd Function if a derivative may be taken.
-
-    Both give the same. `torch.func` and forward mode need the Function, torch.compile the operator.
-    """
-    if arguments[-1] and not torch.compiler.is_compiling():
-        return function.apply(*arguments)
-    return getattr(torch.ops.cac_ext, operator)(*arguments)
+from cac_ext._calls import apply, prepared_parts, require_fitting, wants_gradient
+from cac_ext.contrast_ops import Contrast
+from cac_ext.negatives import PreparedNegatives, PreparedParts
+from cac_ext.ops import DirectionalContrastiveLoss
 
 
 def _reduce(
@@ -121,117 +45,6 @@ def _reduce(
     return means if reduction == "active_mean_each" else means.sum()
 
 
-def masked_logsumexp(
-    anchors: Tensor,
-    negatives: Tensor | PreparedNegatives,
-    anchor_labels: Tensor,
-    negative_labels: Tensor | None = None,
-    *,
-    temperature: float = 0.1,
-    normalize: bool = True,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """``log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)``: the negatives' part of Eq. 5.
-
-    Args:
-        anchors: [A, C] features; the gradient reaches only these.
-        negatives: [N, C] features, or `PreparedNegatives`.
-        anchor_labels: [A] integer labels.
-        negative_labels: [N] integer labels; leave them out with `PreparedNegatives`.
-        temperature: tau > 0.
-        normalize: As in `directional_contrastive_loss`.
-        ignore_index: As in `directional_contrastive_loss`.
-
-    Returns:
-        [A] float32 (float64 for float64), -inf where no negative has another label, 0 for an
-        ignored anchor.
-
-    Raises:
-        ValueError, TypeError, RuntimeError: see `directional_contrastive_loss`.
-    """
-    temperature = as_number(temperature, "temperature")
-    require_flag(normalize, "normalize")
-    ignore_index = as_ignore_index(ignore_index)
-    _require_fitting({"anchors": anchors}, {"anchor_labels": anchor_labels}, negatives)
-    anchors = cast_for_autocast(anchors)[0]
-    prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
-    value, _ = _apply(
-        "masked_logsumexp",
-        MaskedLogSumExp,
-        anchors,
-        prepared.features,
-        anchor_labels,
-        prepared.labels,
-        prepared.num_valid,
-        temperature,
-        normalize,
-        ignore_index,
-        _wants_gradient(anchors),
-    )
-    return value
-
-
-def masked_contrastive_loss(
-    anchors: Tensor,
-    positives: Tensor,
-    negatives: Tensor | PreparedNegatives,
-    anchor_labels: Tensor,
-    negative_labels: Tensor | None = None,
-    *,
-    active: Tensor | None = None,
-    temperature: float = 0.1,
-    normalize: bool = True,
-    eps: float = 0.0,
-    ignore_index: int | None = None,
-) -> Tensor:
-    """``-log r(a, p) / (r(a, p) + sum_j [y_j != y] r(a, n_j))`` of each anchor (Eq. 1, 5).
-
-    Args:
-        anchors: [A, C] features; the gradient reaches only these.
-        positives: [A, C] features of the same pixels in the other view.
-        negatives: [N, C] features, or `PreparedNegatives`.
-        anchor_labels: [A] integer labels.
-        negative_labels: [N] integer labels; leave them out with `PreparedNegatives`.
-        active: [A] bool; False costs nothing and gives loss and gradient 0. None: all True.
-        temperature: tau > 0.
-        normalize: As in `directional_contrastive_loss`.
-        eps: As in `directional_contrastive_loss`.
-        ignore_index: As in `directional_contrastive_loss`.
-
-    Returns:
-        [A] float32 (float64 for float64).
-
-    Raises:
-        ValueError, TypeError, RuntimeError: see `directional_contrastive_loss`.
-    """
-    temperature, eps = as_number(temperature, "temperature"), as_number(eps, "eps")
-    require_flag(normalize, "normalize")
-    ignore_index = as_ignore_index(ignore_index)
-    rows = {"anchor_labels": anchor_labels} | ({} if active is None else {"active": active})
-    _require_fitting({"anchors": anchors, "positives": positives}, rows, negatives)
-    reject_gradient(positives, "positives")
-    anchors, positives = cast_for_autocast(anchors, positives)
-    prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
-    loss, _ = _apply(
-        "masked_contrastive_loss",
-        MaskedContrastiveLoss,
-        anchors,
-        positives,
-        prepared.features,
-        anchor_labels,
-        prepared.labels,
-        prepared.leading_rows,
-        prepared.num_valid,
-        active,
-        temperature,
-        normalize,
-        eps,
-        ignore_index,
-        _wants_gradient(anchors),
-    )
-    return loss
-
-
 @overload
 def directional_contrastive_loss(
     features1: Tensor,
@@ -243,7 +56,7 @@ def directional_contrastive_loss(
     negatives: Tensor | PreparedNegatives,
     negative_labels: Tensor | None = ...,
     *,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     confidence_threshold: float = ...,
     weights: Tensor | None = ...,
     reduction: str = ...,
@@ -265,7 +78,7 @@ def directional_contrastive_loss(
     negatives: Tensor | PreparedNegatives,
     negative_labels: Tensor | None = ...,
     *,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     confidence_threshold: float = ...,
     weights: Tensor | None = ...,
     reduction: str = ...,
@@ -286,7 +99,7 @@ def directional_contrastive_loss(
     negatives: Tensor | PreparedNegatives,
     negative_labels: Tensor | None = None,
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     confidence_threshold: float = 0.75,
     weights: Tensor | None = None,
     reduction: str = "active_mean",
@@ -309,7 +122,8 @@ def directional_contrastive_loss(
         pseudo_labels1, pseudo_labels2: [A] integer, the most probable class.
         negatives: [N, C] features, or `PreparedNegatives`.
         negative_labels: [N] integer class; leave it out with `PreparedNegatives`.
-        temperature: tau > 0.
+        temperature: tau > 0, a number or a tensor of one number, which may be learned. The host
+            does not wait for one on a GPU.
         confidence_threshold: gamma in [0, 1]; a positive at or below it is filtered out.
         weights: [A] factor of each pixel's loss. 1 / (B N_b) for a pixel of image b and
             ``reduction="sum"`` give the paper's normalizer.
@@ -372,10 +186,10 @@ def directional_contrastive_loss(
             place, and rows so long that with ``normalize=False`` a product of two over the
             temperature could reach 5e29.
         TypeError: A type that does not fit.
-        RuntimeError: A gradient is asked for that does not exist: of the negatives, of a
-            temperature given as a tensor, or a second derivative.
+        RuntimeError: A gradient is asked for that does not exist: of the negatives, or a second
+            derivative.
     """
-    temperature, eps = as_number(temperature, "temperature"), as_number(eps, "eps")
+    temperature, eps = as_temperature(temperature), as_number(eps, "eps")
     confidence_threshold = as_number(confidence_threshold, "confidence_threshold")
     require_flag(normalize, "normalize")
     require_flag(return_direction, "return_direction")
@@ -387,12 +201,19 @@ def directional_contrastive_loss(
         "pseudo_labels1": pseudo_labels1,
         "pseudo_labels2": pseudo_labels2,
     }
-    _require_fitting({"features1": features1, "features2": features2}, rows, negatives)
+    require_fitting({"features1": features1, "features2": features2}, rows, negatives)
     if weights is not None:
         require_weights(weights, features1, "features1")
     features1, features2 = cast_for_autocast(features1, features2)
-    prepared = _prepared(negatives, negative_labels, normalize, ignore_index)
-    losses, _, direction = _apply(
+    prepared = prepared_parts(negatives, negative_labels, normalize, ignore_index)
+    if isinstance(temperature, Tensor):
+        losses, direction = _with_learned_temperature(
+            features1, features2, confidences1, confidences2, pseudo_labels1, pseudo_labels2,
+            prepared, temperature, confidence_threshold, normalize, eps, ignore_index,
+        )  # fmt: skip
+        loss = _reduce(losses, direction, weights, reduction)
+        return (loss, direction) if return_direction else loss
+    losses, _, direction = apply(
         "directional_contrastive_loss",
         DirectionalContrastiveLoss,
         features1,
@@ -410,7 +231,68 @@ def directional_contrastive_loss(
         normalize,
         eps,
         ignore_index,
-        _wants_gradient(features1, features2),
+        wants_gradient(features1, features2),
     )
     loss = _reduce(losses, direction, weights, reduction)
     return (loss, direction) if return_direction else loss
+
+
+def _with_learned_temperature(
+    features1: Tensor,
+    features2: Tensor,
+    confidences1: Tensor,
+    confidences2: Tensor,
+    pseudo_labels1: Tensor,
+    pseudo_labels2: Tensor,
+    prepared: PreparedParts,
+    temperature: Tensor,
+    confidence_threshold: float,
+    normalize: bool,
+    eps: float,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Losses [2, A] and directions [A] by the operator that differentiates the temperature."""
+    # Without negatives the usual operator costs little and gives the direction.
+    none = prepared.features[:0]
+    _, _, direction = torch.ops.cac_ext.directional_contrastive_loss(
+        features1.detach(),
+        features2.detach(),
+        confidences1.detach(),
+        confidences2.detach(),
+        pseudo_labels1,
+        pseudo_labels2,
+        none,
+        prepared.labels[:0],
+        prepared.leading_rows[:0],
+        torch.zeros_like(prepared.num_valid),
+        1.0,
+        confidence_threshold,
+        normalize,
+        0.0,
+        ignore_index,
+        False,
+    )
+    swapped = direction == 2  # [A]
+    losses, _, _ = apply(
+        "contrast",
+        Contrast,
+        torch.where(swapped[:, None], features2, features1),
+        torch.where(swapped[:, None], features1, features2).detach(),
+        None,
+        temperature,
+        torch.where(swapped, pseudo_labels2.long(), pseudo_labels1.long()),
+        direction != 0,
+        None,
+        prepared.features,
+        prepared.labels,
+        None,
+        prepared.leading_rows,
+        prepared.num_valid,
+        "different",
+        normalize,
+        eps,
+        ignore_index,
+        wants_gradient(features1, features2, temperature),
+    )
+    rows = [torch.where(direction == view, losses, 0.0) for view in (1, 2)]
+    return torch.stack(rows), direction

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cac_ext._arguments import as_ignore_index, as_number, require_flag, require_reduction
+from cac_ext._arguments import (
+    as_ignore_index,
+    as_number,
+    as_temperature,
+    require_flag,
+    require_reduction,
+)
 from cac_ext.functional import directional_contrastive_loss
 from cac_ext.negatives import PreparedNegatives
 
 
 class DirectionalContrastiveLoss(nn.Module):
-    """`cac_ext.directional_contrastive_loss` with its options fixed; arguments as there."""
+    """`cac_ext.directional_contrastive_loss` with its options fixed; arguments as there.
+
+    A temperature given as `torch.nn.Parameter` is learned with the module's parameters.
+    """
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         confidence_threshold: float = 0.75,
         reduction: str = "active_mean",
         normalize: bool = True,
@@ -22,7 +31,7 @@ class DirectionalContrastiveLoss(nn.Module):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = as_number(temperature, "temperature")
+        self.temperature = as_temperature(temperature)
         self.confidence_threshold = as_number(confidence_threshold, "confidence_threshold")
         require_reduction(reduction)
         self.reduction = reduction
@@ -62,7 +71,9 @@ class DirectionalContrastiveLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        tau = self.temperature
         return (
-            f"temperature={self.temperature}, confidence_threshold={self.confidence_threshold}, "
+            f"temperature={tau.detach().item() if isinstance(tau, Tensor) else tau}, "
+            f"confidence_threshold={self.confidence_threshold}, "
             f"reduction={self.reduction!r}, normalize={self.normalize}, eps={self.eps}"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cac_ext._arguments import (
     as_ignore_index,
+    as_num_valid,
     cast_for_autocast,
     reject_gradient,
     require_flag,
@@ -157,6 +158,7 @@ def prepare_negatives(
     *,
     normalize: bool = True,
     ignore_index: int | None = None,
+    num_valid: int | Tensor | None = None,
 ) -> PreparedNegatives:
     """Sort negatives by label, normalize them and cast them to the type of the matrix product.
 
@@ -171,6 +173,8 @@ def prepare_negatives(
             loss must be called with the same value.
         ignore_index: Label of negatives that count for no anchor. The loss must be called with the
             same value.
+        num_valid: Only the first so many negatives count, as in a queue that is filled partly: a
+            number, or an integer tensor [], which a GPU need not wait for.
 
     Raises:
         ValueError, TypeError: A shape, type or device that does not fit, or a feature that is not
@@ -178,18 +182,37 @@ def prepare_negatives(
     """
     require_flag(normalize, "normalize")
     ignore_index = as_ignore_index(ignore_index)
-    parts = prepare_parts(negatives, negative_labels, normalize, ignore_index)
+    require_tensors(negatives=negatives, negative_labels=negative_labels)
+    reject_gradient(negatives, "negatives")
+    valid = as_num_valid(num_valid)
+    parts = prepare_parts(negatives, negative_labels, normalize, ignore_index, valid)
     return make_prepared(parts, normalize, ignore_index)
 
 
 def prepare_parts(
-    negatives: Tensor, negative_labels: Tensor, normalize: bool, ignore_index: int | None
+    negatives: Tensor,
+    negative_labels: Tensor,
+    normalize: bool,
+    ignore_index: int | None,
+    num_valid: Tensor | None = None,
 ) -> PreparedParts:
     """The parts of `prepare_negatives`."""
-    require_tensors(negatives=negatives, negative_labels=negative_labels)
-    reject_gradient(negatives, "negatives")
+    return prepare_ranked(negatives, negative_labels, normalize, ignore_index, num_valid)[0]
+
+
+def prepare_ranked(
+    negatives: Tensor,
+    negative_labels: Tensor | None,
+    normalize: bool,
+    ignore_index: int | None,
+    num_valid: Tensor | None = None,
+) -> tuple[PreparedParts, Tensor]:
+    """The parts of `prepare_negatives` and the place of each negative among them, [N] int64."""
+    require_tensors(negatives=negatives)
+    if negative_labels is not None:
+        require_tensors(negative_labels=negative_labels)
     (negatives,) = cast_for_autocast(negatives)
-    features, labels, leading_rows, num_valid = torch.ops.cac_ext.prepare_negatives(
-        negatives, negative_labels, normalize, ignore_index
+    features, labels, leading_rows, counted, rank = torch.ops.cac_ext.prepare_keys(
+        negatives.detach(), negative_labels, num_valid, normalize, ignore_index
     )
-    return PreparedParts(features, labels, leading_rows, num_valid, negatives.shape[1])
+    return PreparedParts(features, labels, leading_rows, counted, negatives.shape[1]), rank

@@ -33,11 +33,11 @@ DTYPE_NUMBERS = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfl
 _DTYPE_OF_NUMBER = {number: dtype for dtype, number in DTYPE_NUMBERS.items()}
 
 
-def _value_dtype(features: Tensor) -> torch.dtype:
+def value_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
-def _require_gradient(computed: bool, operator: str) -> None:
+def require_gradient(computed: bool, operator: str) -> None:
     if not computed:
         raise RuntimeError(
             f"cac_ext::{operator} was called with with_gradient=False, so it has no derivative; "
@@ -45,14 +45,14 @@ def _require_gradient(computed: bool, operator: str) -> None:
         )
 
 
-_NO_SECOND_DERIVATIVE = (
+NO_SECOND_DERIVATIVE = (
     "the fused contrastive loss has no second derivative: differentiate it once, or use "
     "cac_ext.reference, which autograd can differentiate twice"
 )
 
 
 class _ScaledRows(torch.autograd.Function):
-    """`_scaled_rows` as a function of the anchors, to refuse the second derivative."""
+    """`scaled_rows` as a function of the anchors, to refuse the second derivative."""
 
     generate_vmap_rule = True
 
@@ -60,7 +60,7 @@ class _ScaledRows(torch.autograd.Function):
     def forward(
         anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        return _scaled_rows(gradient, scale, kept, dtype)
+        return scaled_rows(gradient, scale, kept, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -68,14 +68,14 @@ class _ScaledRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
-class _AlongTangent(torch.autograd.Function):
+class AlongTangent(torch.autograd.Function):
     """The values' change along a tangent of the anchors, ``[A]``: linear in the tangent alone."""
 
     generate_vmap_rule = True
@@ -91,16 +91,16 @@ class _AlongTangent(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
         if ctx.needs_input_grad[0]:
-            raise RuntimeError(_NO_SECOND_DERIVATIVE)
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         (gradient,) = ctx.saved_tensors
         return None, None, gradient * grad[:, None]
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
-def _scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
     # Selected, not multiplied by 0: the factor may be infinite. A row without gradient stays so.
     keep = kept[:, None] & (gradient != 0)
     return torch.where(keep, gradient * scale[:, None], 0.0).to(dtype)
@@ -111,7 +111,7 @@ def _scale_rows(anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor) 
     # Only if somebody may differentiate once more: create_graph=True, torch.func, forward mode.
     if torch.is_grad_enabled() or forward_mode_is_on():
         return _ScaledRows.apply(anchors, gradient, scale, kept, anchors.dtype)
-    return _scaled_rows(gradient, scale, kept, anchors.dtype)
+    return scaled_rows(gradient, scale, kept, anchors.dtype)
 
 
 class _OneDirection(torch.autograd.Function):
@@ -131,7 +131,7 @@ class _OneDirection(torch.autograd.Function):
 
     @classmethod
     def _backward(cls, ctx: Any, grad_value: Tensor | None) -> tuple[Tensor | None, ...]:
-        _require_gradient(ctx.with_gradient, cls.operator)
+        require_gradient(ctx.with_gradient, cls.operator)
         gradient, anchors = ctx.saved_tensors
         if grad_value is None:
             return (None,) * ctx.num_inputs
@@ -141,9 +141,9 @@ class _OneDirection(torch.autograd.Function):
 
     @classmethod
     def _jvp(cls, ctx: Any, tangent: Tensor | None) -> tuple[Tensor | None, None]:
-        _require_gradient(ctx.with_gradient, cls.operator)
+        require_gradient(ctx.with_gradient, cls.operator)
         gradient, anchors = ctx.saved_tensors
-        return (None if tangent is None else _AlongTangent.apply(anchors, gradient, tangent)), None
+        return (None if tangent is None else AlongTangent.apply(anchors, gradient, tangent)), None
 
 
 class MaskedLogSumExp(_OneDirection):
@@ -208,7 +208,7 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        _require_gradient(ctx.with_gradient, "directional_contrastive_loss")
+        require_gradient(ctx.with_gradient, "directional_contrastive_loss")
         gradient, direction, *features = ctx.saved_tensors  # [A, C], [A], 2 of [A, C]
         grads: list[Tensor | None] = [None, None]
         if grad_loss is not None:
@@ -220,13 +220,13 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, None, None]:
-        _require_gradient(ctx.with_gradient, "directional_contrastive_loss")
+        require_gradient(ctx.with_gradient, "directional_contrastive_loss")
         gradient, direction, *features = ctx.saved_tensors  # [A, C], [A], 2 of [A, C]
         rows = []
         for view, tangent in enumerate(tangents[:2]):
             along = torch.zeros_like(gradient[:, 0])
             if tangent is not None:
-                change = _AlongTangent.apply(features[view], gradient, tangent)
+                change = AlongTangent.apply(features[view], gradient, tangent)
                 along = torch.where(direction == view + 1, change, 0.0)
             rows.append(along)
         return torch.stack(rows), None, None
@@ -234,7 +234,7 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
 
 def _fake_outputs(features: Tensor, with_gradient: bool, *leading: int) -> tuple[Tensor, Tensor]:
     rows, channels = features.shape
-    dtype = _value_dtype(features)
+    dtype = value_dtype(features)
     value = features.new_empty((*leading, rows), dtype=dtype)
     return value, features.new_empty((rows if with_gradient else 0, channels), dtype=dtype)
 
@@ -242,7 +242,7 @@ def _fake_outputs(features: Tensor, with_gradient: bool, *leading: int) -> tuple
 # The fakes check everything that needs no values, as csrc/ops/checks.cpp does.
 
 
-def _check_features(features: Tensor, name: str, like: Tensor | None = None) -> None:
+def check_features(features: Tensor, name: str, like: Tensor | None = None) -> None:
     if features.dim() != 2:
         raise ValueError(
             f"{name} must have shape [pixels, channels], but got {list(features.shape)}"
@@ -259,7 +259,7 @@ def _check_features(features: Tensor, name: str, like: Tensor | None = None) -> 
         raise TypeError(f"{name} must be {like.dtype}, but got {features.dtype}")
 
 
-def _check_rows(rows: Tensor, name: str, like: Tensor, *, floating: bool = False) -> None:
+def check_rows(rows: Tensor, name: str, like: Tensor, *, floating: bool = False) -> None:
     if rows.dim() != 1 or rows.shape[0] != like.shape[0]:
         raise ValueError(f"{name} must have shape [{like.shape[0]}], but got {list(rows.shape)}")
     if rows.is_floating_point() != floating or (not floating and rows.dtype == torch.bool):
@@ -267,7 +267,7 @@ def _check_rows(rows: Tensor, name: str, like: Tensor, *, floating: bool = False
         raise TypeError(f"{name} must be {kind}, but got {rows.dtype}")
 
 
-def _check_prepared(features: Tensor, negatives: Tensor, *index: Tensor) -> None:
+def check_prepared(features: Tensor, negatives: Tensor, *index: Tensor) -> None:
     if negatives.dim() != 2 or negatives.shape[1] < features.shape[1]:
         raise ValueError(
             f"negatives must have {features.shape[1]} channels like the features, but have shape "
@@ -287,21 +287,30 @@ def _check_prepared(features: Tensor, negatives: Tensor, *index: Tensor) -> None
         )
 
 
+def prepared_outputs(
+    negatives: Tensor, index: Tensor, layout: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Empty features, labels, leading rows and number of valid negatives; ``index`` any tensor."""
+    rows, channels = negatives.shape
+    dtype, multiple = layout
+    padded_channels = (channels + multiple - 1) // multiple * multiple
+    return (
+        negatives.new_empty((rows, padded_channels), dtype=_DTYPE_OF_NUMBER[dtype]),
+        index.new_empty((rows,), dtype=torch.int64),
+        index.new_empty((torch.sym_min(rows, LEADING_CHUNK),), dtype=torch.int64),
+        index.new_empty((), dtype=torch.int64),
+    )
+
+
 @torch.library.register_fake("cac_ext::prepare_negatives")
 def _(
     negatives: Tensor, negative_labels: Tensor, normalize: bool, ignore_index: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_features(negatives, "negatives")
-    _check_rows(negative_labels, "negative_labels", negatives)
-    rows, channels = negatives.shape
-    dtype, multiple = _C.prepared_layout(negatives.device.type, DTYPE_NUMBERS[negatives.dtype])
-    padded_channels = (channels + multiple - 1) // multiple * multiple
-    return (
-        negatives.new_empty((rows, padded_channels), dtype=_DTYPE_OF_NUMBER[dtype]),
-        negative_labels.new_empty((rows,), dtype=torch.int64),
-        negative_labels.new_empty((torch.sym_min(rows, LEADING_CHUNK),), dtype=torch.int64),
-        negative_labels.new_empty((), dtype=torch.int64),
-    )
+    check_features(negatives, "negatives")
+    check_rows(negative_labels, "negative_labels", negatives)
+    layout = _C.prepared_layout(negatives.device.type, DTYPE_NUMBERS[negatives.dtype])
+    features, labels, leading_rows, num_valid = prepared_outputs(negatives, negative_labels, layout)
+    return features, labels, leading_rows, num_valid
 
 
 @torch.library.register_fake("cac_ext::masked_logsumexp")
@@ -313,9 +322,9 @@ def _(
     num_valid: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
-    _check_features(anchors, "anchors")
-    _check_rows(anchor_labels, "anchor_labels", anchors)
-    _check_prepared(anchors, negatives, negative_labels, num_valid)
+    check_features(anchors, "anchors")
+    check_rows(anchor_labels, "anchor_labels", anchors)
+    check_prepared(anchors, negatives, negative_labels, num_valid)
     return _fake_outputs(anchors, rest[-1])
 
 
@@ -331,10 +340,10 @@ def _(
     active: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
-    _check_features(anchors, "anchors")
-    _check_features(positives, "positives", anchors)
-    _check_rows(anchor_labels, "anchor_labels", anchors)
-    _check_prepared(anchors, negatives, negative_labels, leading_rows, num_valid)
+    check_features(anchors, "anchors")
+    check_features(positives, "positives", anchors)
+    check_rows(anchor_labels, "anchor_labels", anchors)
+    check_prepared(anchors, negatives, negative_labels, leading_rows, num_valid)
     if active is not None and (active.dtype != torch.bool or active.shape != anchors.shape[:1]):
         raise ValueError(
             f"active must be bool of shape [{anchors.shape[0]}], but is {active.dtype} of shape "
@@ -357,13 +366,13 @@ def _(
     num_valid: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_features(features1, "features1")
-    _check_features(features2, "features2", features1)
-    _check_rows(confidences1, "confidences1", features1, floating=True)
-    _check_rows(confidences2, "confidences2", features1, floating=True)
-    _check_rows(pseudo_labels1, "pseudo_labels1", features1)
-    _check_rows(pseudo_labels2, "pseudo_labels2", features1)
-    _check_prepared(features1, negatives, negative_labels, leading_rows, num_valid)
+    check_features(features1, "features1")
+    check_features(features2, "features2", features1)
+    check_rows(confidences1, "confidences1", features1, floating=True)
+    check_rows(confidences2, "confidences2", features1, floating=True)
+    check_rows(pseudo_labels1, "pseudo_labels1", features1)
+    check_rows(pseudo_labels2, "pseudo_labels2", features1)
+    check_prepared(features1, negatives, negative_labels, leading_rows, num_valid)
     loss, gradient = _fake_outputs(features1, rest[-1], 2)
     return loss, gradient, features1.new_empty((features1.shape[0],), dtype=torch.int8)
 

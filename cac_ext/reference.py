@@ -40,14 +40,45 @@ def _unit(features: Tensor, normalize: bool) -> Tensor:
 
 
 def _without_ignored(
-    negatives: Tensor, labels: Tensor, ignore_index: int | None
-) -> tuple[Tensor, Tensor]:
-    """Negatives [N, C] and labels [N] of those that have one; no gradient reaches them."""
-    negatives = negatives.detach()
-    if ignore_index is None:
-        return negatives, labels
-    has_label = labels != ignore_index
-    return negatives[has_label], labels[has_label]
+    negatives: Tensor,  # [N, C]
+    labels: Tensor | None,  # [N]
+    exclude: Tensor | None,  # [A]
+    num_valid: int | Tensor | None,
+    ignore_index: int | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The negatives that have a label and are in use, with ``exclude`` renumbered."""
+    counted = torch.ones_like(negatives[:, 0], dtype=torch.bool)
+    if num_valid is not None:
+        counted &= torch.arange(len(counted), device=counted.device) < num_valid
+    if ignore_index is not None and labels is not None:
+        counted &= labels != ignore_index
+    if exclude is not None:
+        places = torch.where(counted, counted.cumsum(0) - 1, -1)
+        exclude = torch.cat([places, places.new_tensor([-1])])[exclude]
+    return negatives[counted], None if labels is None else labels[counted], exclude
+
+
+def _counted(
+    anchors: Tensor,  # [A, C]
+    negatives: Tensor,  # [N, C]
+    anchor_labels: Tensor | None,
+    negative_labels: Tensor | None,
+    mask: str,
+    exclude: Tensor | None,
+) -> Tensor:
+    """Which negatives count for which anchors, ``[A, N]`` bool."""
+    if mask == "all":
+        counted = torch.ones_like(anchors[:, :1] * negatives[:, 0], dtype=torch.bool)
+    else:
+        assert anchor_labels is not None, "anchor_labels are missing"
+        assert negative_labels is not None, "negative_labels are missing"
+        equal = anchor_labels[:, None].eq(negative_labels)
+        counted = equal if mask == "same" else ~equal
+    if exclude is not None:
+        counted = counted & (
+            torch.arange(len(negatives), device=exclude.device) != exclude[:, None]
+        )
+    return counted
 
 
 def _select(active: Tensor | None, anchors: Tensor) -> Tensor:
@@ -72,22 +103,30 @@ def _logsumexp(logits: Tensor, counted: Tensor) -> Tensor:
 def masked_logsumexp(
     anchors: Tensor,  # [A, C]
     negatives: Tensor,  # [N, C]
-    anchor_labels: Tensor,  # [A]
-    negative_labels: Tensor,  # [N]
+    anchor_labels: Tensor | None = None,  # [A]
+    negative_labels: Tensor | None = None,  # [N]
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     normalize: bool = True,
+    mask: str = "different",
+    exclude: Tensor | None = None,
+    num_valid: int | Tensor | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """``log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)``, the denominator's negatives (Eq. 5).
+    """``log sum_j [j counts] exp(cos(a_i, n_j) / tau)``, the denominator's negatives (Eq. 5).
 
     Negatives labelled ``ignore_index`` are left out; anchors so labelled have the value 0.
     """
-    negatives, negative_labels = _without_ignored(negatives, negative_labels, ignore_index)
-    has_label = None if ignore_index is None else anchor_labels != ignore_index
+    negatives, negative_labels, exclude = _without_ignored(
+        negatives, negative_labels, exclude, num_valid, ignore_index
+    )
+    has_label = None
+    if ignore_index is not None and anchor_labels is not None:
+        has_label = anchor_labels != ignore_index
     unit_anchors = _unit(_select(has_label, anchors), normalize)  # [A, C]
     logits = unit_anchors @ _unit(negatives, normalize).T / temperature  # [A, N]
-    values = _logsumexp(logits, anchor_labels[:, None] != negative_labels)  # [A]
+    counted = _counted(anchors, negatives, anchor_labels, negative_labels, mask, exclude)
+    values = _logsumexp(logits, counted)  # [A]
     return values if has_label is None else values.masked_fill(~has_label, 0.0)
 
 
@@ -95,16 +134,19 @@ def masked_contrastive_loss(
     anchors: Tensor,  # [A, C]
     positives: Tensor,  # [A, C]
     negatives: Tensor,  # [N, C]
-    anchor_labels: Tensor,  # [A]
-    negative_labels: Tensor,  # [N]
+    anchor_labels: Tensor | None = None,  # [A]
+    negative_labels: Tensor | None = None,  # [N]
     *,
     active: Tensor | None = None,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     normalize: bool = True,
     eps: float = 0.0,
+    mask: str = "different",
+    exclude: Tensor | None = None,
+    num_valid: int | Tensor | None = None,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """``-log r(a, p) / (r(a, p) + sum_n [y_n != y] r(a, n))`` for each anchor (Eq. 1, 5), ``[A]``.
+    """``-log r(a, p) / (r(a, p) + sum_n [n counts] r(a, n))`` for each anchor (Eq. 1, 5), ``[A]``.
 
     ``eps`` > 0 follows the authors' code: it is added to the denominator, in units of the row's
     maximum over the positive and the first ``LEADING_CHUNK`` negatives (whatever their class), and
@@ -113,14 +155,20 @@ def masked_contrastive_loss(
     Negatives labelled ``ignore_index`` are left out, as if they had not been given; anchors so
     labelled are inactive.
     """
-    negatives, negative_labels = _without_ignored(negatives, negative_labels, ignore_index)
-    if ignore_index is not None:
+    negatives, negative_labels, exclude = _without_ignored(
+        negatives, negative_labels, exclude, num_valid, ignore_index
+    )
+    if ignore_index is not None and anchor_labels is not None:
         has_label = anchor_labels != ignore_index
         active = has_label if active is None else active & has_label
     unit_anchors = _unit(_select(active, anchors), normalize)  # [A, C]
-    positive = (unit_anchors * _unit(positives.detach(), normalize)).sum(-1) / temperature  # [A]
+    unit_positives = _unit(_select(active, positives), normalize)  # [A, C]
+    positive = (unit_anchors * unit_positives).sum(-1) / temperature  # [A]
     logits = unit_anchors @ _unit(negatives, normalize).T / temperature  # [A, N]
-    logsumexp = _logsumexp(logits, anchor_labels[:, None] != negative_labels)  # [A]
+    counted = _counted(anchors, negatives, anchor_labels, negative_labels, mask, exclude)
+    if active is not None:  # an inactive anchor reaches no negative
+        counted = counted & active[:, None]
+    logsumexp = _logsumexp(logits, counted)  # [A]
     if eps == 0:
         # -log(r_p / (r_p + S)) = log(1 + S / r_p): no cancellation when r_p dominates. (Not
         # softplus, which drops its logarithm above 20.)
@@ -135,6 +183,43 @@ def masked_contrastive_loss(
         log_denominator = torch.stack([log_positive, logsumexp - row_max, log_eps]).logsumexp(dim=0)
         loss = -((log_positive - log_denominator).exp() + eps).log()
     return loss if active is None else torch.where(active, loss, torch.zeros_like(loss))
+
+
+def supervised_contrastive_loss(
+    anchors: Tensor,  # [A, C]
+    keys: Tensor,  # [N, C]
+    anchor_labels: Tensor,  # [A]
+    key_labels: Tensor,  # [N]
+    *,
+    form: str = "supcon",
+    active: Tensor | None = None,
+    exclude: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    normalize: bool = True,
+    num_valid: int | Tensor | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """As `cac_ext.supervised_contrastive_loss` documents it, ``[A]``."""
+    keys, labels, exclude = _without_ignored(keys, key_labels, exclude, num_valid, ignore_index)
+    scores = _unit(anchors, normalize) @ _unit(keys, normalize).T / temperature  # [A, N]
+
+    def counted(mask: str) -> Tensor:
+        return _counted(anchors, keys, anchor_labels, labels, mask, exclude)
+
+    positive = counted("same")
+    count = positive.sum(dim=1)  # [A]
+    if form == "supcon":
+        terms = _logsumexp(scores, counted("all"))[:, None] - scores  # [A, N]
+    else:
+        margin = _logsumexp(scores, counted("different"))[:, None] - scores
+        terms = torch.logaddexp(margin, torch.zeros_like(margin))
+    mean = torch.where(positive, terms, 0.0).sum(dim=1) / count.clamp(min=1)
+    takes_part = count > 0
+    if active is not None:
+        takes_part = takes_part & active
+    if ignore_index is not None:
+        takes_part = takes_part & (anchor_labels != ignore_index)
+    return torch.where(takes_part, mean, 0.0)
 
 
 def direction_masks(
@@ -184,7 +269,7 @@ def directional_contrastive_loss(
     negatives: Tensor,
     negative_labels: Tensor,
     *,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     confidence_threshold: float = ...,
     weights: Tensor | None = ...,
     reduction: str = ...,
@@ -206,7 +291,7 @@ def directional_contrastive_loss(
     negatives: Tensor,
     negative_labels: Tensor,
     *,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     confidence_threshold: float = ...,
     weights: Tensor | None = ...,
     reduction: str = ...,
@@ -227,7 +312,7 @@ def directional_contrastive_loss(
     negatives: Tensor,  # [N, C]
     negative_labels: Tensor,  # [N]
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     confidence_threshold: float = 0.75,
     weights: Tensor | None = None,
     reduction: str = "active_mean",
@@ -249,8 +334,8 @@ def directional_contrastive_loss(
         [
             masked_contrastive_loss(
                 anchors,
-                positives,
-                negatives,
+                positives.detach(),
+                negatives.detach(),
                 labels,
                 negative_labels,
                 active=active[direction],

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from family_cases import EVERY, check, options_of
+from family_cases import make_case as make_family_case
 from loss_cases import LossCase, make_case
 from torch import Tensor
 
@@ -209,3 +211,36 @@ def test_nan_reaches_only_the_losses_of_other_classes(seed, precision, dtype):
         torch.set_float32_matmul_precision(before)
     assert torch.equal(losses.isnan(), labels != 1)
     assert torch.equal(features.grad.isfinite().all(dim=1), labels == 1)
+
+
+@pytest.mark.parametrize(("make_loss", "kind"), EVERY)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)
+def test_the_family_of_losses_equals_the_oracle(seed, dtype, make_loss, kind):
+    for channels in (37, 200, 384):  # the last one by plain ATen
+        case = make_family_case(seed, 300, 700, channels, 5, dtype, "cuda")
+        for options in options_of(case):
+            check(make_loss, kind, case, 0.1, **options)
+
+
+def test_the_family_of_losses_does_not_wait_for_the_gpu(seed):
+    case = make_family_case(seed, 300, 700, 64, 5, torch.bfloat16, "cuda")
+    leaves = [x.clone().requires_grad_() for x in (case.anchors, case.positives, case.keys)]
+    temperature = torch.tensor(0.1, device="cuda", requires_grad=True)
+    filled = torch.tensor(600, device="cuda")
+
+    def step() -> None:
+        anchors, positives, keys = leaves
+        labels = case.anchor_labels, case.key_labels
+        options = {"temperature": temperature, "exclude": case.exclude, "num_valid": filled}
+        total = cac_ext.masked_contrastive_loss(anchors, positives, keys, *labels, **options).sum()
+        for form in ("supcon", "pairwise"):
+            loss = cac_ext.supervised_contrastive_loss(anchors, keys, *labels, form=form, **options)
+            total = total + loss.sum()
+        total.backward()
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

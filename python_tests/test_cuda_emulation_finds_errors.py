@@ -30,8 +30,8 @@ MUTATIONS = {
     ),
     "mask off by one": (
         "tile.cuh",
-        "negative < same_class.y)",
-        "negative <= same_class.y)",
+        "negative < same_class.y;",
+        "negative <= same_class.y;",
         "stream_fp32",
     ),
     "wait for the copies left out": (
@@ -68,8 +68,8 @@ MUTATIONS = {
 
 
 OTHER_KERNELS = """\
-  if (channels <= 128) return select_variant<Arithmetic, 128>(online, gradient);
-  return select_variant<Arithmetic, 256>(online, gradient);
+  if (channels <= 128) return select_variant<Arithmetic, 128>(kind, gradient);
+  return select_variant<Arithmetic, 256>(kind, gradient);
 """
 
 

@@ -80,7 +80,7 @@ def test_a_second_derivative_by_transforms_is_refused(rows):
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["temperature", "eps", "confidence_threshold"])
+@pytest.mark.parametrize("name", ["eps", "confidence_threshold"])
 def test_a_number_that_is_to_be_learned_is_refused_by_name(rows, name, compiled):
     anchors, positives, negatives, labels, negative_labels = rows
     confidences = torch.rand(2, 12)

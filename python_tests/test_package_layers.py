@@ -17,8 +17,9 @@ LAYERS = [
     {"_version", "_C"},
     {"_load"},
     {"ops", "build_info", "_arguments"},
-    {"negatives"},
-    {"functional"},
+    {"contrast_ops", "negatives"},
+    {"_calls"},
+    {"functional", "masked", "supervised"},
     {"loss"},
     {"reference"},  # above what it judges: nothing that computes for a user may import it
     {"_public"},

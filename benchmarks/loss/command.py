@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 import torch
 
@@ -12,8 +13,11 @@ from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.implementations.contenders import TYPES, make_contenders
 from benchmarks.loss.case import LossOptions
+from benchmarks.loss.family import CASES as FAMILY
+from benchmarks.loss.family import FamilyOptions, family_table, measure_family
 from benchmarks.loss.run import LossRun
 from benchmarks.loss.table import loss_table
+from benchmarks.measure.memory import free_bytes
 from benchmarks.measure.results import Results, keeping
 
 DEFAULT_ON_CPU = ["official", "tiled", "ours", "naive"]
@@ -30,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["voc"],
         metavar="CASE",
         help=f"default: voc; names or series: {', '.join(CASES)}, all",
+    )
+    parser.add_argument(
+        "--family",
+        nargs="*",
+        metavar="LOSS",
+        help="measure other losses of the field instead (docs/losses.md), ours against whole "
+        f"matrices, eager and compiled; default: {' '.join(case.name for case in FAMILY)}",
     )
     parser.add_argument(
         "--implementations",
@@ -64,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device)
+    if arguments.family is not None:
+        return _run_family(arguments, device)
     names = arguments.implementations or (
         DEFAULT_ON_CPU
         if device.type == "cpu"
@@ -99,4 +112,33 @@ def run(arguments: argparse.Namespace) -> int:
         # compiled rivals would be timed uncompiled.
         with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
             measurement.run(cases, kept, kept.end_process if arguments.own_process else None)
+    return 0
+
+
+def _run_family(arguments: argparse.Namespace, device: torch.device) -> int:
+    known = [case.name for case in FAMILY]
+    for name in arguments.family:
+        if name not in known:
+            raise UsageError(f"no loss is called {name!r}; there are: {', '.join(known)}")
+    limit = arguments.memory_limit
+    options = FamilyOptions(
+        device,
+        seed=arguments.seed,
+        repeats=arguments.repeats,
+        deadline=(arguments.started or time.monotonic()) + arguments.time_budget,
+        memory_limit=int(limit * 2**30) if limit else free_bytes(),
+        cases=tuple(arguments.family),
+    )
+    settings = {
+        "family": arguments.family or known,
+        "repeats": arguments.repeats,
+        "time_budget": arguments.time_budget,
+        "seed": arguments.seed,
+    }
+    results = Results.start("family", settings, device, arguments.command_line)
+    with (
+        keeping(results, arguments.output, family_table) as kept,
+        torch._dynamo.config.patch(recompile_limit=1000),
+    ):
+        measure_family(results, options, kept)
     return 0

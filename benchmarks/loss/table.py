@@ -19,6 +19,15 @@ SHORT_DTYPE = {
 }
 
 
+#: What the columns of `loss_table` mean.
+COLUMNS = (
+    "loss+grad: both directions, median; vs official / tiled: times faster, same type where"
+    " measured, else fp32;\nop/s: operations really executed; of matmul: against torch's matrix"
+    " product of that type in the same case;\nof bandwidth: inputs and outputs moved once;"
+    " memory: peak beyond the inputs, gradients included;\nforward: without gradient"
+)
+
+
 def speed_up(results: Results, row: Row, rival: str) -> float | None:
     """Times by which ``row`` is faster than ``rival``: in the same type, else in float32."""
     for dtype in (row.dtype, "float32"):
@@ -76,7 +85,7 @@ def loss_table(results: Results) -> str:
             ]
         )
     notes += _executed(results)
-    parts = [describe_run(results), aligned_table(header, lines, left=3)]
+    parts = [describe_run(results), COLUMNS, aligned_table(header, lines, left=3)]
     if any(not row.warmed_up for row in results.rows):
         notes.append("* slow calls are timed without a warm-up call")
     if results.warning():
@@ -105,7 +114,7 @@ def _executed(results: Results) -> list[str]:
 
 
 def describe_run(results: Results) -> str:
-    """Machine, versions, limits and the meaning of the columns."""
+    """Machine, versions, sizes and limits."""
     machine, software = results.machine, results.software
     lines = [
         f"{machine.get('gpu') or machine['cpu']}, {machine['capability']}"
@@ -131,12 +140,6 @@ def describe_run(results: Results) -> str:
     if "memory_bandwidth" in results.limits:
         lines.append(f"memory bandwidth: {results.limits['memory_bandwidth'] / 1e9:.0f} GB/s")
     lines += _checked(results)
-    lines.append(
-        "loss+grad: both directions, median; vs official / tiled: times faster, same type where"
-        " measured, else fp32;\nop/s: operations really executed; of matmul: against torch's matrix"
-        " product of that type in the same case;\nof bandwidth: inputs and outputs moved once;"
-        " memory: peak beyond the inputs, gradients included;\nforward: without gradient"
-    )
     return "\n".join(lines)
 
 

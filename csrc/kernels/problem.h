@@ -19,6 +19,10 @@
 //                the online mode, their running maximum
 //   partial      the sums of one share over one tile, divided by 2^shift; added in a fixed order
 //   row maximum  largest logit of an anchor over the leading negatives and its positive (eps > 0)
+//
+// The gradient of the negatives is the same problem with the two sides exchanged: the rows whose
+// gradient is wanted take the place of the anchors, and the anchors that of the negatives, with the
+// logarithm of its sum and a weight for each (ContrastiveProblem::column_log_sums).
 #pragma once
 
 #include <cstdint>
@@ -30,12 +34,24 @@ enum class DType : int32_t { kFloat64, kFloat32, kBFloat16, kFloat16 };
 enum class Objective : int32_t {
   kLogSumExp,        // log sum_j [y_j != y_i] exp(cos(a_i, n_j) / tau)
   kContrastiveLoss,  // -log r(a, p) / (r(a, p) + sum_j [y_j != y_i] r(a, n_j))
+  kMarginSum,        // sum_j [j counts for i] log(1 + exp(L_i - s_ij)), s_ij = cos(a_i, n_j) / tau
+  // No value; the gradient of row i is that of  sum_j [j counts for i] f_j(s_ij)  with
+  kExponentialGradient,  // f'_j(s) = w_j exp(s - L_j)
+  kLogisticGradient,     // f'_j(s) = w_j / (1 + exp(s - L_j))
 };
 
 // Values of ContrastiveProblem::direction, from the anchor to the positive.
 constexpr int8_t kInactive = 0;       // loss 0, gradient 0, costs nothing
 constexpr int8_t kFirstToSecond = 1;  // features[0] holds the anchor, features[1] the positive
 constexpr int8_t kSecondToFirst = 2;  // features[1] holds the anchor, features[0] the positive
+
+// What the gradients of everything but the anchors need; pointers to [A]. l: the value.
+struct RowStatistics {
+  void* log_sums;               // log of the sum over the negatives that count
+  void* negative_weights;       // dl / d log_sum; kMarginSum: sum_j 1 / (1 + exp(s_ij - L_i))
+  void* positive_weights;       // -dl / d s_ip
+  void* temperature_gradients;  // dl / d tau, L_i and the row maximum held still
+};
 
 struct ContrastiveProblem {
   Objective objective;
@@ -58,8 +74,24 @@ struct ContrastiveProblem {
   const int64_t* num_valid;
   const int64_t* same_class_begin;  // [A]
   const int64_t* same_class_end;    // [A]
+  // Which negatives count for an anchor: those outside of its interval, or those inside.
+  bool interval_counts;
+  // Negative j does not count for anchor i if its id is excluded[i]. The id is j, or column_ids[j]
+  // if given; ids below 0 exclude nothing. excluded may be null.
+  const int64_t* excluded;    // [A]
+  const int64_t* column_ids;  // [N]
+  // With column_ids: all columns with the id excluded[i] are inside [begin[i], end[i]).
+  const int64_t* excluded_begin;  // [A]
+  const int64_t* excluded_end;    // [A]
+
+  // Given numbers, in the type of `values`: L and w of the objectives that have them.
+  const void* log_sums;         // [A], kMarginSum
+  const void* column_log_sums;  // [N], gradients of columns
+  const void* column_weights;   // [N], gradients of columns
 
   double temperature;
+  // One number in the device's memory that the host does not read; null: `temperature` holds.
+  const double* temperature_on_device;
   bool normalize;  // false: rows of any length are compared by their dot products
 
   // eps > 0 repeats the authors' code, which takes the row maximum over the positive and the first
@@ -72,6 +104,9 @@ struct ContrastiveProblem {
   // Outputs. gradients: of values[i] with respect to the anchor's features; null: not wanted.
   void* values;     // [A], double for kFloat64 features, else float
   void* gradients;  // [A, C] contiguous, in the type of values: the caller scales, then rounds once
+  // Of each anchor, in the type of values, 0 for an inactive one; null: not wanted. Only with
+  // gradients.
+  RowStatistics statistics;
 };
 
 // Rows of `source`, in the given order, made unit length (if `normalize`), cast and zero-padded.

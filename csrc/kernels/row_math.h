@@ -25,6 +25,25 @@ namespace cac {
 // direction that a gradient could turn, so its gradient is 0.
 constexpr double kMinNorm = 1e-12;
 
+// Whether the rows of the problem are negatives whose gradient is wanted (problem.h).
+CAC_HOST_DEVICE bool is_gradient_of_columns(Objective objective) {
+  return objective == Objective::kExponentialGradient || objective == Objective::kLogisticGradient;
+}
+
+// Columns [begin, end) among which those that an anchor excludes are.
+struct Columns {
+  int64_t begin, end;
+};
+
+// Only if problem.excluded is given.
+CAC_HOST_DEVICE Columns excluded_columns(const ContrastiveProblem& problem, int64_t anchor) {
+  if (problem.column_ids != nullptr) {
+    return {problem.excluded_begin[anchor], problem.excluded_end[anchor]};
+  }
+  const int64_t column = problem.excluded[anchor];
+  return {column, column < 0 ? column : column + 1};
+}
+
 template <typename T>
 struct AnchorResult {
   T value;

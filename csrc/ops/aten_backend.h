@@ -27,6 +27,12 @@ class AtenBackend final : public Backend {
   at::Tensor wrap(const void* pointer, at::IntArrayRef sizes, at::IntArrayRef strides,
                   at::ScalarType type) const;
 
+  struct Tensors;
+  Tensors wrap(const ContrastiveProblem& problem) const;
+  // Anchors [first, first + count).
+  void solve_block(const ContrastiveProblem& problem, const Tensors& tensors, int64_t first,
+                   int64_t count) const;
+
   at::DeviceType device_;
 };
 

@@ -128,6 +128,56 @@ void check_prepared(const at::Tensor& negatives, const at::Tensor& negative_labe
   }
 }
 
+void check_active(const std::optional<at::Tensor>& active, const at::Tensor& anchors) {
+  if (!active.has_value()) return;
+  TORCH_CHECK_VALUE(active->dim() == 1 && active->size(0) == anchors.size(0),
+                    "active must have shape [", anchors.size(0),
+                    "], one flag for each anchor, but got ", active->sizes());
+  TORCH_CHECK_TYPE(active->scalar_type() == at::kBool, "active must be bool, but got ",
+                   active->scalar_type());
+  TORCH_CHECK_VALUE(active->device() == anchors.device(), "active must be on ", anchors.device(),
+                    " like the anchors, but is on ", active->device());
+}
+
+void check_exclude(const at::Tensor& exclude, const at::Tensor& anchors, int64_t rows) {
+  TORCH_CHECK_VALUE(exclude.dim() == 1 && exclude.size(0) == anchors.size(0),
+                    "exclude must have shape [", anchors.size(0),
+                    "], one row of the negatives (or -1) for each anchor, but got ",
+                    exclude.sizes());
+  TORCH_CHECK_TYPE(exclude.scalar_type() == at::kLong, "exclude must be int64, but got ",
+                   exclude.scalar_type());
+  TORCH_CHECK_VALUE(exclude.device() == anchors.device(), "exclude must be on ", anchors.device(),
+                    " like the anchors, but is on ", exclude.device());
+  if (!backend_for(anchors.device().type()).reads_values()) return;
+  const at::Tensor wrong = exclude.lt(-1).logical_or_(exclude.ge(rows));
+  if (!wrong.any().item<bool>()) return;
+  const int64_t where = wrong.to(at::kByte).argmax().item<int64_t>();
+  TORCH_CHECK_VALUE(false, "exclude must be -1 or a row of the ", rows, " negatives, but exclude[",
+                    where, "] is ", exclude[where].item<int64_t>());
+}
+
+void check_length(const at::Tensor& length, int64_t rows, const at::Tensor& like) {
+  TORCH_CHECK_VALUE(length.dim() == 0, "num_valid must be a number or a tensor of one number, but ",
+                    "got shape ", length.sizes());
+  TORCH_CHECK_TYPE(at::isIntegralType(length.scalar_type(), /*includeBool=*/false),
+                   "num_valid must be an integer, but got ", length.scalar_type());
+  TORCH_CHECK_VALUE(length.is_cpu() || length.device() == like.device(), "num_valid must be on ",
+                    like.device(), " like the negatives, or on the CPU, but is on ",
+                    length.device());
+  if (!length.is_cpu()) return;
+  const int64_t value = length.item<int64_t>();
+  TORCH_CHECK_VALUE(0 <= value && value <= rows, "num_valid must be within 0 and ", rows,
+                    ", the number of negatives, but is ", value);
+}
+
+void check_labels_below_ignored(const at::Tensor& labels, const char* name,
+                                const at::Tensor& counted) {
+  if (!backend_for(labels.device().type()).reads_values()) return;
+  constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
+  TORCH_CHECK_VALUE(!labels.to(at::kLong).eq(kLargest).logical_and_(counted).any().item<bool>(),
+                    name, " must be below 2^63 - 1 if some rows do not count");
+}
+
 void check_temperature(double temperature) {
   TORCH_CHECK_VALUE(std::isfinite(temperature) && temperature > 0,
                     "temperature must be a finite number above 0, but got ", temperature);

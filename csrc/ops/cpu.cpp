@@ -119,6 +119,13 @@ const bool registered = (register_backend(at::kCPU, &backend), true);
 
 TORCH_LIBRARY_IMPL(cac_ext, CPU, m) {
   m.impl("prepare_negatives", prepare_negatives);
+  m.impl("prepare_keys", prepare_keys);
+  m.impl("contrast", contrast);
+  m.impl("pairwise_contrast", pairwise_contrast);
+  m.impl("contrast_gradient_of_keys", contrast_gradient_of_keys);
+  m.impl("contrast_gradient_of_positives", contrast_gradient_of_positives);
+  m.impl("class_rows", class_rows);
+  m.impl("class_sums", class_sums);
   m.impl("masked_logsumexp", masked_logsumexp);
   m.impl("masked_contrastive_loss", masked_contrastive_loss);
   m.impl("directional_contrastive_loss", directional_contrastive_loss);

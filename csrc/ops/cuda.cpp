@@ -123,6 +123,13 @@ struct OnDevice<kOperator> {
 
 TORCH_LIBRARY_IMPL(cac_ext, CUDA, m) {
   m.impl("prepare_negatives", OnDevice<prepare_negatives>::call);
+  m.impl("prepare_keys", OnDevice<prepare_keys>::call);
+  m.impl("contrast", OnDevice<contrast>::call);
+  m.impl("pairwise_contrast", OnDevice<pairwise_contrast>::call);
+  m.impl("contrast_gradient_of_keys", OnDevice<contrast_gradient_of_keys>::call);
+  m.impl("contrast_gradient_of_positives", OnDevice<contrast_gradient_of_positives>::call);
+  m.impl("class_rows", OnDevice<class_rows>::call);
+  m.impl("class_sums", OnDevice<class_sums>::call);
   m.impl("masked_logsumexp", OnDevice<masked_logsumexp>::call);
   m.impl("masked_contrastive_loss", OnDevice<masked_contrastive_loss>::call);
   m.impl("directional_contrastive_loss", OnDevice<directional_contrastive_loss>::call);

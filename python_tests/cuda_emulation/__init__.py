@@ -52,6 +52,15 @@ class Call:
     normalize: bool = True
     with_gradient: bool = True
     valid: Tensor | None = None  # [N] bool, the negatives that count; None: all
+    # The whole family of losses; see ContrastiveProblem.
+    objective: int | None = None  # None: by features2
+    mask: str = "different"  # "same" or "all"
+    excluded: Tensor | None = None  # [A] a negative as given or, with column_ids, an id; -1: none
+    column_ids: Tensor | None = None  # [N] as given
+    log_sums: Tensor | None = None  # [A] float32
+    columns: tuple[Tensor, Tensor] | None = None  # 2 x [N] float32: log-sums and weights, as given
+    with_statistics: bool = False
+    temperature_on_device: bool = False
     # How the device runs it.
     multiprocessors: int = 2
     execution_order: int = 0  # of warps and blocks: 0 first to last, 1 last to first, else a seed
@@ -64,6 +73,7 @@ class Outcome:
     values: Tensor  # [A] float32
     gradients: Tensor | None  # [A, C] float32
     matrix_products: int  # mma.sync instructions
+    statistics: Tensor | None = None  # [4, A] float32
 
 
 def numpy_of(tensor: Tensor) -> np.ndarray:
@@ -80,6 +90,26 @@ def span(tensor: Tensor) -> bytes:
     return numpy_of(torch.as_strided(tensor, (size,), (1,), tensor.storage_offset())).tobytes()
 
 
+def family_arrays(call: Call, order: Tensor, rank: Tensor) -> list[Tensor]:
+    arrays = []
+    if call.excluded is not None:
+        none = call.excluded < 0
+        is_place = call.column_ids is None and len(rank) > 0
+        places = rank[call.excluded.clamp(min=0)] if is_place else call.excluded
+        arrays.append(torch.where(none, -1, places))
+    if call.column_ids is not None:
+        ids = call.column_ids[order]  # [N]
+        met = ids == arrays[0][:, None]  # [A, N]
+        columns = torch.arange(len(ids))
+        first = torch.where(met, columns, len(ids)).amin(1)
+        arrays += [ids, first, torch.where(met, columns + 1, 0).amax(1)]
+    if call.log_sums is not None:
+        arrays.append(call.log_sums)
+    if call.columns is not None:
+        arrays += [x[order] for x in call.columns]
+    return arrays
+
+
 def serialize(call: Call) -> bytes:
     number, negative_dtype = ARITHMETICS[call.arithmetic]
     num_anchors, channels = call.features1.shape
@@ -91,14 +121,16 @@ def serialize(call: Call) -> bytes:
     anchor_labels = call.anchor_labels.long()
     begin = torch.searchsorted(labels, anchor_labels)
     end = torch.searchsorted(labels, anchor_labels, right=True)
+    if call.mask == "all":
+        begin, end = torch.zeros_like(begin), torch.zeros_like(end)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(num_negatives)
     given_order = torch.cat([rank[valid], rank[~valid]])
     leading_rows = given_order[:8000] if call.eps > 0 else given_order[:0]
     multiple = 16 // negative_dtype.itemsize
     header = struct.pack(
-        "21q2d",
-        0 if call.features2 is None else 1,
+        "28q2d",
+        int(call.features2 is not None) if call.objective is None else call.objective,
         FEATURE_DTYPES[call.features1.dtype],
         num_anchors,
         channels,
@@ -119,6 +151,13 @@ def serialize(call: Call) -> bytes:
         call.max_workers,
         call.wave_tiles,
         -1 if call.valid is None else int(valid.sum()),
+        call.mask == "same",
+        call.excluded is not None,
+        call.column_ids is not None,
+        call.with_statistics,
+        call.log_sums is not None,
+        call.columns is not None,
+        call.temperature_on_device,
         call.temperature,
         call.eps,
     )
@@ -127,6 +166,7 @@ def serialize(call: Call) -> bytes:
         parts.append(span(call.features2))
     parts += [numpy_of(t).tobytes() for t in (call.direction, begin, end)]
     parts += [span(call.negatives), numpy_of(order).tobytes(), numpy_of(leading_rows).tobytes()]
+    parts += [numpy_of(t).tobytes() for t in family_arrays(call, order, rank)]
     return b"".join(parts)
 
 
@@ -190,5 +230,7 @@ class Emulator:
             num_anchors, channels = call.features1.shape
             values = take(torch.float32, num_anchors)
             gradients = take(torch.float32, num_anchors, channels) if call.with_gradient else None
-            outcomes.append(Outcome(values, gradients, int(take(torch.int64, 1))))
+            statistics = take(torch.float32, 4, num_anchors) if call.with_statistics else None
+            products = int(take(torch.int64, 1))
+            outcomes.append(Outcome(values, gradients, products, statistics))
         return outcomes

@@ -22,6 +22,8 @@ struct Header {
   int64_t num_leading_rows, normalize, with_gradient, element_bytes, negative_element_bytes;
   int64_t multiprocessors, execution_order, max_workers, wave_tiles;
   int64_t num_valid;  // -1: all
+  int64_t interval_counts, with_excluded, with_column_ids, with_statistics;
+  int64_t with_log_sums, with_columns, temperature_on_device;
   double temperature, eps;
 };
 
@@ -76,6 +78,13 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   const Buffer source(request, source_bytes);
   const Buffer order(request, header.num_negatives * 8);
   const Buffer leading_rows(request, header.num_leading_rows * 8);
+  const Buffer excluded(request, header.with_excluded ? header.num_anchors * 8 : 0);
+  const Buffer column_ids(request, header.with_column_ids ? header.num_negatives * 8 : 0);
+  const Buffer excluded_begin(request, header.with_column_ids ? header.num_anchors * 8 : 0);
+  const Buffer excluded_end(request, header.with_column_ids ? header.num_anchors * 8 : 0);
+  const Buffer log_sums(request, header.with_log_sums ? header.num_anchors * 4 : 0);
+  const Buffer column_log_sums(request, header.with_columns ? header.num_negatives * 4 : 0);
+  const Buffer column_weights(request, header.with_columns ? header.num_negatives * 4 : 0);
 
   emulation::settings.multiprocessors = static_cast<int>(header.multiprocessors);
   emulation::settings.execution_order = static_cast<uint64_t>(header.execution_order);
@@ -116,7 +125,31 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   problem.num_valid = header.num_valid < 0 ? nullptr : num_valid.as<int64_t>();
   problem.same_class_begin = begin.as<int64_t>();
   problem.same_class_end = end.as<int64_t>();
-  problem.temperature = header.temperature;
+  problem.interval_counts = header.interval_counts != 0;
+  if (header.with_excluded) problem.excluded = excluded.as<int64_t>();
+  if (header.with_column_ids) {
+    problem.column_ids = column_ids.as<int64_t>();
+    problem.excluded_begin = excluded_begin.as<int64_t>();
+    problem.excluded_end = excluded_end.as<int64_t>();
+  }
+  if (header.with_log_sums) problem.log_sums = log_sums.data();
+  if (header.with_columns) {
+    problem.column_log_sums = column_log_sums.data();
+    problem.column_weights = column_weights.data();
+  }
+  const Buffer temperature(sizeof(double));
+  std::memcpy(temperature.data(), &header.temperature, sizeof(double));
+  if (header.temperature_on_device) {
+    problem.temperature_on_device = temperature.as<double>();
+  } else {
+    problem.temperature = header.temperature;
+  }
+  const size_t column_bytes = header.with_statistics ? header.num_anchors * 4 : 0;
+  const Buffer statistics(4 * column_bytes);
+  if (header.with_statistics) {
+    char* row = static_cast<char*>(statistics.data());
+    problem.statistics = {row, row + column_bytes, row + 2 * column_bytes, row + 3 * column_bytes};
+  }
   problem.normalize = header.normalize != 0;
   problem.eps = header.eps;
   problem.leading_rows = leading_rows.as<int64_t>();
@@ -135,6 +168,7 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
 
   values.write(result);
   gradients.write(result);
+  statistics.write(result);
   const int64_t products = emulation::matrix_products;
   std::fwrite(&products, sizeof(products), 1, result);
 }

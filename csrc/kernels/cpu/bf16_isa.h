@@ -153,26 +153,34 @@ inline void split_row(const float* row, int64_t columns, int64_t padded_columns,
   }
 }
 
-// Turns scores into probabilities, for two negatives and one tile at a time. Without kShifted the
-// shift is zero.
-template <int kParts, bool kMasked, bool kShifted>
+// Turns scores into probabilities, for two negatives and one tile at a time.
+template <int kParts, bool kMasked, Power kPower>
 class Exponentiator {
  public:
   // probabilities [kParts][padded_count / 2][lanes][2]
-  Exponentiator(const LaneMask& mask, const float* shift, int count, int padded_count,
-                uint16_t* probabilities)
+  template <class Work>
+  Exponentiator(const Work& work, int count, int padded_count, uint16_t* probabilities)
       : probabilities_(probabilities),
         part_size_(padded_count * kBf16Lanes),
-        unit_size_(_mm512_set1_epi32(count)) {
+        unit_size_(_mm512_set1_epi32(count)),
+        column_shift_(work.column_shift),
+        column_weight_(work.column_weight) {
+    const LaneMask& mask = work.mask;
     const __m512i first = _mm512_set1_epi32(mask.first_negative);
     for (int v = 0; v < kVectors; ++v) {
-      shift_[v] = _mm512_loadu_ps(shift + 16 * v);
-      total_[v] = _mm512_setzero_ps();
+      shift_[v] = _mm512_loadu_ps(work.shift + 16 * v);
+      total_[v] = margin_[v] = _mm512_setzero_ps();
       if (!kMasked) continue;
-      begin_[v] = end_[v] = _mm512_setzero_si512();
+      begin_[v] = end_[v] = excluded_[v] = _mm512_setzero_si512();
       if (!mask.any) continue;
       begin_[v] = _mm512_sub_epi32(_mm512_loadu_si512(mask.begin + 16 * v), first);
       end_[v] = _mm512_sub_epi32(_mm512_loadu_si512(mask.end + 16 * v), first);
+      outside_ = mask.interval_counts ? 0xffff : 0;
+      ids_ = mask.ids;
+      excludes_ = mask.excluded != nullptr;
+      if (!excludes_) continue;
+      excluded_[v] = _mm512_loadu_si512(mask.excluded + 16 * v);
+      if (ids_ == nullptr) excluded_[v] = _mm512_sub_epi32(excluded_[v], first);
     }
   }
 
@@ -182,14 +190,9 @@ class Exponentiator {
       __m512 probability[2];
       for (int i = 0; i < 2; ++i) {
         const __m512 score = _mm512_load_ps(scores + i * kBf16Lanes + 16 * v);
-        probability[i] = exp2_of<kParts>(kShifted ? _mm512_sub_ps(score, shift_[v]) : score);
-        if (kMasked) {
-          const __m512i index = _mm512_set1_epi32(negative + i);
-          const __mmask16 same_class =
-              _mm512_cmple_epi32_mask(begin_[v], index) & _mm512_cmplt_epi32_mask(index, end_[v]);
-          const __mmask16 counted = _mm512_cmplt_epi32_mask(index, unit_size_) & ~same_class;
-          probability[i] = _mm512_maskz_mov_ps(counted, probability[i]);
-        }
+        const __mmask16 counted = kMasked ? counted_lanes(v, negative + i) : 0xffff;
+        probability[i] = probability_of(v, score, negative + i, counted);
+        if (kMasked) probability[i] = _mm512_maskz_mov_ps(counted, probability[i]);
       }
       total_[v] = _mm512_add_ps(total_[v], _mm512_add_ps(probability[0], probability[1]));
       const int64_t at = negative * kBf16Lanes + 32 * v;
@@ -200,21 +203,69 @@ class Exponentiator {
     }
   }
 
-  void add_to(double* sum) const {
+  void add_to(double* sum, double* margin) const {
     for (int v = 0; v < kVectors; ++v) {
       alignas(64) float total[16];
       _mm512_store_ps(total, total_[v]);
       for (int i = 0; i < 16; ++i) sum[16 * v + i] += total[i];
+      if constexpr (kPower == Power::kLogistic) {
+        _mm512_store_ps(total, margin_[v]);
+        for (int i = 0; i < 16; ++i) margin[16 * v + i] += total[i];
+      }
     }
   }
 
  private:
   static constexpr int kVectors = kBf16Lanes / 16;
+
+  // The lanes for which this negative of the unit counts.
+  [[gnu::always_inline]] inline __mmask16 counted_lanes(int v, int negative) const {
+    const __m512i index = _mm512_set1_epi32(negative);
+    __mmask16 masked =
+        _mm512_cmple_epi32_mask(begin_[v], index) & _mm512_cmplt_epi32_mask(index, end_[v]);
+    masked ^= outside_;
+    if (excludes_) {
+      const __m512i id = ids_ == nullptr ? index : _mm512_set1_epi32(ids_[negative]);
+      masked |= _mm512_cmpeq_epi32_mask(id, excluded_[v]);
+    }
+    return _mm512_cmplt_epi32_mask(index, unit_size_) & ~masked;
+  }
+
+  [[gnu::always_inline]] inline __m512 probability_of(int v, __m512 score, int negative,
+                                                      __mmask16 counted) {
+    if constexpr (kPower == Power::kUnshifted) return exp2_of<kParts>(score);
+    const __m512 shift = is_by_column(kPower) ? _mm512_set1_ps(column_shift_[negative]) : shift_[v];
+    const __m512 x = _mm512_sub_ps(score, shift);
+    if constexpr (kPower == Power::kShifted) return exp2_of<kParts>(x);
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 result;
+    if constexpr (is_logistic(kPower)) {
+      const __m512 one = _mm512_set1_ps(1.0F);
+      const __m512 power = exp2_of<kParts>(_mm512_min_ps(x, _mm512_sub_ps(zero, x)));
+      const __mmask16 above = _mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ);
+      result = _mm512_div_ps(_mm512_mask_mov_ps(one, above, power), _mm512_add_ps(one, power));
+      if constexpr (kPower == Power::kLogistic) {
+        const __m512 linear = _mm512_mul_ps(_mm512_min_ps(x, zero), _mm512_set1_ps(-float(kLn2)));
+        const __m512 part = _mm512_add_ps(linear, (__m512)log1p<float>((Vector<float>)power));
+        margin_[v] = _mm512_mask_add_ps(margin_[v], counted, margin_[v], part);
+      }
+    } else {
+      result = exp2_of<kParts>(_mm512_min_ps(x, zero));
+    }
+    if (!is_by_column(kPower)) return result;
+    return _mm512_mul_ps(result, _mm512_set1_ps(column_weight_[negative]));
+  }
+
   uint16_t* probabilities_;
   int64_t part_size_;
   __m512i unit_size_;
-  __m512 shift_[kVectors], total_[kVectors];
-  __m512i begin_[kVectors], end_[kVectors];
+  const float* column_shift_;
+  const float* column_weight_;
+  __m512 shift_[kVectors], total_[kVectors], margin_[kVectors];
+  __m512i begin_[kVectors], end_[kVectors], excluded_[kVectors];
+  __mmask16 outside_ = 0;
+  const int32_t* ids_ = nullptr;
+  bool excludes_ = false;
 };
 
 template <class Product, int kParts>
@@ -264,14 +315,25 @@ class Bf16Isa {
 
   void process(const TileWork<Bf16Isa>& work) {
     const bool masked = work.mask.any || count_ != padded_count_;
-    if (mode_ == TileMode::kBoundedShift) {
-      masked ? score_and_exponentiate<true>(work) : score_and_exponentiate<false>(work);
-    } else {
-      multiply_scores(work, kUnitNegatives, [](int, int) {});
-      raise_lane_maximum<float, kLanes>(scores_, count_, channels_, work.mask, work.shift, work.sum,
-                                        work.weighted);
-      if (mode_ == TileMode::kMaxOnly) return;
-      masked ? exponentiate<true>(work) : exponentiate<false>(work);
+    switch (mode_) {
+      case TileMode::kBoundedShift:
+        score_and_exponentiate<Power::kUnshifted>(work, masked);
+        break;
+      case TileMode::kLogistic:
+        score_and_exponentiate<Power::kLogistic>(work, masked);
+        break;
+      case TileMode::kColumnExp:
+        score_and_exponentiate<Power::kColumnExp>(work, masked);
+        break;
+      case TileMode::kColumnLogistic:
+        score_and_exponentiate<Power::kColumnLogistic>(work, masked);
+        break;
+      default:
+        multiply_scores(work, kUnitNegatives, [](int, int) {});
+        raise_lane_maximum<float, kLanes>(scores_, count_, channels_, work.mask, work.shift,
+                                          work.sum, work.weighted);
+        if (mode_ == TileMode::kMaxOnly) return;
+        masked ? exponentiate<true>(work) : exponentiate<false>(work);
     }
     if (work.weighted != nullptr) accumulate(work);
   }
@@ -289,25 +351,31 @@ class Bf16Isa {
 
   template <bool kMasked>
   void exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kParts, kMasked, true> exponentiate(work.mask, work.shift, count_, padded_count_,
-                                                      probabilities_);
+    Exponentiator<kParts, kMasked, Power::kShifted> exponentiate(work, count_, padded_count_,
+                                                                 probabilities_);
     for (int i = 0; i < padded_count_; i += 2) exponentiate(scores_ + i * kLanes, i);
-    exponentiate.add_to(work.sum);
+    exponentiate.add_to(work.sum, work.margin);
   }
 
   // The matrix unit and the vector units work side by side: while the product computes some scores,
   // the exponentials of the scores before them are taken.
-  template <bool kMasked>
+  template <Power kPower>
+  void score_and_exponentiate(const TileWork<Bf16Isa>& work, bool masked) {
+    masked ? score_and_exponentiate<kPower, true>(work)
+           : score_and_exponentiate<kPower, false>(work);
+  }
+
+  template <Power kPower, bool kMasked>
   void score_and_exponentiate(const TileWork<Bf16Isa>& work) {
-    Exponentiator<kParts, kMasked, false> exponentiate(work.mask, work.shift, count_, padded_count_,
-                                                       probabilities_);
+    Exponentiator<kParts, kMasked, kPower> exponentiate(work, count_, padded_count_,
+                                                        probabilities_);
     const auto exponentiate_some = [&](int first, int last) __attribute__((always_inline)) {
       for (int i = first; i < last; i += 2) {
         exponentiate(scores_ + i % kBf16ScoreRing * kLanes, i);
       }
     };
     multiply_scores(work, kBf16ScoreRing, exponentiate_some);
-    exponentiate.add_to(work.sum);
+    exponentiate.add_to(work.sum, work.margin);
   }
 
   // weighted [C][lanes] += N^T [C][padded_count] P [padded_count][lanes]

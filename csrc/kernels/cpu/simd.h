@@ -82,12 +82,92 @@ inline Vector<T> exp2(Vector<T> x) {
   return (Vector<T>)((Integers)power + ((Integers)rounded << Constants::kExponentShift));
 }
 
+// log(1 + y) for 0 <= y <= 1 is 2 artanh(z), z = y / (2 + y) <= 1/3: 2 (z + z^3/3 + z^5/5 + ...).
+// The terms left out are below 1e-8 (float) and 1e-17 (double) of the sum.
+template <typename T>
+constexpr int kLog1pTerms = sizeof(T) == 4 ? 7 : 16;
+
+// 2 / (2 i + 1)
+template <typename T>
+constexpr T log1p_coefficient(int i) {
+  return T(2) / T(2 * i + 1);
+}
+
+template <typename T>
+inline Vector<T> log1p(Vector<T> y) {
+  const Vector<T> z = y / (T(2) + y);
+  const Vector<T> square = z * z;
+  Vector<T> sum = log1p_coefficient<T>(kLog1pTerms<T> - 1) - Vector<T>{};
+  for (int i = kLog1pTerms<T> - 2; i >= 0; --i) sum = sum * square + log1p_coefficient<T>(i);
+  return sum * z;
+}
+
+// What replaces the score of a negative, with x = score - shift.
+enum class Power {
+  kUnshifted,       // 2^score
+  kShifted,         // 2^x
+  kLogistic,        // 1 / (1 + 2^x)
+  kColumnExp,       // weight 2^x, shift and weight of the negative
+  kColumnLogistic,  // weight / (1 + 2^x)
+};
+
+constexpr bool is_logistic(Power power) {
+  return power == Power::kLogistic || power == Power::kColumnLogistic;
+}
+constexpr bool is_by_column(Power power) {
+  return power == Power::kColumnExp || power == Power::kColumnLogistic;
+}
+
+constexpr double kLn2 = 0.693147180559945309;
+
 // Which negatives of the unit are masked for which lanes.
 struct LaneMask {
-  bool any;                // false: none, and the rest is not read
-  int32_t first_negative;  // of the unit
-  const int32_t* begin;    // [lanes] intervals
-  const int32_t* end;      // [lanes]
+  bool any;                 // false: none, and the rest is not read
+  bool interval_counts;     // masked is what is outside of the interval, not what is inside
+  int32_t first_negative;   // of the unit
+  const int32_t* begin;     // [lanes] intervals
+  const int32_t* end;       // [lanes]
+  const int32_t* excluded;  // [lanes] ids; null: none
+  const int32_t* ids;       // of the unit's negatives; null: their numbers
+};
+
+// The mask of the lanes of one vector.
+template <typename T>
+class VectorMask {
+ public:
+  using Integer = typename Simd<T>::Integer;
+  using Integers = Vector<Integer>;
+
+  VectorMask(const LaneMask& mask, int first_lane) {
+    if (!mask.any) return;
+    ids_ = mask.ids;
+    excludes_ = mask.excluded != nullptr;
+    for (int i = 0; i < VectorOf<T>::kWidth; ++i) {
+      const int lane = first_lane + i;
+      begin_[i] = mask.begin[lane] - mask.first_negative;
+      end_[i] = mask.end[lane] - mask.first_negative;
+      outside_[i] = mask.interval_counts ? -1 : 0;
+      if (excludes_) {
+        excluded_[i] = mask.excluded[lane] - (ids_ == nullptr ? mask.first_negative : 0);
+      }
+    }
+  }
+
+  // All bits set in the lanes for which this negative of the unit is masked.
+  [[gnu::always_inline]] inline Integers operator()(int negative) const {
+    const Integers index = Integer(negative) - Integers{};
+    Integers masked = ((index >= begin_) & (index < end_)) ^ outside_;
+    if (excludes_) {
+      const Integers id = Integer(ids_ == nullptr ? negative : ids_[negative]) - Integers{};
+      masked |= id == excluded_;
+    }
+    return masked;
+  }
+
+ private:
+  Integers begin_ = {}, end_ = {}, outside_ = {}, excluded_ = {};
+  const int32_t* ids_ = nullptr;
+  bool excludes_ = false;
 };
 
 // Raises the running maximum `shift` [lanes] to that of scores [count][kLanes] and rescales the
@@ -95,23 +175,14 @@ struct LaneMask {
 template <typename T, int kLanes>
 inline void raise_lane_maximum(const T* scores, int count, int64_t channels, const LaneMask& mask,
                                T* shift, double* sum, T* weighted) {
-  using Integer = typename Simd<T>::Integer;
-  using Integers = Vector<Integer>;
   constexpr int kWidth = VectorOf<T>::kWidth;
   for (int first = 0; first < kLanes; first += kWidth) {
-    Integers begin = {}, end = {};
-    if (mask.any) {
-      for (int i = 0; i < kWidth; ++i) {
-        begin[i] = mask.begin[first + i] - mask.first_negative;
-        end[i] = mask.end[first + i] - mask.first_negative;
-      }
-    }
+    const VectorMask<T> masked(mask, first);
     const Vector<T> old = load(shift + first);
     Vector<T> maximum = old;
     for (int negative = 0; negative < count; ++negative) {
-      const Integers index = Integer(negative) - Integers{};
       const Vector<T> score = load(scores + negative * kLanes + first);
-      const Vector<T> counted = ((index >= begin) & (index < end)) ? old : score;
+      const Vector<T> counted = masked(negative) ? old : score;
       maximum = counted > maximum ? counted : maximum;
     }
     const Vector<T> scale = exp2<T>(old - maximum);

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <vector>
 
+#include "kernels/cpu/buffer.h"
 #include "kernels/cpu/schedule.h"
 #include "kernels/row_math.h"
 
@@ -24,37 +24,6 @@ constexpr double kNoMaximum = -kLogitLimit;
 // The range of the bounded shift, and a little more for rows whose unit length is rounded.
 constexpr double kLargestBoundedLogit = 1.001 / kBoundedShiftTemperature;
 
-class AlignedBuffer {
- public:
-  explicit AlignedBuffer(size_t bytes)
-      : data_(static_cast<std::byte*>(::operator new(std::max<size_t>(bytes, 1), kAlignment))) {}
-  ~AlignedBuffer() { ::operator delete(data_, kAlignment); }
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-  std::byte* at(size_t offset) const { return data_ + offset; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  std::byte* data_;
-};
-
-size_t size_of(DType type) {
-  switch (type) {
-    case DType::kFloat64:
-      return 8;
-    case DType::kFloat32:
-      return 4;
-    case DType::kBFloat16:
-    case DType::kFloat16:
-      return 2;
-  }
-  return 0;
-}
-
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 class Solver {
  public:
   Solver(const ContrastiveProblem& problem, bool online, const TileKernel& kernel,
@@ -64,7 +33,7 @@ class Solver {
         kernel_(kernel),
         tile_slots_(kernel_.tile_slots),
         channels_(round_up(problem.padded_channels, kernel_.channel_multiple)),
-        schedule_(make_schedule(problem, tile_slots_)),
+        schedule_(make_schedule(problem, tile_slots_, kernel_.unit_negatives)),
         num_groups_((schedule_.num_tiles + kGroupTiles - 1) / kGroupTiles),
         tile_elements_(channels_ * tile_slots_),
         tile_anchor_bytes_(tile_elements_ * kernel_.anchor_parts * size_of(kernel_.anchor)),
@@ -78,10 +47,14 @@ class Solver {
         sum_(num_shares_ * schedule_.num_tiles * tile_slots_),
         weighted_(with_gradient_
                       ? num_shares_ * schedule_.num_tiles * tile_elements_ * accumulator_bytes_
-                      : 0) {}
+                      : 0),
+        margin_(problem.objective == Objective::kMarginSum ? sum_.size() : 0),
+        column_shift_(column_bytes()),
+        column_weight_(column_bytes()) {}
 
   void run() {
     parallel_for_(schedule_.num_tiles, [&](int64_t tile) { pack_tile(tile); });
+    if (by_columns()) fill_columns();
     if (problem_.eps > 0) find_row_maximum();
     parallel_for_(num_groups_ * num_shares_,
                   [&](int64_t task) { run_group(task % num_groups_, task / num_groups_); });
@@ -96,6 +69,46 @@ class Solver {
                               (2 * schedule_.num_tiles * tile_slots_ * accumulator_bytes_);
     const int64_t by_tasks = (kWantedTasks + num_groups_ - 1) / num_groups_;
     return std::max<int64_t>(1, std::min({num_units() / 4, by_memory, by_tasks}));
+  }
+
+  bool by_columns() const { return is_gradient_of_columns(problem_.objective); }
+
+  // One unit more, because kernels read whole units.
+  size_t column_bytes() const {
+    return by_columns() ? (problem_.num_negatives + kernel_.unit_negatives) * accumulator_bytes_
+                        : 0;
+  }
+
+  void fill_columns() {
+    std::memset(column_shift_.at(0), 0, column_bytes());
+    std::memset(column_weight_.at(0), 0, column_bytes());
+    for (int64_t j = 0; j < problem_.num_negatives; ++j) {
+      const double shift = shift_of(problem_.column_log_sums, j);
+      double weight;
+      read_row(problem_.column_weights, value_dtype(), j, 1, &weight);
+      write_row(&shift, 1, kernel_.accumulator, j, column_shift_.at(0));
+      write_row(&weight, 1, kernel_.accumulator, j, column_weight_.at(0));
+    }
+  }
+
+  // A given logarithm of a sum as a shift: in units of log 2, and finite.
+  double shift_of(const void* log_sums, int64_t index) const {
+    double log_sum;
+    read_row(log_sums, value_dtype(), index, 1, &log_sum);
+    return std::max(log_sum * kLog2e, kNoMaximum);
+  }
+
+  TileMode mode() const {
+    switch (problem_.objective) {
+      case Objective::kMarginSum:
+        return TileMode::kLogistic;
+      case Objective::kExponentialGradient:
+        return TileMode::kColumnExp;
+      case Objective::kLogisticGradient:
+        return TileMode::kColumnLogistic;
+      default:
+        return online_ ? TileMode::kOnlineMax : TileMode::kBoundedShift;
+    }
   }
 
   int64_t num_units() const {
@@ -169,15 +182,21 @@ class Solver {
     task.spans = &schedule_.spans[first];
     task.interval_begin = &schedule_.interval_begin[first * tile_slots_];
     task.interval_end = &schedule_.interval_end[first * tile_slots_];
+    task.interval_counts = problem_.interval_counts;
+    task.excluded = schedule_.excluded.empty() ? nullptr : &schedule_.excluded[first * tile_slots_];
+    task.column_ids = schedule_.column_ids.empty() ? nullptr : schedule_.column_ids.data();
     task.negatives = problem_.negatives;
     task.negative_channels = problem_.padded_channels;
     task.channels = channels_;
     task.with_gradient = with_gradient_;
-    task.mode = online_ ? TileMode::kOnlineMax : TileMode::kBoundedShift;
+    task.mode = mode();
     task.shift = shift_.at(partial * tile_slots_ * accumulator_bytes_);
     task.sum = &sum_[partial * tile_slots_];
     task.weighted =
         with_gradient_ ? weighted_.at(partial * tile_elements_ * accumulator_bytes_) : nullptr;
+    task.margin = margin_.empty() ? nullptr : &margin_[partial * tile_slots_];
+    task.column_shift = by_columns() ? column_shift_.at(0) : nullptr;
+    task.column_weight = by_columns() ? column_weight_.at(0) : nullptr;
     task.scratch = scratch.at(0);
     return task;
   }
@@ -196,8 +215,21 @@ class Solver {
     TileGroup task = group_of(group, share, scratch);
     task.share_begin = begin_of_share(share);
     task.share_end = begin_of_share(share + 1);
-    fill_shift(task, online_ ? kNoMaximum : 0.0);
+    if (task.mode == TileMode::kLogistic) {
+      give_shift(task, group);
+    } else {
+      fill_shift(task, task.mode == TileMode::kOnlineMax ? kNoMaximum : 0.0);
+    }
     kernel_.run(task);
+  }
+
+  void give_shift(const TileGroup& task, int64_t group) const {
+    const int64_t first = group * kGroupTiles * tile_slots_;
+    for (int64_t i = 0; i < task.num_tiles * tile_slots_; ++i) {
+      const int64_t anchor = schedule_.anchors[first + i];
+      const double shift = anchor < 0 ? 0.0 : shift_of(problem_.log_sums, anchor);
+      write_row(&shift, 1, kernel_.accumulator, i, task.shift);
+    }
   }
 
   int32_t begin_of_share(int64_t share) const {
@@ -218,8 +250,9 @@ class Solver {
     parallel_for_(num_groups_, [&](int64_t group) {
       const AlignedBuffer scratch(kernel_.scratch_bytes(channels_));
       TileGroup task = group_of(group, 0, scratch);
-      const std::vector<TileSpan> nothing_masked(task.num_tiles, TileSpan{0, 0, 0, 0});
+      const std::vector<TileSpan> nothing_masked(task.num_tiles, TileSpan{});
       task.spans = nothing_masked.data();
+      task.interval_counts = false;
       task.negatives = leading.at(0);
       task.share_begin = 0;
       task.share_end = static_cast<int32_t>(problem_.num_leading_rows);
@@ -241,6 +274,7 @@ class Solver {
   // Combines the partials of the shares in order, then finishes each anchor of the tile.
   void finish_tile(int64_t tile) {
     std::vector<double> maximum(tile_slots_, kNoMaximum), total(tile_slots_, 0.0);
+    std::vector<double> margin(tile_slots_, 0.0);
     std::vector<double> weighted(with_gradient_ ? tile_elements_ : 0, 0.0);  // [channels_][slots]
     for (int64_t share = 0; share < num_shares_; ++share) {
       const int64_t first = partial_of(share, tile) * tile_slots_;
@@ -255,6 +289,7 @@ class Solver {
         const double shift = accumulator_value(shift_, partial * tile_slots_ + slot);
         scale[slot] = shift == maximum[slot] ? 1.0 : std::exp2(shift - maximum[slot]);
         total[slot] += scale[slot] * sum_[partial * tile_slots_ + slot];
+        if (!margin_.empty()) margin[slot] += margin_[partial * tile_slots_ + slot];
       }
       if (!with_gradient_) continue;
       if (kernel_.accumulator == DType::kFloat64) {
@@ -269,8 +304,14 @@ class Solver {
       const double row_maximum =
           problem_.eps > 0 ? accumulator_value(row_maximum_, tile * tile_slots_ + slot) / kLog2e
                            : 0.0;
-      finish_anchor(anchor, total[slot], maximum[slot] / kLog2e, row_maximum,
-                    weighted.data() + slot);
+      if (problem_.objective == Objective::kMarginSum) {
+        finish_margin(anchor, margin[slot], total[slot], weighted.data() + slot);
+      } else if (by_columns()) {
+        finish_columns(anchor, weighted.data() + slot);
+      } else {
+        finish_anchor(anchor, total[slot], maximum[slot] / kLog2e, row_maximum,
+                      weighted.data() + slot);
+      }
     }
   }
 
@@ -289,16 +330,15 @@ class Solver {
   void finish_anchor(int64_t anchor, double sum, double shift, double row_maximum,
                      const double* weighted) {
     const int64_t channels = problem_.channels;
-    std::vector<double> unit(channels), positive(channels, 0.0), gradient(channels);
+    std::vector<double> positive(channels, 0.0);
+    Unit unit = read_unit(anchor);
     const int view = anchor_view(anchor);
-    const Lengths lengths = read_features(view, anchor, unit.data());
-    for (double& element : unit) element /= lengths.divisor;
     double positive_logit = 0.0;
     if (problem_.objective == Objective::kContrastiveLoss) {
       const double divisor = read_features(1 - view, anchor, positive.data()).divisor;
       for (int64_t c = 0; c < channels; ++c) {
         positive[c] /= divisor;
-        positive_logit += unit[c] * positive[c] / problem_.temperature;
+        positive_logit += unit.row[c] * positive[c] / problem_.temperature;
       }
     }
     const double log_sum = sum > 0.0 ? std::log(sum) + shift : -INFINITY;
@@ -306,24 +346,75 @@ class Solver {
         anchor_result(problem_.objective, log_sum, positive_logit, problem_.eps,
                       std::max(row_maximum, positive_logit));
     write_row(&result.value, 1, value_dtype(), anchor, problem_.values);
-    // Without a direction the gradient stays 0, with which the output was filled.
-    if (!with_gradient_ || (problem_.normalize && lengths.norm <= kMinNorm)) return;
+    if (!with_gradient_) return;
 
+    write_statistic(log_sum, anchor, problem_.statistics.log_sums);
     const double negatives_scale = sum > 0.0 ? result.weight_negatives / sum : 0.0;
-    double along_anchor = 0.0;
+    write_statistic(sum > 0.0 ? result.weight_negatives : 0.0, anchor,
+                    problem_.statistics.negative_weights);
+    write_statistic(result.weight_positive, anchor, problem_.statistics.positive_weights);
+    std::vector<double> gradient(channels);
     for (int64_t c = 0; c < channels; ++c) {
       gradient[c] =
           (negatives_scale * weighted[c * tile_slots_] - result.weight_positive * positive[c]) /
           problem_.temperature;
-      along_anchor += gradient[c] * unit[c];
     }
+    write_gradient(anchor, unit, gradient);
+  }
+
+  // margin: the sum of log(1 + exp(L - s)); total: that of its derivative to L.
+  void finish_margin(int64_t anchor, double margin, double total, const double* weighted) {
+    write_row(&margin, 1, value_dtype(), anchor, problem_.values);
+    if (!with_gradient_) return;
+    write_statistic(total, anchor, problem_.statistics.negative_weights);
+    std::vector<double> gradient(problem_.channels);
+    for (int64_t c = 0; c < problem_.channels; ++c) {
+      gradient[c] = -weighted[c * tile_slots_] / problem_.temperature;
+    }
+    write_gradient(anchor, read_unit(anchor), gradient);
+  }
+
+  void finish_columns(int64_t row, const double* weighted) {
+    std::vector<double> gradient(problem_.channels);
+    for (int64_t c = 0; c < problem_.channels; ++c) {
+      gradient[c] = weighted[c * tile_slots_] / problem_.temperature;
+    }
+    write_gradient(row, read_unit(row), gradient);
+  }
+
+  struct Unit {
+    std::vector<double> row;
+    Lengths lengths;
+  };
+
+  Unit read_unit(int64_t anchor) const {
+    Unit unit{std::vector<double>(problem_.channels), {}};
+    unit.lengths = read_features(anchor_view(anchor), anchor, unit.row.data());
+    for (double& element : unit.row) element /= unit.lengths.divisor;
+    return unit;
+  }
+
+  // gradient: with respect to the unit anchor.
+  void write_gradient(int64_t anchor, const Unit& unit, std::vector<double>& gradient) {
+    const int64_t channels = problem_.channels;
+    double along_anchor = 0.0;
+    for (int64_t c = 0; c < channels; ++c) along_anchor += gradient[c] * unit.row[c];
+    // The value depends on a / tau alone.
+    write_statistic(-along_anchor / problem_.temperature, anchor,
+                    problem_.statistics.temperature_gradients);
+    // Without a direction the gradient stays 0, with which the output was filled.
+    if (problem_.normalize && unit.lengths.norm <= kMinNorm) return;
     if (problem_.normalize) {
       // Chain through x / |x|: the projection onto the tangent plane, divided by |x|.
       for (int64_t c = 0; c < channels; ++c) {
-        gradient[c] = (gradient[c] - along_anchor * unit[c]) / lengths.norm;
+        gradient[c] = (gradient[c] - along_anchor * unit.row[c]) / unit.lengths.norm;
       }
     }
     write_row(gradient.data(), channels, value_dtype(), anchor * channels, problem_.gradients);
+  }
+
+  void write_statistic(double value, int64_t anchor, void* statistic) const {
+    if (statistic != nullptr) write_row(&value, 1, value_dtype(), anchor, statistic);
   }
 
   DType value_dtype() const {
@@ -348,6 +439,9 @@ class Solver {
   AlignedBuffer shift_;           // [shares][tiles][slots]
   std::vector<double> sum_;       // [shares][tiles][slots]
   AlignedBuffer weighted_;        // [shares][tiles][channels_][slots]
+  std::vector<double> margin_;    // [shares][tiles][slots], kMarginSum only
+  AlignedBuffer column_shift_;    // [N, and one unit], gradients of columns only
+  AlignedBuffer column_weight_;   // the same
 };
 
 }  // namespace
@@ -355,9 +449,14 @@ class Solver {
 void solve(const ContrastiveProblem& problem, double largest_logit, const TileKernel& kernel,
            const ParallelFor& parallel_for) {
   const bool is_double = problem.feature_dtype == DType::kFloat64;
-  std::memset(problem.values, 0, problem.num_anchors * (is_double ? 8 : 4));
+  const size_t column_bytes = problem.num_anchors * (is_double ? 8 : 4);
+  const RowStatistics& statistics = problem.statistics;
+  for (void* column : {problem.values, statistics.log_sums, statistics.negative_weights,
+                       statistics.positive_weights, statistics.temperature_gradients}) {
+    if (column != nullptr) std::memset(column, 0, column_bytes);
+  }
   if (problem.gradients != nullptr) {
-    std::memset(problem.gradients, 0, problem.num_anchors * problem.channels * (is_double ? 8 : 4));
+    std::memset(problem.gradients, 0, problem.channels * column_bytes);
   }
   const bool online = problem.normalize ? problem.temperature < kBoundedShiftTemperature
                                         : largest_logit > kLargestBoundedLogit;

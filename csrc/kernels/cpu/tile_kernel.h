@@ -27,16 +27,23 @@ enum class Arithmetic {
   kBFloat16,
 };
 
-// The negatives that a tile skips, and those that it may have to mask.
+// How the intervals of a tile's slots lie. A unit inside of them all, or outside, needs no mask and
+// may need no product.
 struct TileSpan {
-  int32_t skip_begin, skip_end;  // [skip_begin, skip_end) is masked for every slot of the tile
-  int32_t hull_begin, hull_end;  // nothing outside [hull_begin, hull_end) is masked for any slot
+  int32_t common_begin, common_end;      // inside the intervals of all slots
+  int32_t hull_begin, hull_end;          // nothing outside is in the interval of any slot
+  int32_t excluded_begin, excluded_end;  // nothing outside is excluded for any slot
 };
 
 enum class TileMode {
   kBoundedShift,  // the shift is zero: no logit is large enough to need one
   kOnlineMax,     // the shift is the running maximum
   kMaxOnly,       // computes the running maximum alone and masks nothing
+  // With x = score - shift in place of 2^x:
+  kLogistic,  // 1 / (1 + 2^x); the shift is given, and `margin` sums log(1 + 2^-x)
+  // Every negative has a shift and a weight:
+  kColumnExp,       // weight 2^x, x <= 0 but for rounding
+  kColumnLogistic,  // weight / (1 + 2^x)
 };
 
 // Tiles that use each loaded unit one after the other.
@@ -46,6 +53,9 @@ struct TileGroup {
   const TileSpan* spans;           // [tiles]
   const int32_t* interval_begin;   // [tiles][slots]
   const int32_t* interval_end;     // [tiles][slots]
+  bool interval_counts;            // what is inside counts, not what is outside
+  const int32_t* excluded;         // [tiles][slots] an id, or null: no negative is excluded
+  const int32_t* column_ids;       // [N] ids; null: the negatives' numbers
   const void* negatives;           // [N, negative_channels]
   int64_t negative_channels;       // as the negatives are padded
   int64_t channels;                // the next multiple of channel_multiple
@@ -57,7 +67,11 @@ struct TileGroup {
   void* shift;     // [tiles][slots], in and out
   double* sum;     // [tiles][slots] sum of exp2(logit - shift), out
   void* weighted;  // [tiles][channels][slots] sum of exp2(logit - shift) n, out
-  void* scratch;   // scratch_bytes(channels), 64-byte aligned
+  double* margin;  // [tiles][slots] kLogistic only, out
+  // [N, and zeros for one more unit] in the accumulator's type; modes of columns only
+  const void* column_shift;
+  const void* column_weight;
+  void* scratch;  // scratch_bytes(channels), 64-byte aligned
 };
 
 struct TileKernel {

@@ -16,8 +16,12 @@ template <class Isa>
 struct TileWork {
   const typename Isa::Anchor* anchors;
   LaneMask mask;
-  typename Isa::Accumulator* shift;     // [lanes]
-  double* sum;                          // [lanes]
+  typename Isa::Accumulator* shift;  // [lanes]
+  double* sum;                       // [lanes]
+  double* margin;                    // [lanes], TileMode::kLogistic only
+  // Of the unit's negatives, modes of columns only.
+  const typename Isa::Accumulator* column_shift;
+  const typename Isa::Accumulator* column_weight;
   typename Isa::Accumulator* weighted;  // [C][lanes], null without gradient
 };
 
@@ -33,10 +37,21 @@ void run_tile_group(const TileGroup& group) {
     TileWork<Isa> work;
     work.anchors =
         static_cast<const Anchor*>(group.anchors) + tile * Isa::kAnchorParts * tile_elements;
-    work.mask = {masked, first_negative, group.interval_begin + tile * kLanes,
-                 group.interval_end + tile * kLanes};
+    work.mask = {masked,
+                 group.interval_counts,
+                 first_negative,
+                 group.interval_begin + tile * kLanes,
+                 group.interval_end + tile * kLanes,
+                 group.excluded == nullptr ? nullptr : group.excluded + tile * kLanes,
+                 group.column_ids == nullptr ? nullptr : group.column_ids + first_negative};
     work.shift = static_cast<Accumulator*>(group.shift) + tile * kLanes;
     work.sum = group.sum + tile * kLanes;
+    work.margin = group.margin == nullptr ? nullptr : group.margin + tile * kLanes;
+    work.column_shift = work.column_weight = nullptr;
+    if (group.column_shift != nullptr) {
+      work.column_shift = static_cast<const Accumulator*>(group.column_shift) + first_negative;
+      work.column_weight = static_cast<const Accumulator*>(group.column_weight) + first_negative;
+    }
     work.weighted = group.with_gradient
                         ? static_cast<Accumulator*>(group.weighted) + tile * tile_elements
                         : nullptr;
@@ -44,6 +59,9 @@ void run_tile_group(const TileGroup& group) {
   };
 
   for (int i = 0; i < group.num_tiles * kLanes; ++i) group.sum[i] = 0.0;
+  if (group.margin != nullptr) {
+    for (int i = 0; i < group.num_tiles * kLanes; ++i) group.margin[i] = 0.0;
+  }
   if (group.with_gradient) {
     Accumulator* weighted = static_cast<Accumulator*>(group.weighted);
     for (int64_t i = 0; i < group.num_tiles * tile_elements; ++i) weighted[i] = 0;
@@ -57,9 +75,11 @@ void run_tile_group(const TileGroup& group) {
                  group.negative_channels, count);
     for (int tile = 0; tile < group.num_tiles; ++tile) {
       const TileSpan& span = group.spans[tile];
-      if (first >= span.skip_begin && first + count <= span.skip_end) continue;
-      const bool masked = first < span.hull_end && first + count > span.hull_begin;
-      isa.process(work_of(tile, first, masked));
+      const bool inside = first >= span.common_begin && first + count <= span.common_end;
+      const bool outside = first >= span.hull_end || first + count <= span.hull_begin;
+      if (group.interval_counts ? outside : inside) continue;
+      const bool excludes = first < span.excluded_end && first + count > span.excluded_begin;
+      isa.process(work_of(tile, first, excludes || !(group.interval_counts ? inside : outside)));
     }
   }
 }

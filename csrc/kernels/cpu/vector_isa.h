@@ -79,51 +79,75 @@ class VectorIsa {
   void process(const TileWork<VectorIsa>& work) {
     // scores [count][lanes] = N [count][C] A^T [C][lanes]
     multiply<T, false>(negatives_, channels_, 1, count_, channels_, work.anchors, scores_);
-    if (mode_ != TileMode::kBoundedShift) {
+    if (mode_ == TileMode::kOnlineMax || mode_ == TileMode::kMaxOnly) {
       raise_lane_maximum<T, kLanes>(scores_, count_, channels_, work.mask, work.shift, work.sum,
                                     work.weighted);
       if (mode_ == TileMode::kMaxOnly) return;
     }
-    work.mask.any ? exponentiate<true>(work) : exponentiate<false>(work);
+    replace_scores(work);
     if (work.weighted == nullptr) return;
     // weighted [C][lanes] += N^T [C][count] P [count][lanes]
     multiply<T, true>(negatives_, 1, channels_, channels_, count_, scores_, work.weighted);
   }
 
  private:
-  template <bool kMasked>
-  void exponentiate(const TileWork<VectorIsa>& work) {
-    const LaneMask& mask = work.mask;
-    using Integer = typename Simd<T>::Integer;
-    using Integers = Vector<Integer>;
+  void replace_scores(const TileWork<VectorIsa>& work) {
+    switch (mode_) {
+      case TileMode::kLogistic:
+        return replace_scores<Power::kLogistic>(work);
+      case TileMode::kColumnExp:
+        return replace_scores<Power::kColumnExp>(work);
+      case TileMode::kColumnLogistic:
+        return replace_scores<Power::kColumnLogistic>(work);
+      default:
+        return replace_scores<Power::kShifted>(work);
+    }
+  }
+
+  template <Power kPower>
+  void replace_scores(const TileWork<VectorIsa>& work) {
+    work.mask.any ? replace_scores<kPower, true>(work) : replace_scores<kPower, false>(work);
+  }
+
+  template <Power kPower, bool kMasked>
+  void replace_scores(const TileWork<VectorIsa>& work) {
     for (int v = 0; v < kBlockVectors; ++v) {
       const int lane = v * kWidth;
       const Vector<T> lane_shift = load(work.shift + lane);
-      Integers begin = {}, end = {};
-      if (kMasked) {
-        for (int i = 0; i < kWidth; ++i) {
-          begin[i] = mask.begin[lane + i] - mask.first_negative;
-          end[i] = mask.end[lane + i] - mask.first_negative;
-        }
-      }
-      Vector<T> total = {};
+      const VectorMask<T> masked(work.mask, lane);
+      Vector<T> total = {}, margin = {};
       for (int negative = 0; negative < count_; ++negative) {
         T* score = scores_ + negative * kLanes + lane;
-        Vector<T> probability = exp2<T>(load(score) - lane_shift);
-        if (kMasked) {
-          const Integers index = Integer(negative) - Integers{};
-          probability = ((index >= begin) & (index < end)) ? Vector<T>{} : probability;
+        Vector<T> x = load(score);
+        x = is_by_column(kPower) ? x - work.column_shift[negative] : x - lane_shift;
+        Vector<T> probability;
+        if constexpr (is_logistic(kPower)) {
+          const Vector<T> power = exp2<T>(x > 0 ? -x : x);
+          probability = (x > 0 ? power : T(1) - Vector<T>{}) / (T(1) + power);
+          if constexpr (kPower == Power::kLogistic) {
+            Vector<T> part = (x < 0 ? T(kLn2) * -x : Vector<T>{}) + log1p<T>(power);
+            if (kMasked) part = masked(negative) ? Vector<T>{} : part;
+            margin += part;
+          }
+        } else {
+          if (kPower == Power::kColumnExp) x = x < 0 ? x : Vector<T>{};
+          probability = exp2<T>(x);
         }
+        if (is_by_column(kPower)) probability *= work.column_weight[negative];
+        if (kMasked) probability = masked(negative) ? Vector<T>{} : probability;
         total += probability;
         store(score, probability);
       }
       for (int i = 0; i < kWidth; ++i) work.sum[lane + i] += total[i];
+      if constexpr (kPower == Power::kLogistic) {
+        for (int i = 0; i < kWidth; ++i) work.margin[lane + i] += margin[i];
+      }
     }
   }
 
   int64_t channels_;
   TileMode mode_;
-  T* scores_;  // [kUnitNegatives][kLanes]; probabilities after exponentiate()
+  T* scores_;  // [kUnitNegatives][kLanes]; probabilities after replace_scores()
   const T* negatives_ = nullptr;
   int count_ = 0;
 };

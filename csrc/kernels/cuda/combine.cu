@@ -98,8 +98,14 @@ __device__ __forceinline__ void through_normalization(LaneRow& gradient, const L
   }
 }
 
+__device__ __forceinline__ void write_statistic(void* statistic, int64_t anchor, int lane,
+                                                float value) {
+  if (statistic != nullptr && lane == 0) static_cast<float*>(statistic)[anchor] = value;
+}
+
 __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params) {
   const ContrastiveProblem& problem = params.problem;
+  const RowStatistics& statistics = problem.statistics;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int channels = static_cast<int>(problem.channels);
   const int64_t slot = slot_of_warp(params);
@@ -112,6 +118,10 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
   if (slot >= *params.schedule.num_active) {
     if (lane == 0) values[anchor] = 0.0f;
     if (wants_gradient) store_floats(gradients + anchor * channels, channels, lane, {});
+    write_statistic(statistics.log_sums, anchor, lane, 0.0f);
+    write_statistic(statistics.negative_weights, anchor, lane, 0.0f);
+    write_statistic(statistics.positive_weights, anchor, lane, 0.0f);
+    write_statistic(statistics.temperature_gradients, anchor, lane, 0.0f);
     return;
   }
 
@@ -129,7 +139,9 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
 
   const bool has_positive = problem.objective == Objective::kContrastiveLoss;
   const int view = anchor_view(problem, problem.direction[anchor]);
-  const float inverse_temperature = static_cast<float>(1.0 / problem.temperature);
+  const float inverse_temperature = static_cast<float>(
+      1.0 / (problem.temperature_on_device == nullptr ? problem.temperature
+                                                      : *problem.temperature_on_device));
   LaneRow unit = load_row(problem.feature_dtype, problem.features[view],
                           anchor * problem.row_strides[view], channels, lane);
   RowNorm norm = {};
@@ -144,8 +156,25 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
   }
   const float eps = static_cast<float>(problem.eps);
   const float row_max = eps > 0.0f ? larger_or_nan(params.row_max[slot], positive_logit) : 0.0f;
-  const AnchorResult<float> result =
+  AnchorResult<float> result =
       anchor_result<float>(problem.objective, log_sum, positive_logit, eps, row_max);
+  float negatives_weight = sum == 0.0f ? 0.0f : result.weight_negatives / sum * inverse_temperature;
+  float log_sum_weight = sum == 0.0f ? 0.0f : result.weight_negatives;
+  if (problem.objective == Objective::kMarginSum) {
+    float margin = 0.0f;
+    for (int i = lane; i < partials.count; i += 32) {
+      margin += params.partials.margins[partials.first + i * partials.stride];
+    }
+    result = {warp_sum(margin), 0.0f, 0.0f};
+    negatives_weight = -inverse_temperature;
+    log_sum_weight = sum;
+  } else if (is_gradient_of_columns(problem.objective)) {
+    result = {0.0f, 0.0f, 0.0f};
+    negatives_weight = inverse_temperature;
+  }
+  write_statistic(statistics.log_sums, anchor, lane, log_sum);
+  write_statistic(statistics.negative_weights, anchor, lane, log_sum_weight);
+  write_statistic(statistics.positive_weights, anchor, lane, result.weight_positive);
   if (lane == 0) values[anchor] = result.value;
   if (!wants_gradient) return;
 
@@ -162,13 +191,16 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
       }
     }
   }
-  const float negatives_weight =
-      sum == 0.0f ? 0.0f : result.weight_negatives / sum * inverse_temperature;
   const float positive_weight = result.weight_positive * inverse_temperature;
 #pragma unroll
   for (int j = 0; j < kLaneChannels; ++j) {
     gradient.values[j] =
         negatives_weight * gradient.values[j] - positive_weight * positive.values[j];
+  }
+  if (statistics.temperature_gradients != nullptr) {
+    // The value depends on a / tau alone.
+    const float along = dot(gradient, unit);
+    write_statistic(statistics.temperature_gradients, anchor, lane, -along * inverse_temperature);
   }
   if (problem.normalize) through_normalization(gradient, unit, norm);
   store_floats(gradients + anchor * channels, channels, lane, gradient);

@@ -18,29 +18,42 @@ constexpr int64_t kPartialBytes = 24ll << 20;
 // Below this temperature 2^15 exp((cos - 1) / tau) leaves the normal range of float16.
 constexpr double kFloat16BoundedShiftTemperature = 0.0995;
 
-StreamVariant variant_for(Arithmetic arithmetic, int64_t channels, bool online, bool gradient) {
+StreamVariant variant_for(Arithmetic arithmetic, int64_t channels, StreamKind kind, bool gradient) {
   const int count = static_cast<int>(channels);
   switch (arithmetic) {
     case Arithmetic::kBFloat16:
-      return bfloat16_variant(count, online, gradient);
+      return bfloat16_variant(count, kind, gradient);
     case Arithmetic::kFloat16:
-      return float16_variant(count, online, gradient);
+      return float16_variant(count, kind, gradient);
     case Arithmetic::kTensorFloat32:
-      return tensor_float32_variant(count, online, gradient);
+      return tensor_float32_variant(count, kind, gradient);
     case Arithmetic::kFloat32:
-      return float32_variant(count, online, gradient);
+      return float32_variant(count, kind, gradient);
   }
   throw std::runtime_error("cac_ext: unknown arithmetic");
 }
 
+bool has_given_shifts(const ContrastiveProblem& problem) {
+  return problem.objective == Objective::kMarginSum || is_gradient_of_columns(problem.objective);
+}
+
+// Whether the kernel sums weighted negatives; kGiven always does.
+bool has_weighted(const ContrastiveProblem& problem) {
+  return problem.gradients != nullptr || has_given_shifts(problem);
+}
+
 StreamVariant variant_for(const ContrastiveProblem& problem, const LaunchPlan& plan) {
-  return variant_for(plan.arithmetic, problem.padded_channels, plan.online,
-                     problem.gradients != nullptr);
+  const StreamKind kind = has_given_shifts(problem) ? StreamKind::kGiven
+                          : plan.general            ? StreamKind::kGeneral
+                          : plan.online             ? StreamKind::kOnline
+                                                    : StreamKind::kBounded;
+  return variant_for(plan.arithmetic, problem.padded_channels, kind, has_weighted(problem));
 }
 
 // The kernel that finds the row maximum over the leading negatives.
 StreamVariant row_max_variant(const ContrastiveProblem& problem, const LaunchPlan& plan) {
-  return variant_for(plan.arithmetic, problem.padded_channels, true, false);
+  return variant_for(plan.arithmetic, problem.padded_channels,
+                     plan.general ? StreamKind::kGeneral : StreamKind::kOnline, false);
 }
 
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
@@ -92,9 +105,10 @@ Workspace carve(const ContrastiveProblem& problem, const LaunchPlan& plan, void*
   const int64_t sums = (plan.wave_tiles + plan.max_workers) * plan.tile_slots;
   workspace.partials.shifts = carver.take<float>(sums);
   workspace.partials.sums = carver.take<float>(sums);
-  if (problem.gradients != nullptr) {
+  if (has_weighted(problem)) {
     workspace.partials.weighted = carver.take<float>(sums * plan.channels);
   }
+  if (has_given_shifts(problem)) workspace.partials.margins = carver.take<float>(sums);
   if (problem.eps > 0) workspace.row_max = carver.take<float>(problem.num_anchors);
   workspace.bytes = carver.bytes();
   return workspace;
@@ -103,9 +117,9 @@ Workspace carve(const ContrastiveProblem& problem, const LaunchPlan& plan, void*
 }  // namespace
 
 bool fits_device(const ContrastiveProblem& problem, Arithmetic arithmetic) {
-  const bool gradient = problem.gradients != nullptr;
-  return variant_for(arithmetic, problem.padded_channels, false, gradient).shared_bytes <=
-         device::max_shared_bytes();
+  return variant_for(arithmetic, problem.padded_channels, StreamKind::kBounded,
+                     has_weighted(problem))
+             .shared_bytes <= device::max_shared_bytes();
 }
 
 LaunchPlan plan_launch(const ContrastiveProblem& problem, Arithmetic arithmetic) {
@@ -126,7 +140,9 @@ LaunchPlan plan_launch(const ContrastiveProblem& problem, Arithmetic arithmetic)
   plan.online = !problem.normalize || problem.temperature < (arithmetic == Arithmetic::kFloat16
                                                                  ? kFloat16BoundedShiftTemperature
                                                                  : kBoundedShiftTemperature);
-  const bool gradient = problem.gradients != nullptr;
+  plan.general = problem.interval_counts || problem.excluded != nullptr ||
+                 problem.temperature_on_device != nullptr;
+  const bool gradient = has_weighted(problem);
   const StreamVariant variant = variant_for(problem, plan);
   const int compiled_for = device::code_architecture(variant.kernel);
   require(compiled_for >= variant.minimum_architecture,
@@ -175,7 +191,7 @@ void solve(const ContrastiveProblem& problem, const LaunchPlan& plan, void* memo
   launch_schedule({problem.direction, problem.same_class_begin, problem.same_class_end,
                    static_cast<int32_t>(problem.num_anchors), static_cast<int32_t>(plan.max_tiles),
                    static_cast<int32_t>(plan.tile_slots), variant.unit_negatives,
-                   problem.num_negatives, problem.num_valid, workspace.schedule},
+                   problem.num_negatives, problem.num_valid, workspace.schedule, problem},
                   stream);
 
   WaveParams wave = {};
@@ -185,7 +201,9 @@ void solve(const ContrastiveProblem& problem, const LaunchPlan& plan, void* memo
   pass.problem = problem;
   pass.schedule = workspace.schedule;
   pass.partials = workspace.partials;
-  pass.scale = static_cast<float>(kLog2E / problem.temperature);
+  if (problem.temperature_on_device == nullptr) {
+    pass.scale = static_cast<float>(kLog2E / problem.temperature);
+  }
   CombineParams sums = {};
   sums.problem = problem;
   sums.schedule = workspace.schedule;

@@ -30,6 +30,7 @@ constexpr int64_t kMaxPaddedChannels = 256;
 struct LaunchPlan {
   Arithmetic arithmetic;
   bool online;          // running maximum instead of the bounded shift
+  bool general;         // masks of every kind, or the temperature on the device
   int64_t tile_slots;   // slots of a tile
   int64_t max_tiles;    // with every anchor active
   int64_t wave_tiles;   // tiles of a wave

@@ -1,5 +1,6 @@
 #include "kernels/cuda/schedule.h"
 #include "kernels/problem.h"
+#include "kernels/row_math.h"
 
 namespace cac::cuda {
 namespace {
@@ -135,6 +136,8 @@ __device__ __forceinline__ int span_of_tile(const ScheduleParams& params, int al
   int common_end = all;
   int hull_begin = all;
   int hull_end = 0;
+  int excluded_begin = all;
+  int excluded_end = 0;
   for (int slot = begin + lane; slot < end; slot += 32) {
     const int2 interval = params.schedule.intervals[slot];
     common_begin = interval.x > common_begin ? interval.x : common_begin;
@@ -142,6 +145,15 @@ __device__ __forceinline__ int span_of_tile(const ScheduleParams& params, int al
     if (interval.x < interval.y) {
       hull_begin = interval.x < hull_begin ? interval.x : hull_begin;
       hull_end = interval.y > hull_end ? interval.y : hull_end;
+    }
+    if (params.problem.excluded != nullptr) {
+      const Columns columns = excluded_columns(params.problem, params.schedule.anchors[slot]);
+      if (columns.begin < columns.end) {
+        const int low = static_cast<int>(columns.begin);
+        const int high = static_cast<int>(columns.end);
+        excluded_begin = low < excluded_begin ? low : excluded_begin;
+        excluded_end = high > excluded_end ? high : excluded_end;
+      }
     }
   }
   for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) {
@@ -153,8 +165,18 @@ __device__ __forceinline__ int span_of_tile(const ScheduleParams& params, int al
     common_end = other_end < common_end ? other_end : common_end;
     hull_begin = other_hull_begin < hull_begin ? other_hull_begin : hull_begin;
     hull_end = other_hull_end > hull_end ? other_hull_end : hull_end;
+    const int other_low = __shfl_xor_sync(device::kFullWarp, excluded_begin, lane_mask);
+    const int other_high = __shfl_xor_sync(device::kFullWarp, excluded_end, lane_mask);
+    excluded_begin = other_low < excluded_begin ? other_low : excluded_begin;
+    excluded_end = other_high > excluded_end ? other_high : excluded_end;
   }
-  span = {units, units, hull_begin, hull_end};
+  if (params.problem.interval_counts) {
+    const int low = hull_begin / params.unit_negatives;
+    const int high = (hull_end + params.unit_negatives - 1) / params.unit_negatives;
+    span = {0, low, common_begin, common_end, excluded_begin, excluded_end};
+    return begin < end && low < high ? high - low : 0;
+  }
+  span = {units, units, hull_begin, hull_end, excluded_begin, excluded_end};
   if (begin >= end) {
     span.skip_begin = 0;
   } else if (common_begin < common_end) {

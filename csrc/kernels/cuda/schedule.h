@@ -5,16 +5,20 @@
 #pragma once
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/problem.h"
 
 namespace cac::cuda {
 
 // A tile meets all units but [skip_begin, skip_end), which are masked for every slot of the tile.
-// No negative outside [hull_begin, hull_end) is masked for any slot.
+// No negative outside [hull_begin, hull_end) is masked for any slot. If intervals count, it meets
+// the units from skip_end on, and no negative inside [hull_begin, hull_end) is masked.
 struct TileSpan {
   int32_t skip_begin;
   int32_t skip_end;
   int32_t hull_begin;
   int32_t hull_end;
+  int32_t excluded_begin;  // no negative outside is excluded for any slot
+  int32_t excluded_end;
 };
 
 struct Schedule {
@@ -37,6 +41,7 @@ struct ScheduleParams {
   int64_t num_negatives;
   const int64_t* num_valid;  // [1]; null: all negatives
   Schedule schedule;
+  ContrastiveProblem problem;  // whether intervals count, and what is excluded
 };
 
 void launch_schedule(const ScheduleParams& params, cudaStream_t stream);

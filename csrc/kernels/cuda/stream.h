@@ -15,6 +15,15 @@ struct StreamParams {
   float scale;          // log2(e) / temperature: probabilities are powers of 2
 };
 
+// What a kernel subtracts from the scores, and what it can mask.
+enum class StreamKind {
+  kBounded,  // a bound of all scores
+  kOnline,   // the running maximum
+  kGeneral,  // the same; also masks all but the intervals and what is excluded, and reads the
+             // temperature from the device
+  kGiven,    // given numbers (kMarginSum and the gradients of columns); masks like kGeneral
+};
+
 struct StreamVariant {
   void (*kernel)(StreamParams);
   int threads;
@@ -26,10 +35,10 @@ struct StreamVariant {
 };
 
 // For `channels` <= 256. Without gradient the kernel always keeps the running maximum: it costs
-// little beside one matrix product, and the row maximum needs it too.
-StreamVariant bfloat16_variant(int channels, bool online, bool gradient);
-StreamVariant float16_variant(int channels, bool online, bool gradient);
-StreamVariant tensor_float32_variant(int channels, bool online, bool gradient);
-StreamVariant float32_variant(int channels, bool online, bool gradient);
+// little beside one matrix product, and the row maximum needs it too. kGiven always has a gradient.
+StreamVariant bfloat16_variant(int channels, StreamKind kind, bool gradient);
+StreamVariant float16_variant(int channels, StreamKind kind, bool gradient);
+StreamVariant tensor_float32_variant(int channels, StreamKind kind, bool gradient);
+StreamVariant float32_variant(int channels, StreamKind kind, bool gradient);
 
 }  // namespace cac::cuda

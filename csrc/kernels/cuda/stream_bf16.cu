@@ -2,8 +2,8 @@
 
 namespace cac::cuda {
 
-StreamVariant bfloat16_variant(int channels, bool online, bool gradient) {
-  return select_variant<BFloat16Arithmetic>(channels, online, gradient);
+StreamVariant bfloat16_variant(int channels, StreamKind kind, bool gradient) {
+  return select_variant<BFloat16Arithmetic>(channels, kind, gradient);
 }
 
 }  // namespace cac::cuda

@@ -2,8 +2,8 @@
 
 namespace cac::cuda {
 
-StreamVariant float16_variant(int channels, bool online, bool gradient) {
-  return select_variant<Float16Arithmetic>(channels, online, gradient);
+StreamVariant float16_variant(int channels, StreamKind kind, bool gradient) {
+  return select_variant<Float16Arithmetic>(channels, kind, gradient);
 }
 
 }  // namespace cac::cuda

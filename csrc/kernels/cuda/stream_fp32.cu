@@ -2,8 +2,8 @@
 
 namespace cac::cuda {
 
-StreamVariant float32_variant(int channels, bool online, bool gradient) {
-  return select_variant<Float32Arithmetic>(channels, online, gradient);
+StreamVariant float32_variant(int channels, StreamKind kind, bool gradient) {
+  return select_variant<Float32Arithmetic>(channels, kind, gradient);
 }
 
 }  // namespace cac::cuda

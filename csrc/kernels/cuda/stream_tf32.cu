@@ -2,8 +2,8 @@
 
 namespace cac::cuda {
 
-StreamVariant tensor_float32_variant(int channels, bool online, bool gradient) {
-  return select_variant<TensorFloat32Arithmetic>(channels, online, gradient);
+StreamVariant tensor_float32_variant(int channels, StreamKind kind, bool gradient) {
+  return select_variant<TensorFloat32Arithmetic>(channels, kind, gradient);
 }
 
 }  // namespace cac::cuda

@@ -261,8 +261,9 @@ __device__ __forceinline__ bool finite_scores(
   return zeros[0] + zeros[1] + zeros[2] + zeros[3] == 0.0f;
 }
 
-// Negatives inside a slot's interval, and those beyond the last one, get the score -inf.
-template <class Shape>
+// Negatives inside a slot's interval, and those beyond the last one, get the score -inf. kGeneral:
+// or those outside of it, and the excluded ones.
+template <class Shape, bool kGeneral>
 __device__ __forceinline__ void mask_scores(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
     int first_slot, int first_negative, int num_negatives, int warp, int lane) {
@@ -273,15 +274,32 @@ __device__ __forceinline__ void mask_scores(
     for (int half = 0; half < 2; ++half) {
       const int slot = first_slot + warp * Shape::kWarpSlots + 16 * m + 8 * half + lane / 4;
       int2 same_class = make_int2(0, 0);
-      if (params.wave.mask_labels && slot < num_active) {
-        same_class = params.schedule.intervals[slot];
+      bool counts = false;
+      int64_t excluded = -1;
+      const bool is_anchor = params.wave.mask_labels && slot < num_active;
+      if (is_anchor) same_class = params.schedule.intervals[slot];
+      if constexpr (kGeneral) {
+        counts = is_anchor && params.problem.interval_counts;
+        if (is_anchor && params.problem.excluded != nullptr) {
+          excluded = params.problem.excluded[params.schedule.anchors[slot]];
+        }
       }
 #pragma unroll
       for (int n = 0; n < Shape::kColumnBlocks; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int negative = first_negative + 8 * n + lane % 4 * 2 + i;
-          if ((negative >= same_class.x && negative < same_class.y) || negative >= num_negatives) {
+          bool masked = negative >= same_class.x && negative < same_class.y;
+          if constexpr (kGeneral) {
+            masked = masked != counts;
+            if (excluded >= 0 && negative < num_negatives) {
+              const int64_t id = params.problem.column_ids == nullptr
+                                     ? negative
+                                     : params.problem.column_ids[negative];
+              masked = masked || id == excluded;
+            }
+          }
+          if (masked || negative >= num_negatives) {
             scores[m][n][2 * half + i] = -INFINITY;
           }
         }

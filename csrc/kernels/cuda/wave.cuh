@@ -13,6 +13,7 @@ struct Partials {
   float* shifts;    // [partials, tile_slots]
   float* sums;      // [partials, tile_slots] sum of probabilities
   float* weighted;  // [partials, tile_slots, channels] sum of probability times negative
+  float* margins;   // [partials, tile_slots] kMarginSum: sum of log(1 + exp(L - s))
 };
 
 // The prologue of a shorter share costs more than its parallelism gains.

@@ -1,0 +1,375 @@
+"""Fakes and derivatives of the operators that serve the whole family of losses.
+
+As in `cac_ext.ops`, each operator is an autograd Function too. Anchors, positives, keys and the
+temperature have gradients. The forward pass gives those of the anchors and of the temperature; one
+more pass, with the roles of anchors and keys exchanged, gives that of the keys, and is left out if
+nobody asks for it. Forward mode reaches the anchors alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from cac_ext._arguments import forward_mode_is_on
+from cac_ext._load import _C
+from cac_ext.ops import (
+    DTYPE_NUMBERS,
+    NO_SECOND_DERIVATIVE,
+    AlongTangent,
+    check_features,
+    check_prepared,
+    check_rows,
+    prepared_outputs,
+    require_gradient,
+    scaled_rows,
+    value_dtype,
+)
+
+_OPERATORS = torch.ops.cac_ext
+
+
+def call(operator: str, function: Any, *arguments: Any) -> Any:
+    """The operator, or its autograd Function unless the call is being compiled.
+
+    Both give the same. `torch.func` and forward mode need the Function, torch.compile the operator.
+    """
+    if torch.compiler.is_compiling():
+        return getattr(_OPERATORS, operator)(*arguments)
+    return function.apply(*arguments)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on ``roots``, to refuse the second derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *roots: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+def _weighted(upstream: Tensor, statistic: Tensor) -> Tensor:
+    """The product [A]; 0 where the statistic is, also beside an infinite ``upstream``."""
+    return torch.where(statistic == 0, statistic, upstream * statistic)
+
+
+class _Gradients:
+    """The gradients of one call, from what its Function saved."""
+
+    def __init__(self, ctx: Any, grad_value: Tensor, needed: tuple[bool, ...]) -> None:
+        self.saved = ctx.saved_tensors
+        self.mask, self.normalize = ctx.mask, ctx.normalize
+        self.upstream = grad_value  # [A]
+        self.statistics = self.saved[-1]  # [4, A]
+        self.needed = needed
+
+    def once(self, gradient: Tensor) -> Tensor:
+        # Only if somebody may differentiate once more: create_graph=True, torch.func, forward mode.
+        if torch.is_grad_enabled() or forward_mode_is_on():
+            return _Once.apply(gradient, self.upstream, *self.saved[:4])
+        return gradient
+
+    def of_anchors(self) -> Tensor:
+        anchors, gradient = self.saved[0], self.saved[-2]
+        every = torch.ones_like(self.upstream, dtype=torch.bool)
+        return self.once(scaled_rows(gradient, self.upstream, every, anchors.dtype))
+
+    def of_positives(self) -> Tensor:
+        anchors, positives, _, temperature = self.saved[:4]
+        weights = _weighted(self.upstream, self.statistics[2])
+        gradient = _OPERATORS.contrast_gradient_of_positives(
+            anchors.detach(), positives.detach(), temperature.detach(), weights, self.normalize
+        )
+        return self.once(gradient.to(positives.dtype))
+
+    def of_keys(self, weights: Tensor, mask: str, logistic: bool) -> Tensor:
+        """[N, C] in the type of values."""
+        anchors, _, keys, temperature, labels, exclude, key_labels, rank, num_valid = self.saved[:9]
+        return _OPERATORS.contrast_gradient_of_keys(
+            keys.detach(),
+            anchors.detach(),
+            temperature.detach(),
+            labels,
+            exclude,
+            key_labels,
+            rank,
+            num_valid,
+            self.statistics[0],
+            weights,
+            mask,
+            logistic,
+            self.normalize,
+        )
+
+    def of_temperature(self) -> Tensor:
+        temperature = self.saved[3]
+        gradient = _weighted(self.upstream, self.statistics[3]).sum()
+        return self.once(gradient.to(temperature))
+
+
+class _ContrastFunction(torch.autograd.Function):
+    operator: str
+
+    @staticmethod
+    def save(ctx: Any, tensors: tuple[Tensor | None, ...], inputs: Any, output: Any) -> None:
+        _, gradient, statistics = output
+        ctx.mark_non_differentiable(gradient, statistics)
+        ctx.set_materialize_grads(False)
+        ctx.with_gradient = inputs[-1]
+        ctx.num_inputs = len(inputs)
+        ctx.save_for_backward(*tensors, gradient, statistics)
+        ctx.save_for_forward(tensors[0], gradient)
+
+    @classmethod
+    def along(cls, ctx: Any, tangent: Tensor | None, *others: Any) -> tuple[Any, None, None]:
+        require_gradient(ctx.with_gradient, cls.operator)
+        if any(isinstance(x, Tensor) for x in others):
+            raise RuntimeError("forward mode differentiates with respect to the anchors alone")
+        anchors, gradient = ctx.saved_tensors
+        change = None if tangent is None else AlongTangent.apply(anchors, gradient, tangent)
+        return change, None, None
+
+
+class Contrast(_ContrastFunction):
+    """``(value [A], gradient [A, C], statistics [4, A])`` of `torch.ops.cac_ext.contrast`."""
+
+    operator = "contrast"
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _OPERATORS.contrast(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        anchors, positives, keys, temperature, labels, _, exclude, _, key_labels = inputs[:9]
+        rank, _, num_valid, ctx.mask, ctx.normalize = inputs[9:14]
+        tensors = (anchors, positives, keys, temperature, labels, exclude)
+        _ContrastFunction.save(ctx, (*tensors, key_labels, rank, num_valid), inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        require_gradient(ctx.with_gradient, "contrast")
+        grads: list[Tensor | None] = [None] * ctx.num_inputs
+        if grad_value is None:
+            return tuple(grads)
+        gradients = _Gradients(ctx, grad_value, ctx.needs_input_grad)
+        if ctx.needs_input_grad[0]:
+            grads[0] = gradients.of_anchors()
+        if ctx.needs_input_grad[1]:
+            grads[1] = gradients.of_positives()
+        if ctx.needs_input_grad[2]:
+            weights = _weighted(grad_value, gradients.statistics[1])
+            of_keys = gradients.of_keys(weights, ctx.mask, logistic=False)
+            grads[2] = gradients.once(of_keys.to(gradients.saved[2].dtype))
+        if ctx.needs_input_grad[3]:
+            grads[3] = gradients.of_temperature()
+        return tuple(grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, None, None]:
+        return Contrast.along(ctx, *tangents)
+
+
+class PairwiseContrast(_ContrastFunction):
+    """The same of `torch.ops.cac_ext.pairwise_contrast`."""
+
+    operator = "pairwise_contrast"
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _OPERATORS.pairwise_contrast(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        anchors, keys, temperature, labels, _, exclude, _, key_labels, rank, num_valid = inputs[:10]
+        ctx.mask, ctx.normalize = "different", inputs[10]
+        tensors = (anchors, None, keys, temperature, labels, exclude, key_labels, rank, num_valid)
+        _ContrastFunction.save(ctx, tensors, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        require_gradient(ctx.with_gradient, "pairwise_contrast")
+        grads: list[Tensor | None] = [None] * ctx.num_inputs
+        if grad_value is None:
+            return tuple(grads)
+        gradients = _Gradients(ctx, grad_value, ctx.needs_input_grad)
+        if ctx.needs_input_grad[0]:
+            grads[0] = gradients.of_anchors()
+        if ctx.needs_input_grad[1]:
+            _, of_sum, of_pair, _ = gradients.statistics
+            negatives = gradients.of_keys(_weighted(grad_value, of_sum), "different", False)
+            positives = gradients.of_keys(-_weighted(grad_value, of_pair), "same", True)
+            grads[1] = gradients.once((negatives + positives).to(gradients.saved[2].dtype))
+        if ctx.needs_input_grad[2]:
+            grads[2] = gradients.of_temperature()
+        return tuple(grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, None, None]:
+        return PairwiseContrast.along(ctx, *tangents)
+
+
+class ClassSums(torch.autograd.Function):
+    """Sums [K, C] of the rows [R, C] of each class; `ClassRows` is the adjoint."""
+
+    @staticmethod
+    def forward(rows: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+        return _OPERATORS.class_sums(rows, classes, num_classes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (classes,) = ctx.saved_tensors
+        return call("class_rows", ClassRows, grad, classes).to(ctx.dtype), None, None
+
+
+class ClassRows(torch.autograd.Function):
+    """Rows [R, C] of the sums [K, C], by class."""
+
+    @staticmethod
+    def forward(sums: Tensor, classes: Tensor) -> Tensor:
+        return _OPERATORS.class_rows(sums, classes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.num_classes = inputs[0].shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (classes,) = ctx.saved_tensors
+        return call("class_sums", ClassSums, grad, classes, ctx.num_classes).to(grad.dtype), None
+
+
+def _fake_outputs(features: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    rows, channels = features.shape
+    kept = rows if with_gradient else 0
+    dtype = value_dtype(features)
+    return (
+        features.new_empty((rows,), dtype=dtype),
+        features.new_empty((kept, channels), dtype=dtype),
+        features.new_empty((4, kept), dtype=dtype),
+    )
+
+
+def _check_call(
+    anchors: Tensor, labels: Tensor | None, active: Tensor | None, exclude: Tensor | None
+) -> None:
+    check_features(anchors, "anchors")
+    if labels is not None:
+        check_rows(labels, "anchor_labels", anchors)
+    if exclude is not None:
+        check_rows(exclude, "exclude", anchors)
+    if active is not None and (active.dtype != torch.bool or active.shape != anchors.shape[:1]):
+        raise ValueError(
+            f"active must be bool of shape [{anchors.shape[0]}], but is {active.dtype} of shape "
+            f"{list(active.shape)}"
+        )
+
+
+@torch.library.register_fake("cac_ext::prepare_keys")
+def _(
+    keys: Tensor,
+    labels: Tensor | None,
+    length: Tensor | None,
+    normalize: bool,
+    ignore_index: int | None = None,
+) -> tuple[Tensor, ...]:
+    check_features(keys, "negatives")
+    if labels is not None:
+        check_rows(labels, "negative_labels", keys)
+    index = keys.new_empty((), dtype=torch.int64)
+    layout = _C.prepared_layout(keys.device.type, DTYPE_NUMBERS[keys.dtype])
+    return *prepared_outputs(keys, index, layout), index.new_empty((keys.shape[0],))
+
+
+@torch.library.register_fake("cac_ext::contrast")
+def _(
+    anchors: Tensor,
+    positives: Tensor | None,
+    keys: Tensor | None,
+    temperature: Tensor,
+    anchor_labels: Tensor | None,
+    active: Tensor | None,
+    exclude: Tensor | None,
+    negatives: Tensor,
+    negative_labels: Tensor,
+    rank: Tensor | None,
+    leading_rows: Tensor,
+    num_valid: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_call(anchors, anchor_labels, active, exclude)
+    if positives is not None:
+        check_features(positives, "positives", anchors)
+    check_prepared(anchors, negatives, negative_labels, leading_rows, num_valid)
+    return _fake_outputs(anchors, rest[-1])
+
+
+@torch.library.register_fake("cac_ext::pairwise_contrast")
+def _(
+    anchors: Tensor,
+    keys: Tensor | None,
+    temperature: Tensor,
+    anchor_labels: Tensor,
+    active: Tensor | None,
+    exclude: Tensor | None,
+    negatives: Tensor,
+    negative_labels: Tensor,
+    rank: Tensor,
+    num_valid: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_call(anchors, anchor_labels, active, exclude)
+    check_prepared(anchors, negatives, negative_labels, num_valid)
+    return _fake_outputs(anchors, rest[-1])
+
+
+@torch.library.register_fake("cac_ext::contrast_gradient_of_keys")
+def _(keys: Tensor, *_: Any) -> Tensor:
+    return keys.new_empty(keys.shape, dtype=value_dtype(keys))
+
+
+@torch.library.register_fake("cac_ext::contrast_gradient_of_positives")
+def _(anchors: Tensor, positives: Tensor, *_: Any) -> Tensor:
+    return positives.new_empty(positives.shape, dtype=value_dtype(positives))
+
+
+@torch.library.register_fake("cac_ext::class_sums")
+def _(rows: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    return rows.new_empty((num_classes, rows.shape[1]), dtype=value_dtype(rows))
+
+
+@torch.library.register_fake("cac_ext::class_rows")
+def _(sums: Tensor, classes: Tensor) -> Tensor:
+    return sums.new_empty((classes.shape[0], sums.shape[1]))
+
+
+for _operator, _function in {
+    "contrast": Contrast,
+    "pairwise_contrast": PairwiseContrast,
+    "class_sums": ClassSums,
+    "class_rows": ClassRows,
+}.items():
+    torch.library.register_autograd(
+        f"cac_ext::{_operator}", _function.backward, setup_context=_function.setup_context
+    )
