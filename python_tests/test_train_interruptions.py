@@ -39,6 +39,14 @@ TINY = [
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which ignores Ctrl-C there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _train(overrides: list[str], folder: Path) -> None:
     torch.set_num_threads(1)
     train(load("synthetic", overrides), folder, resume=True, progress=False)
