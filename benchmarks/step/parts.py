@@ -36,7 +36,7 @@ _FORWARD_PARTS = {
     "Optimizer.": OPTIMIZER,
     "aten::cross_entropy_loss": SUPERVISED,
     "enumerate(DataLoader)": LOADING,
-    "cac_ext::prepare_negatives": SORTING,
+    "cac_ext::prepare_": SORTING,
     "cac_ext::": CONTRASTIVE,
     "DirectionalContrastiveLoss": CONTRASTIVE,
 }
