@@ -74,9 +74,9 @@ def main() -> None:
     network = SegmentationNetwork(Colors(), nn.Conv2d(3, options.classes, 1)).eval()
     classes = Classes([f"class {k}" for k in range(options.classes)], 255, None)
     config = load("synthetic", [f"data.max_image_pixels={options.side**2}"])
-    run = Run(config, classes, network, 0)
     inference = Inference(window=options.window)
     with tempfile.TemporaryDirectory() as folder:
+        run = Run(config, classes, network, 0, Path(folder))
         path = Path(folder) / "image.png"
         # In a process of its own: drawing takes memory, too.
         drawing = multiprocessing.get_context("spawn").Process(
