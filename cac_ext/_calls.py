@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cac_ext._arguments import (
     require_agreement,
     require_tensors,
 )
+from cac_ext.contrast_ops import call
 from cac_ext.negatives import PreparedNegatives, PreparedParts, prepare_parts
 
 
@@ -68,9 +70,16 @@ def prepared_parts(
 
 
 def require_fitting(
-    features: dict[str, Tensor], rows: dict[str, Tensor], negatives: Tensor | PreparedNegatives
+    given_features: Mapping[str, Tensor | None],
+    given_rows: Mapping[str, Tensor | None],
+    negatives: Tensor | PreparedNegatives,
 ) -> None:
-    """Raise for the argument that does not fit the others: channels, pixels, devices."""
+    """Raise for the argument that does not fit the others: channels, pixels, devices.
+
+    Arguments that are None were left out.
+    """
+    features = {name: x for name, x in given_features.items() if x is not None}
+    rows = {name: x for name, x in given_rows.items() if x is not None}
     require_tensors(**features, **rows)
     if any(x.dim() != 2 for x in features.values()):
         return  # the operators say so
@@ -101,10 +110,7 @@ def wants_gradient(*features: Tensor) -> bool:
 
 
 def apply(operator: str, function: Any, *arguments: Any) -> Any:
-    """The operator, or its autograd Function if a derivative may be taken.
-
-    Both give the same. `torch.func` and forward mode need the Function, torch.compile the operator.
-    """
-    if arguments[-1] and not torch.compiler.is_compiling():
-        return function.apply(*arguments)
+    """The operator; through `call` if its last argument says that a derivative may be taken."""
+    if arguments[-1]:
+        return call(operator, function, *arguments)
     return getattr(torch.ops.cac_ext, operator)(*arguments)

@@ -8,6 +8,7 @@ nobody asks for it. Forward mode reaches the anchors alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -71,12 +72,11 @@ def _weighted(upstream: Tensor, statistic: Tensor) -> Tensor:
 class _Gradients:
     """The gradients of one call, from what its Function saved."""
 
-    def __init__(self, ctx: Any, grad_value: Tensor, needed: tuple[bool, ...]) -> None:
+    def __init__(self, ctx: Any, grad_value: Tensor) -> None:
         self.saved = ctx.saved_tensors
         self.mask, self.normalize = ctx.mask, ctx.normalize
         self.upstream = grad_value  # [A]
         self.statistics = self.saved[-1]  # [4, A]
-        self.needed = needed
 
     def once(self, gradient: Tensor) -> Tensor:
         # Only if somebody may differentiate once more: create_graph=True, torch.func, forward mode.
@@ -124,6 +124,7 @@ class _Gradients:
 
 class _ContrastFunction(torch.autograd.Function):
     operator: str
+    differentiable: tuple[str, ...]  # the operator's first arguments, in their order
 
     @staticmethod
     def save(ctx: Any, tensors: tuple[Tensor | None, ...], inputs: Any, output: Any) -> None:
@@ -134,6 +135,31 @@ class _ContrastFunction(torch.autograd.Function):
         ctx.num_inputs = len(inputs)
         ctx.save_for_backward(*tensors, gradient, statistics)
         ctx.save_for_forward(tensors[0], gradient)
+
+    @classmethod
+    def against(
+        cls,
+        ctx: Any,
+        grad_value: Tensor | None,
+        gradient_of_keys: Callable[[_Gradients], Tensor],  # [N, C] in the type of values
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient of each input that asks for it."""
+        require_gradient(ctx.with_gradient, cls.operator)
+        grads: list[Tensor | None] = [None] * ctx.num_inputs
+        if grad_value is None:
+            return tuple(grads)
+        gradients = _Gradients(ctx, grad_value)
+        keys = gradients.saved[2]
+        rules = {
+            "anchors": gradients.of_anchors,
+            "positives": gradients.of_positives,
+            "keys": lambda: gradients.once(gradient_of_keys(gradients).to(keys.dtype)),
+            "temperature": gradients.of_temperature,
+        }
+        for place, name in enumerate(cls.differentiable):
+            if ctx.needs_input_grad[place]:
+                grads[place] = rules[name]()
+        return tuple(grads)
 
     @classmethod
     def along(cls, ctx: Any, tangent: Tensor | None, *others: Any) -> tuple[Any, None, None]:
@@ -149,6 +175,7 @@ class Contrast(_ContrastFunction):
     """``(value [A], gradient [A, C], statistics [4, A])`` of `torch.ops.cac_ext.contrast`."""
 
     operator = "contrast"
+    differentiable = ("anchors", "positives", "keys", "temperature")
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,23 +189,13 @@ class Contrast(_ContrastFunction):
         _ContrastFunction.save(ctx, (*tensors, key_labels, rank, num_valid), inputs, output)
 
     @staticmethod
+    def gradient_of_keys(gradients: _Gradients) -> Tensor:
+        weights = _weighted(gradients.upstream, gradients.statistics[1])
+        return gradients.of_keys(weights, gradients.mask, logistic=False)
+
+    @staticmethod
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        require_gradient(ctx.with_gradient, "contrast")
-        grads: list[Tensor | None] = [None] * ctx.num_inputs
-        if grad_value is None:
-            return tuple(grads)
-        gradients = _Gradients(ctx, grad_value, ctx.needs_input_grad)
-        if ctx.needs_input_grad[0]:
-            grads[0] = gradients.of_anchors()
-        if ctx.needs_input_grad[1]:
-            grads[1] = gradients.of_positives()
-        if ctx.needs_input_grad[2]:
-            weights = _weighted(grad_value, gradients.statistics[1])
-            of_keys = gradients.of_keys(weights, ctx.mask, logistic=False)
-            grads[2] = gradients.once(of_keys.to(gradients.saved[2].dtype))
-        if ctx.needs_input_grad[3]:
-            grads[3] = gradients.of_temperature()
-        return tuple(grads)
+        return Contrast.against(ctx, grad_value, Contrast.gradient_of_keys)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, None, None]:
@@ -189,6 +206,7 @@ class PairwiseContrast(_ContrastFunction):
     """The same of `torch.ops.cac_ext.pairwise_contrast`."""
 
     operator = "pairwise_contrast"
+    differentiable = ("anchors", "keys", "temperature")
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,22 +220,16 @@ class PairwiseContrast(_ContrastFunction):
         _ContrastFunction.save(ctx, tensors, inputs, output)
 
     @staticmethod
+    def gradient_of_keys(gradients: _Gradients) -> Tensor:
+        _, of_sum, of_pair, _ = gradients.statistics
+        upstream = gradients.upstream
+        negatives = gradients.of_keys(_weighted(upstream, of_sum), gradients.mask, logistic=False)
+        positives = gradients.of_keys(-_weighted(upstream, of_pair), "same", logistic=True)
+        return negatives + positives
+
+    @staticmethod
     def backward(ctx: Any, grad_value: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        require_gradient(ctx.with_gradient, "pairwise_contrast")
-        grads: list[Tensor | None] = [None] * ctx.num_inputs
-        if grad_value is None:
-            return tuple(grads)
-        gradients = _Gradients(ctx, grad_value, ctx.needs_input_grad)
-        if ctx.needs_input_grad[0]:
-            grads[0] = gradients.of_anchors()
-        if ctx.needs_input_grad[1]:
-            _, of_sum, of_pair, _ = gradients.statistics
-            negatives = gradients.of_keys(_weighted(grad_value, of_sum), "different", False)
-            positives = gradients.of_keys(-_weighted(grad_value, of_pair), "same", True)
-            grads[1] = gradients.once((negatives + positives).to(gradients.saved[2].dtype))
-        if ctx.needs_input_grad[2]:
-            grads[2] = gradients.of_temperature()
-        return tuple(grads)
+        return PairwiseContrast.against(ctx, grad_value, PairwiseContrast.gradient_of_keys)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, None, None]:

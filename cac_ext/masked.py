@@ -161,10 +161,8 @@ def _contrast(
 ) -> Tensor:
     require_flag(normalize, "normalize")
     require_mask(mask)
-    features = {"anchors": anchors} | ({} if positives is None else {"positives": positives})
-    optional = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
-    rows = {name: x for name, x in optional.items() if x is not None}
-    require_fitting(features, rows, negatives)
+    rows = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
+    require_fitting({"anchors": anchors, "positives": positives}, rows, negatives)
     if anchor_labels is None and mask != "all":
         raise ValueError(
             f"anchor_labels are missing: mask={mask!r} compares them with the negatives' labels. "

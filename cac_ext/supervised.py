@@ -74,8 +74,7 @@ def supervised_contrastive_loss(
     require_flag(normalize, "normalize")
     ignore_index = as_ignore_index(ignore_index)
     require_tensors(keys=keys, key_labels=key_labels, anchor_labels=anchor_labels)
-    optional = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
-    rows = {name: x for name, x in optional.items() if x is not None}
+    rows = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
     require_fitting({"anchors": anchors}, rows, keys)
     for name, x in (("anchors", anchors), ("keys", keys)):
         reject_tangent(x, name)

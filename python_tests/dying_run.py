@@ -1,11 +1,15 @@
-"""A training that kills itself at a step, to test the resume."""
+"""A training that kills itself at a step, and the promise of its resume."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import processes
+from run_folders import assert_same_run
 
 from cac_ext.train import loop
 from cac_ext.train.config import load
@@ -31,3 +35,18 @@ def train_until(overrides: list[str], folder: Path, dies_at: int | None = None) 
             train(config, folder, resume=True, progress=False)
     finally:
         loop.take_step = take_step
+
+
+def assert_resumes_bit_for_bit(
+    overrides: list[str], folder: Path, run: Callable[..., None] = train_until
+) -> None:
+    """``run``, killed before its sixth step and run again, equals an unbroken one.
+
+    The runs are ``broken`` and ``whole`` below ``folder``. ``run`` takes what `train_until` takes.
+    """
+    child = processes.start(run, overrides, folder / "broken", 5)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    run(overrides, folder / "broken")
+    run(overrides, folder / "whole")
+    assert_same_run(folder / "whole", folder / "broken")

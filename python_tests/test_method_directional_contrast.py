@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import processes
 import pytest
 import torch
 from crop_steps import SIZE, VERSIONS, gradients, make_method, phase_of, random_batches
+from dying_run import assert_resumes_bit_for_bit, train_until
 from method_steps import balance_classes
-from run_folders import assert_same_run
 from tiny_run import TINY_RUN
 
-from cac_ext.train import loop
 from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
-from cac_ext.train.loop import train
 from cac_ext.train.methods import MethodContext, check_method
 from cac_ext.train.methods.cac import Cac
 from cac_ext.train.runs.log import read_metrics
-from cac_ext.train.runtime.distributed import process_group
 
 ADDED = ["method.directional_contrast=true", "method.confidence_threshold=0.05"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,22 +126,6 @@ def test_methods_that_cannot_have_it_say_so(tmp_path: Path, monkeypatch) -> None
         check_method(load("synthetic", [given, "method.name=mean_teacher:MeanTeacher"]))
 
 
-def _train(overrides: list[str], folder: Path, dies_at: int | None = None) -> None:
-    take_step = loop.take_step
-
-    def dying(method, state, *rest):
-        if state.iteration == dies_at:
-            os.kill(os.getpid(), 9)
-        return take_step(method, state, *rest)
-
-    loop.take_step = dying
-    try:
-        with process_group("cpu"):
-            train(load("synthetic", overrides), folder, resume=True, progress=False)
-    finally:
-        loop.take_step = take_step
-
-
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("method", VERSIONS)
 def test_it_resumes_bit_for_bit_with_its_memory_bank(
@@ -153,12 +133,7 @@ def test_it_resumes_bit_for_bit_with_its_memory_bank(
 ) -> None:
     overrides = [*TINY_RUN, *ADDED, "schedule.epochs=3", f"method.name={method}", f"seed={seed}"]
     overrides += ["network.dropout=0.5", "method.step_save=2", "method.negative_sampling=false"]
-    child = processes.start(_train, overrides, tmp_path / "broken", 5)
-    child.join()
-    assert child.exitcode == -9
-    _train(overrides, tmp_path / "broken")
-    _train(overrides, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert_resumes_bit_for_bit(overrides, tmp_path)
     steps = [x for x in read_metrics(tmp_path / "whole/metrics.jsonl") if x["split"] == "train"]
     assert all(step["loss_directional_contrast"] > 0 for step in steps[2:])
-    processes.run_together(2, _train, overrides, tmp_path / "two")
+    processes.run_together(2, train_until, overrides, tmp_path / "two")

@@ -7,8 +7,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from dying_run import train_until
-from run_folders import assert_same_run
+from dying_run import assert_resumes_bit_for_bit, train_until
 from tiny_run import TINY_RUN
 
 from cac_ext.train.config import load
@@ -54,12 +53,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_it_resumes_bit_for_bit_after_sigkill(method: str, tmp_path: Path, seed: int) -> None:
     overrides = settings(method, f"seed={seed}", "network.dropout=0.5")
-    child = processes.start(train_until, overrides, tmp_path / "broken", 5)
-    child.join()
-    assert child.exitcode == -9
-    train_until(overrides, tmp_path / "broken")
-    train_until(overrides, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert_resumes_bit_for_bit(overrides, tmp_path)
 
 
 def test_it_trains_in_two_processes(method: str, tmp_path: Path, seed: int) -> None:

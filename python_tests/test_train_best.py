@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import processes
 import pytest
 import torch
-from dying_run import train_until
+from dying_run import assert_resumes_bit_for_bit
 from run_folders import assert_identical, assert_same_run
 from tiny_run import TINY_RUN
 
@@ -161,12 +160,7 @@ def test_a_run_with_every_feature_resumes_bit_for_bit_after_sigkill(
     tmp_path: Path, seed: int
 ) -> None:
     overrides = [*TINY_RUN, *EVERYTHING, f"seed={seed}"]
-    child = processes.start(train_until, overrides, tmp_path / "broken", 5)
-    child.join()
-    assert child.exitcode == -9
-    train_until(overrides, tmp_path / "broken")
-    train_until(overrides, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert_resumes_bit_for_bit(overrides, tmp_path)
     assert (tmp_path / "broken/best.pt").exists()
     logged = [x for x in read_metrics(tmp_path / "whole/metrics.jsonl") if x["split"] == "train"]
     assert max(x["gradient_norm"] for x in logged) > 0.1  # what is clipped

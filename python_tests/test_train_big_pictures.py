@@ -15,33 +15,26 @@ from PIL import Image
 from tiny_run import TINY_RUN, draw_no_pictures
 from torch import Tensor
 
-from cac_ext.train import evaluate as evaluating
 from cac_ext.train import inference, preflight
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import load, to_mapping
 from cac_ext.train.data import build_datasets
-from cac_ext.train.data.files import image_files, pictures
 from cac_ext.train.errors import CheckpointError, DataError
 from cac_ext.train.inference import Inference, predict
 from cac_ext.train.loop import train
 from cac_ext.train.networks import SegmentationNetwork
-from cac_ext.train.runs import evaluation, predictions
+from cac_ext.train.runs import evaluation
 from cac_ext.train.runs.checkpoint import require_same_settings
 from cac_ext.train.runs.folder import load_run
 from cac_ext.train.runs.log import read_metrics
+from cac_ext.train.runtime import bands
 
 HELPER = Path(__file__).parent / "big_picture.py"
 
 
 def in_bands_of(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
-    for module, name in (
-        (pictures, "_BAND"),
-        (predictions, "_BAND"),
-        (image_files, "_COMPARED"),
-        (evaluating, "_COUNTED"),
-    ):
-        assert getattr(module, name) > pixels
-        monkeypatch.setattr(module, name, pixels)
+    assert pixels < bands.BAND_PIXELS
+    monkeypatch.setattr(bands, "BAND_PIXELS", pixels)
 
 
 @pytest.fixture

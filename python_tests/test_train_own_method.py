@@ -8,8 +8,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from dying_run import train_until
-from run_folders import assert_same_run
+from dying_run import assert_resumes_bit_for_bit, train_until
 from tiny_run import TINY_RUN
 
 from cac_ext.train import loop
@@ -85,12 +84,7 @@ def _train(overrides: list[str], folder: Path, dies_at: int | None = None) -> No
 
 def test_the_example_resumes_bit_for_bit_after_sigkill(tmp_path: Path, seed: int) -> None:
     overrides = [*TINY, f"seed={seed}"]
-    child = processes.start(_train, overrides, tmp_path / "broken", 5)
-    child.join()
-    assert child.exitcode == -9
-    _train(overrides, tmp_path / "broken")
-    _train(overrides, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert_resumes_bit_for_bit(overrides, tmp_path, _train)
 
 
 def test_two_processes_train_the_example_as_one_does(tmp_path: Path, seed: int) -> None:

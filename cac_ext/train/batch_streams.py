@@ -11,7 +11,6 @@ import torch
 from cac_ext.train.config import Config
 from cac_ext.train.data.batches import to_device
 from cac_ext.train.data.stream import IterationSampler, Stream, stream_loader
-from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import StreamRequest
 from cac_ext.train.runtime.distributed import Processes
 
@@ -54,14 +53,7 @@ class BatchStreams:
             first = max(start, request.first_iteration)
             if first >= config.iterations:
                 continue
-            if parts == 1:
-                processes.share(request.batch_size, request.batch_key)
-            elif request.batch_size % (parts * processes.size):
-                raise ConfigError(
-                    f"{request.batch_key} is {request.batch_size}, which {processes.size} "
-                    f"process(es) in {parts} parts (schedule.accumulation) cannot share equally: "
-                    f"set it to a multiple of {parts * processes.size}"
-                )
+            processes.share(request.batch_size, request.batch_key, parts)
             # Each part is a batch of its own: together they hold the positions of the whole one.
             sampler = IterationSampler(
                 first * parts,

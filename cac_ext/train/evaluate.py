@@ -15,12 +15,10 @@ from cac_ext.train.data.stream import SampleLoader
 from cac_ext.train.errors import DataError, ProcessError, listed
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict, smallest_dtype
 from cac_ext.train.networks import SegmentationNetwork
+from cac_ext.train.runtime.bands import bands
 from cac_ext.train.runtime.distributed import ALONE, Processes
 from cac_ext.train.runtime.progress import Progress
 from cac_ext.train.runtime.signals import leave_signals_to_the_main_process
-
-#: Pixels that are counted at once: their class ids take eight bytes each, several times over.
-_COUNTED = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,8 @@ def evaluate(
         for sample in Progress(loader, "evaluate", unit="image", leave=False, disable=not progress):
             mask = sample["mask"].as_subclass(Tensor)  # [H, W]
             ids = predict(network, sample["image"], inference, dtype=dtype, progress=progress)
-            rows = max(1, _COUNTED // mask.shape[1])
-            for found, truth in zip(ids.split(rows), mask.split(rows), strict=True):
-                confusion.update(found.long(), truth.to(device).long())
+            for rows in bands(mask.shape[0], mask.shape[1]):  # ids of eight bytes, several times
+                confusion.update(ids[rows].long(), mask[rows].to(device).long())
     except Exception as error:  # the other processes must not wait for this one
         failure = error
     network.train(was_training)

@@ -62,12 +62,10 @@ def consistency_loss(
     ``directional_loss`` stands in for `cac_ext.directional_contrastive_loss`, called with
     ``return_direction=True``.
     """
-    labels1, labels2 = view1.pseudo_labels, view2.pseudo_labels
-    if not config.negative_sampling:  # every negative differs from every anchor
-        labels1, labels2 = torch.ones_like(labels1), torch.ones_like(labels2)
-        negative_labels = torch.zeros_like(negative_labels)
-    threshold = config.confidence_threshold if config.positive_filtering else 0.0
-    weights = overlap_weights if config.normalizer == "overlap" else None
+    view1, view2 = _with_counted_labels(config, view1), _with_counted_labels(config, view2)
+    negative_labels = _counted_negative_labels(config, negative_labels)
+    threshold = _threshold(config)
+    weights = _weights(config, overlap_weights)
 
     if config.loss == "contrastive" and config.directional:
         reduction = "sum"
@@ -79,8 +77,8 @@ def consistency_loss(
             view2.projections,
             view1.confidences,
             view2.confidences,
-            labels1,
-            labels2,
+            view1.pseudo_labels,
+            view2.pseudo_labels,
             negatives,
             negative_labels,
             temperature=config.temperature,
@@ -95,11 +93,10 @@ def consistency_loss(
             losses = (losses.sum(dim=1) * _active_shares(anchors, processes)).sum()
         return losses, anchors
 
-    anchors = _anchors(view1.confidences, view2.confidences, threshold, config.directional)
+    anchors = _anchors(config, view1, view2)
     prepared: Negatives = negatives, negative_labels
     if config.loss == "contrastive":  # sorted once for both directions
         prepared = cac_ext.prepare_negatives(negatives, negative_labels, normalize=False), None
-    view1, view2 = view1._replace(pseudo_labels=labels1), view2._replace(pseudo_labels=labels2)
     first, second = _pull_both(config, view1, view2, anchors, prepared)
     return _total(first, second, anchors, weights, processes), anchors
 
@@ -119,35 +116,51 @@ def consistency_loss_over_chunks(
     if config.loss != "contrastive":
         none = view1.projections.detach()[:0], view1.pseudo_labels[:0]
         return consistency_loss(config, view1, view2, overlap_weights, *none, processes)
-    if not config.negative_sampling:
-        view1, view2 = (
-            view._replace(pseudo_labels=torch.ones_like(view.pseudo_labels))
-            for view in (view1, view2)
-        )
-    threshold = config.confidence_threshold if config.positive_filtering else 0.0
-    anchors = _anchors(view1.confidences, view2.confidences, threshold, config.directional)
+    view1, view2 = _with_counted_labels(config, view1), _with_counted_labels(config, view2)
+    anchors = _anchors(config, view1, view2)
 
     def losses_of(
         features1: Tensor, features2: Tensor, negatives: Tensor, labels: Tensor
     ) -> Tensor:
-        if not config.negative_sampling:
-            labels = torch.zeros_like(labels)
+        labels = _counted_negative_labels(config, labels)
         first = view1._replace(projections=features1)
         second = view2._replace(projections=features2)
         prepared = cac_ext.prepare_negatives(negatives, labels, normalize=False), None
         return torch.stack(_pull_both(config, first, second, anchors, prepared))
 
     first, second = losses_over_chunks(losses_of, view1.projections, view2.projections, chunks)
-    weights = overlap_weights if config.normalizer == "overlap" else None
+    weights = _weights(config, overlap_weights)
     return _total(first, second, anchors, weights, processes), anchors
 
 
-def _anchors(
-    confidences1: Tensor, confidences2: Tensor, threshold: float, directional: bool
-) -> Anchors:
+def _with_counted_labels(config: MethodConfig, view: Overlap) -> Overlap:
+    """The view; without ``negative_sampling`` with labels that differ from every negative's."""
+    if config.negative_sampling:
+        return view
+    return view._replace(pseudo_labels=torch.ones_like(view.pseudo_labels))
+
+
+def _counted_negative_labels(config: MethodConfig, labels: Tensor) -> Tensor:
+    """Labels ``[N]`` of negatives, for anchors of `_with_counted_labels`."""
+    return labels if config.negative_sampling else torch.zeros_like(labels)
+
+
+def _threshold(config: MethodConfig) -> float:
+    """The confidence that a positive must exceed (Eq. 7)."""
+    return config.confidence_threshold if config.positive_filtering else 0.0
+
+
+def _weights(config: MethodConfig, overlap_weights: Tensor) -> Tensor | None:
+    """The weight of each pixel ``[A]``; None for 1 / active anchors of its direction."""
+    return overlap_weights if config.normalizer == "overlap" else None
+
+
+def _anchors(config: MethodConfig, view1: Overlap, view2: Overlap) -> Anchors:
     """Eq. 7 for the losses whose operator does not evaluate it; Eq. 2 only if ``directional``."""
+    confidences1, confidences2 = view1.confidences, view2.confidences
+    threshold = _threshold(config)
     first_to_second, second_to_first = confidences2 > threshold, confidences1 > threshold
-    if directional:
+    if config.directional:
         first_to_second = first_to_second & (confidences1 < confidences2)
         second_to_first = second_to_first & (confidences2 < confidences1)
     return Anchors(first_to_second, second_to_first)

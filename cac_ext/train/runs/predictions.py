@@ -18,13 +18,11 @@ from cac_ext.train.errors import DataError
 from cac_ext.train.figures.panels import color_mask
 from cac_ext.train.inference import Inference, predict, smallest_dtype
 from cac_ext.train.runs.folder import Run
+from cac_ext.train.runtime.bands import bands
 from cac_ext.train.runtime.progress import Progress
 
 _KINDS = ("ids", "colors", "overlays")
 _OVERLAY = 0.5  # share of the class colors in an overlay
-_BAND = (
-    1 << 22
-)  # pixels that are colored at once: they take over ten times the memory of the result
 
 
 @dataclass(frozen=True)
@@ -147,13 +145,12 @@ def _write(job: Job, image: Tensor, ids: Tensor, classes: Classes) -> None:
     """Writes the three pictures of an image ``[3, H, W]`` and its class ids ``[H, W]``."""
     picture_of_ids(ids.numpy(), classes.num_classes).save(job.targets["ids"])
     height, width = ids.shape
-    band = max(1, _BAND // width)  # rows
     picture = Image.new("RGB", (width, height))
-    for top in range(0, height, band):
-        picture.paste(Image.fromarray(color_mask(ids[top : top + band], classes)), (0, top))
+    for rows in bands(height, width):
+        picture.paste(Image.fromarray(color_mask(ids[rows], classes)), (0, rows.start))
     picture.save(job.targets["colors"])
-    for top in range(0, height, band):
-        colors = picture.crop((0, top, width, min(top + band, height)))
-        below = VF.to_pil_image(image[:, top : top + band])
-        picture.paste(Image.blend(below, colors, _OVERLAY), (0, top))
+    for rows in bands(height, width):
+        colors = picture.crop((0, rows.start, width, rows.stop))
+        below = VF.to_pil_image(image[:, rows])
+        picture.paste(Image.blend(below, colors, _OVERLAY), (0, rows.start))
     picture.save(job.targets["overlays"])

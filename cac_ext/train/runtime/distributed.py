@@ -50,14 +50,21 @@ class Processes:
         """Whether this process shows progress and writes files."""
         return self.rank == 0
 
-    def share(self, total: int, key: str) -> int:
-        """The share of one process in ``total``; ConfigError if the shares are not equal."""
-        if total % self.size:
+    def share(self, total: int, key: str, parts: int = 1) -> int:
+        """The share of one process, in one of the parts of a step, in ``total``.
+
+        ConfigError, which names ``key``, if the shares are not equal.
+        """
+        shares = self.size * parts
+        if total % shares:
+            who = f"{self.size} processes"
+            if parts > 1:
+                who = f"{self.size} process(es) in {parts} parts (schedule.accumulation)"
             raise ConfigError(
-                f"{key} is {total}, which {self.size} processes cannot share equally: set it to a "
-                f"multiple of {self.size}"
+                f"{key} is {total}, which {who} cannot share equally: set it to a multiple of "
+                f"{shares}"
             )
-        return total // self.size
+        return total // shares
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, without gradient."""

@@ -18,9 +18,7 @@ from cac_ext.train.data.files.mask_colors import MaskColors
 from cac_ext.train.data.files.pictures import file_fault, read_ids, read_image, read_size
 from cac_ext.train.data.files.stored_samples import Ids
 from cac_ext.train.errors import DataError
-
-#: Pixels whose ids are compared at once: the comparisons take several times the memory.
-_COMPARED = 1 << 22
+from cac_ext.train.runtime.bands import bands
 
 
 class ImageFiles(SegmentationDataset):
@@ -108,9 +106,7 @@ class ImageFiles(SegmentationDataset):
             raise DataError(f"the image {entry.image} has no mask: name one in its list")
         stored = read_ids(path, size, entry.image, colors=self.mask_colors)
         ids = self.class_ids(path, stored)
-        rows = max(1, _COMPARED // ids.shape[1])
-        bands = (ids[top : top + rows] for top in range(0, len(ids), rows))
-        if any(self._unknown(band).any() for band in bands):
+        if any(self._unknown(ids[rows]).any() for rows in bands(*ids.shape)):
             wrong = self._unknown(ids)
             found = ", ".join(map(str, np.unique(ids[wrong])[:8]))
             raise DataError(

@@ -33,6 +33,7 @@ from torch import Tensor
 from cac_ext.train.data.files.mask_colors import MaskColors
 from cac_ext.train.data.files.stored_samples import Ids, Storage, gray_of, ids_of, require_faithful
 from cac_ext.train.errors import DataError
+from cac_ext.train.runtime.bands import bands
 
 _ORIENTATION = ExifTags.Base.Orientation
 _TO_UPRIGHT = {
@@ -47,7 +48,6 @@ _TO_UPRIGHT = {
 _SIDES_CHANGE_PLACES = (5, 6, 7, 8)
 _FIRST_ROW_LAST = (3, 4, 6, 7)  # the first stored row is shown at the bottom or the right
 _FIRST_COLUMN_LAST = (2, 3, 7, 8)  # the first stored column is shown there
-_BAND = 1 << 22  # pixels that are converted at once: Pillow's copies take several times the memory
 
 _PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames count as pages
 _NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transparency mask
@@ -332,10 +332,9 @@ def _upright_rgb(
     sides = (width, height) if orientation in _SIDES_CHANGE_PLACES else (height, width)
     upright = np.empty((*sides, 3), np.uint8)
     stored = _as_stored(upright, orientation)
-    rows = max(1, _BAND // width)
-    for top in range(0, height, rows):
-        band = decoded.crop((0, top, width, min(top + rows, height)))
-        stored[top : top + rows] = np.asarray(_rgb(band, title))
+    for rows in bands(height, width):
+        band = decoded.crop((0, rows.start, width, rows.stop))
+        stored[rows] = np.asarray(_rgb(band, title))
     return upright
 
 

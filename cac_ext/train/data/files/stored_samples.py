@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cac_ext.train.errors import DataError
+from cac_ext.train.runtime.bands import bands
 
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of a TIFF
 _WHITE_IS_ZERO = 0
@@ -24,7 +25,6 @@ _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
 _WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
 _RGB = ("RGB", "RGBX")
 _GRAY_STEP = {"L;2": 85, "L;4": 17}  # between Pillow's gray values of the samples 0, 1, 2, ...
-_BAND = 256  # rows
 _AS_PNG = "save it as a PNG of one channel"
 
 Ids = npt.NDArray[np.integer[Any]]  # [H, W] class ids
@@ -90,10 +90,10 @@ def gray_of(picture: Image.Image, storage: Storage, title: str) -> Image.Image:
             "it to 8 or 16 bits without sign"
         )
     gray = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), _BAND):  # by bands: the uint32 values take 4 times the memory
-        band = values[top : top + _BAND].astype(np.uint32)
+    for rows in bands(*values.shape):  # the uint32 values take 4 times the memory
+        band = values[rows].astype(np.uint32)
         band = storage.white - band if storage.negative else band
-        gray[top : top + _BAND] = (band * 255 + storage.white // 2) // storage.white
+        gray[rows] = (band * 255 + storage.white // 2) // storage.white
     return Image.fromarray(gray)
 
 
