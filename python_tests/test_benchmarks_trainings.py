@@ -18,7 +18,9 @@ pytest.importorskip("omegaconf")
 from benchmarks.__main__ import main
 from benchmarks.errors import UsageError
 from benchmarks.trainings.resized import resized_copy
+from cac_ext.train import load_run, predict, predict_probabilities
 from cac_ext.train.config import load
+from cac_ext.train.data import build_datasets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,6 +88,9 @@ def test_both_methods_meet_the_same_images_at_equal_iterations(
     row = f"| CAC (ours) | {' | '.join(shown)} | {mean:.2f} ± {spread:.2f} |"
     assert f"{row} {100 * statistics.fmean(gains):+.2f} |" in table
     assert re.search(r"^\| `active_share` \| - \| \d", table, re.M)
+    assert re.search(r"^\| unlabelled pixels with confidence 0.75 to 0.95 \| \d", table, re.M)
+    for run in results["runs"]:
+        assert run["limits"] == _limits(folders[f"{run['method']}-seed{run['seed']}"])
     # The picture is that of the comparison.
     drawn = output / "runs" / "comparison" / "picture.png"
     assert (output / "picture.png").read_bytes() == drawn.read_bytes()
@@ -98,6 +103,37 @@ def test_both_methods_meet_the_same_images_at_equal_iterations(
     assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in output.rglob("checkpoint.pt")} == checkpoints
     assert json.loads((output / "comparison.json").read_text())["runs"] == results["runs"]
+
+
+def _limits(folder: Path) -> dict[str, object]:
+    """What `find_limits` must find: from predictions of the API, counted by NumPy."""
+    run = load_run(folder)
+    splits = build_datasets(run.config.data)
+    confusion = np.zeros((11, 11), dtype=np.int64)
+    for index in range(len(splits.labelled)):
+        sample = splits.labelled[index]
+        found = predict(run, sample["image"].numpy().transpose(1, 2, 0))
+        mask = sample["mask"].numpy()
+        np.add.at(confusion, (mask[mask < 11], found[mask < 11]), 1)
+    hits = np.diagonal(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    edges = [0, 0.5, 0.75, 0.95, np.inf]
+    counts, correct = np.zeros(4), np.zeros(4)
+    for index in range(len(splits.unlabelled)):
+        image = splits.unlabelled[index]["image"].numpy().transpose(1, 2, 0)
+        probabilities = predict_probabilities(run, image)
+        mask = splits.unlabelled.known_mask(index).numpy()
+        known = mask < 11
+        confidences, right = probabilities.max(0), probabilities.argmax(0) == mask
+        counts += np.histogram(confidences[known], edges)[0]
+        correct += np.histogram(confidences[known & right], edges)[0]
+    return {
+        "labelled_miou": pytest.approx((hits[union > 0] / union[union > 0]).mean()),
+        "confident": pytest.approx(counts / counts.sum()),
+        "correct": [
+            pytest.approx(h / n) if n else None for h, n in zip(correct, counts, strict=True)
+        ],
+    }
 
 
 def test_a_quick_sweep_has_rows_of_other_numbers_of_negatives(camvid: Path, tmp_path: Path) -> None:

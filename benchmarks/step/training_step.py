@@ -145,6 +145,8 @@ class TrainingStep:
         model = self.method.model
         typical = _TypicalOutputs(model.network, model.projector).to(device).train()
         self.method.model = self.method.trained["model"] = typical
+        if config.run.compile:
+            typical.compile()
         (self.optimizer,) = self.method.build_optimizers().values()
 
         size = config.augment.crop_size

@@ -21,7 +21,14 @@ from benchmarks.trainings.records import (
     write_results,
 )
 from benchmarks.trainings.resized import resized_copy
-from benchmarks.trainings.table import class_table, late_table, negatives_table, page, seed_table
+from benchmarks.trainings.table import (
+    class_table,
+    late_table,
+    limits_table,
+    negatives_table,
+    page,
+    seed_table,
+)
 
 DESCRIPTION = """
 Trains DeepLabv3+ on an ImageNet ResNet-50 with CamVid, an eighth of it labelled, at equal
@@ -117,6 +124,7 @@ def _with_smaller_data(arguments: argparse.Namespace) -> argparse.Namespace:
 
 
 def _write(output: Path, results: TrainingResults, long_side: int | None) -> None:
+    from benchmarks.trainings.limits import find_limits
     from cac_ext.train.experiments.run_figures import draw_validation_curves
 
     part = results["part"]
@@ -128,6 +136,11 @@ def _write(output: Path, results: TrainingResults, long_side: int | None) -> Non
         tables = [seed_table(results), class_table(runs)]
         if known := late_table(runs, LATE):
             tables.append(known)
+        for run in runs:
+            run["limits"] = find_limits(
+                output / "runs" / part / f"{run['method']}-seed{run['seed']}"
+            )
+        tables.append(limits_table(runs))
         shutil.copy(output / "runs" / part / "picture.png", output / "picture.png")
         first = [run for run in runs if run["seed"] == runs[0]["seed"]]
         folders = [output / "runs" / part / f"{x['method']}-seed{x['seed']}" for x in first]

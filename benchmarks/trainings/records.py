@@ -17,6 +17,20 @@ from cac_ext.train.runtime.json_files import read_json, write_json
 #: Logged figures that say how a run was trained, not what it learned.
 _COSTS = {"iteration", "images_per_second", "seconds_per_step", "memory_mib"}
 
+#: Lower ends of the intervals of the largest class probability; the thresholds of CAC and FixMatch.
+CONFIDENCES = (0.0, 0.5, 0.75, 0.95)
+
+
+class Limits(TypedDict):
+    """What limits a network; see `limits.find_limits`.
+
+    Shares lie in [0, 1]; the lists follow `CONFIDENCES`.
+    """
+
+    labelled_miou: float  # of the images that it was trained on with masks
+    confident: list[float]  # share of the pixels of unlabelled images whose confidence is there
+    correct: list[float | None]  # share of those that are classified correctly; None if none are
+
 
 class Run(TypedDict, total=False):
     """One training. Shares and IoU lie in [0, 1]."""
@@ -32,6 +46,7 @@ class Run(TypedDict, total=False):
     seconds_per_step: float
     memory_mib: float  # on a GPU
     late: dict[str, float]  # mean of each other logged figure, in the last quarter
+    limits: Limits  # of CamVid
 
 
 class Gain(TypedDict):

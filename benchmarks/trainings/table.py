@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
-from benchmarks.trainings.records import Cost, Run, TrainingResults, methods_of
+from benchmarks.trainings.records import CONFIDENCES, Cost, Run, TrainingResults, methods_of
 from cac_ext.train.runtime.text_tables import markdown_table
 
 _NOTHING = "A few iterations, to prove that it runs: these figures say nothing."
@@ -69,6 +69,36 @@ def late_table(runs: Sequence[Run], figures: Sequence[str]) -> str:
         if set(cells) != {"-"}:
             rows.append([f"`{name}`", *cells])
     return markdown_table(["last quarter", *map(_title, methods_of(runs))], rows) if rows else ""
+
+
+def limits_table(runs: Sequence[Run]) -> str:
+    """What limits the networks, the mean of the seeds in percent, by method; see `limits`."""
+    methods = methods_of(runs)
+    of = {method: [run for run in runs if run["method"] == method] for method in methods}
+
+    def row(name: str, figure: Callable[[Run], float | None]) -> list[str]:
+        cells = []
+        for method in methods:
+            known = [value for run in of[method] if (value := figure(run)) is not None]
+            cells.append(percent(fmean(known)) if known else "-")
+        return [name, *cells]
+
+    rows = [
+        row("mIoU of its labelled images", lambda run: run["limits"]["labelled_miou"]),
+        row("mIoU of validation images", lambda run: run["miou"]),
+    ]
+    for number, low in enumerate(CONFIDENCES):
+        high = (*CONFIDENCES, 1.0)[number + 1]
+        where = f"unlabelled pixels with confidence {low:g} to {high:g}"
+
+        def share(run: Run, number: int = number) -> float:
+            return run["limits"]["confident"][number]
+
+        def correct(run: Run, number: int = number) -> float | None:
+            return run["limits"]["correct"][number]
+
+        rows += [row(where, share), row("- of them correct", correct)]
+    return markdown_table(["after training, mean of the seeds", *map(_title, methods)], rows)
 
 
 def negatives_table(runs: Sequence[Run]) -> str:
