@@ -2,7 +2,8 @@
 
 From this folder, in two minutes on a CPU::
 
-    cac-ext train synthetic method.name=mean_teacher:MeanTeacher schedule.epochs=4
+    python mean_teacher.py
+    cac-ext train synthetic method.name=mean_teacher:MeanTeacher schedule.epochs=4    # the same
 
 The student learns from labels. It also learns to predict, for a strongly augmented crop, what the
 teacher predicts for the weakly augmented one. The teacher is the running mean of the student; it is
@@ -11,11 +12,13 @@ the network that is evaluated. `method.name=mean_teacher`, without a colon, is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from cac_ext import train
 from cac_ext.train.methods import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.ema import mean_of, update_mean
 from cac_ext.train.methods.ramp import sigmoid_ramp
@@ -71,3 +74,17 @@ class MeanTeacher(Method):
 
     def after_step(self, iteration: int) -> None:
         update_mean(self.teacher, self.student, iteration, self.decay)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains with the method on the built-in data."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings")
+    options = parser.parse_args(arguments)
+    settings = ["method.name=mean_teacher:MeanTeacher", "schedule.epochs=4", *options.overrides]
+    result = train.train(train.load_config("synthetic", settings))
+    print(f"mIoU {100 * result.miou:.2f}; {result.folder}")
+
+
+if __name__ == "__main__":
+    main()

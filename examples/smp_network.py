@@ -2,6 +2,7 @@
 
 From this folder, in a few minutes on a CPU, with `pip install segmentation-models-pytorch`::
 
+    python smp_network.py
     cac-ext train synthetic network.name=smp_network:build network.options.architecture=fpn \\
         network.options.encoder=resnet18 schedule.epochs=2
 
@@ -16,13 +17,17 @@ crops of an image would not agree.
 
 from __future__ import annotations
 
+import argparse
 import importlib
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cac_ext import train
 from cac_ext.train.config import NetworkConfig
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks import SegmentationNetwork
@@ -87,3 +92,20 @@ def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
         feature_pooling=max(1, _POOLED_STRIDE // encoder.stride),
         initial_weights=f"encoder weights {config.weights}" if config.weights else "random weights",
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains an FPN on ResNet-18 on the built-in data, or says that smp is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings")
+    options = parser.parse_args(arguments)
+    if find_spec("segmentation_models_pytorch") is None:
+        print("skipped: this example needs pip install segmentation-models-pytorch")
+        return
+    settings = ["network.name=smp_network:build", "schedule.epochs=2", *options.overrides]
+    result = train.train(train.load_config("synthetic", settings))
+    print(f"mIoU {100 * result.miou:.2f}; {result.folder}")
+
+
+if __name__ == "__main__":
+    main()
