@@ -24,7 +24,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -165,8 +164,10 @@ def try_out(wheel: Path, folder: Path, share_packages: bool) -> None:
             capture_output=True,
             text=True,
         ).stdout.strip()
-        # Read behind the environment's own packages; a .pth file in the other folder is not.
-        (Path(purelib) / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        # They come behind the environment's own; .pth files in their folders, as of an editable
+        # install, are not read.
+        folders = [x for x in sys.path if x.endswith(("site-packages", "dist-packages"))]
+        (Path(purelib) / "shared.pth").write_text("\n".join(folders))
     else:
         wanted = [f"torch=={torch.__version__.partition('+')[0]}", f"{wheel}[train]"]
     run_outside(folder, python, "-m", "pip", "install", "--quiet", *wanted)
