@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow bench lint format clean
+.PHONY: help train test test-slow test-matrix bench lint format release clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(VENV)/installed ## train on the built-in data: SupOnly against the full method
 	$(BIN)/cac-ext compare synthetic
@@ -22,6 +22,9 @@ test: $(VENV)/installed ## run the tests, in WORKERS=2 processes
 
 test-slow: $(VENV)/installed ## run the longer tests too
 	$(PYTEST)
+
+test-matrix: ## build and test with Python 3.10 to 3.14, torch 2.11 to the newest; see MATRIX=--help
+	$(PYTHON) .ci/matrix.py $(MATRIX)
 
 # The budget counts all that is measured; with the start and the end it is less than 3 minutes.
 bench: $(VENV)/installed ## time and memory of the loss against its rivals, in less than 3 minutes
@@ -37,6 +40,10 @@ format: $(VENV)/linters ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
+
+release: $(VENV)/dependencies ## build, check and try the packages of a release; uploads nothing
+	$(BIN)/python -m pip install --group release
+	$(BIN)/python .ci/release.py $(RELEASE)
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info cac_ext/_C*.so cac_ext/build_config.json

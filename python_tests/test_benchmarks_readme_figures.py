@@ -33,6 +33,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.skipif(not BENCHMARKS.exists(), reason="needs the repository: an sdist has no docs")
 @pytest.mark.parametrize("document", BLOCKS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_figures_of_documents_are_those_of_the_result_files(document: Path) -> None:
     text = document.read_text(encoding="utf-8")

@@ -138,6 +138,8 @@ def test_the_old_name_of_gray_names_the_new_one() -> None:
 
 def test_the_document_of_settings_is_up_to_date(capsys: pytest.CaptureFixture) -> None:
     document = Path(__file__).parent.parent / "docs" / "settings.md"
+    if not document.parent.is_dir():
+        pytest.skip("needs the repository: an sdist has no docs")
     text = explained(capsys, "--explain", "--markdown")
     assert document.read_text() == text, (
         "run: cac-ext config --explain --markdown > docs/settings.md"

@@ -29,10 +29,10 @@ from benchmarks.measure.memory import (
     MemoryUse,
     ProbeLimits,
     first_line,
-    is_out_of_memory,
     limited_memory,
 )
 from benchmarks.measure.memory_probe import PeakGrowth
+from cac_ext.train.runtime.memory import is_out_of_memory
 
 
 class SampleRequest(TypedDict):

@@ -16,7 +16,6 @@ from benchmarks.measure.memory import (
     MemoryUse,
     first_line,
     free_bytes,
-    is_out_of_memory,
     limited_memory,
     measure_in_child,
     measure_on_gpu,
@@ -26,6 +25,7 @@ from benchmarks.measure.results import Results, Row
 from benchmarks.measure.steps import Steps
 from benchmarks.measure.timing import percentile, time_forward, time_training
 from benchmarks.operations import PHASES, Workload
+from cac_ext.train.runtime.memory import is_out_of_memory
 
 #: A call shorter than this many seconds is run once untimed before it counts.
 WARM_UP_BELOW = 3.0

@@ -18,10 +18,11 @@ from torch import Tensor
 import cac_ext
 from benchmarks.loss.table import describe_run
 from benchmarks.measure import units
-from benchmarks.measure.memory import first_line, is_out_of_memory, limited_memory
+from benchmarks.measure.memory import first_line, limited_memory
 from benchmarks.measure.memory_probe import PeakGrowth
 from benchmarks.measure.results import Kept, Results, Row
 from benchmarks.measure.timing import Clock
+from cac_ext.train.runtime.memory import is_out_of_memory
 from cac_ext.train.runtime.text_tables import aligned_table
 
 TEMPERATURE = 0.1

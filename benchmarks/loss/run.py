@@ -11,10 +11,11 @@ from benchmarks.loss.case import LossCase, LossOptions, row_without_figure
 from benchmarks.loss.check import LossCheck
 from benchmarks.loss.correctness import CHECK_CASE
 from benchmarks.measure.limits import memory_bandwidth
-from benchmarks.measure.memory import first_line, is_out_of_memory, limited_memory
+from benchmarks.measure.memory import first_line, limited_memory
 from benchmarks.measure.records import case_record
 from benchmarks.measure.results import Kept, Results
 from benchmarks.measure.steps import Steps
+from cac_ext.train.runtime.memory import is_out_of_memory
 
 #: Share of the budget for the yardstick of memory.
 BANDWIDTH_SHARE = 0.02

@@ -21,6 +21,7 @@ from benchmarks.cases import Case, Inputs
 from benchmarks.implementations import Implementation
 from benchmarks.measure.children import run_child
 from benchmarks.measure.machine import available_memory
+from cac_ext.train.runtime.memory import is_out_of_memory
 
 #: The largest limit that fits into the number type of the system.
 _UNLIMITED = 2**62
@@ -56,16 +57,6 @@ class MemoryUse:
     seconds: float | None = None  # of the loss with its gradient, or of the step, when warm
     first_seconds: float | None = None  # of the first call, which compiles; None without compiler
     detail: str = ""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the CPU's or the GPU's allocator refused."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "out of memory" in text or "bad_alloc" in text
-    )
 
 
 def status_bytes(field: str) -> int:

@@ -23,10 +23,10 @@ from benchmarks.measure.memory import (
     LossMemoryRequest,
     MemoryUse,
     first_line,
-    is_out_of_memory,
     limited_memory,
     status_bytes,
 )
+from cac_ext.train.runtime.memory import is_out_of_memory
 
 
 class PeakGrowth:

@@ -19,11 +19,11 @@ from benchmarks.measure.memory import (
     MemoryUse,
     ProbeLimits,
     first_line,
-    is_out_of_memory,
     limited_memory,
 )
 from benchmarks.measure.memory_probe import PeakGrowth
 from benchmarks.step.training_step import TrainingStep, step_config
+from cac_ext.train.runtime.memory import is_out_of_memory
 
 
 class StepRequest(TypedDict):

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.errors import UsageError
 from benchmarks.implementations.contenders import NO_LOSS
-from benchmarks.measure.memory import MemoryUse, first_line, is_out_of_memory, run_probe
+from benchmarks.measure.memory import MemoryUse, first_line, run_probe
 from benchmarks.measure.records import Largest
 from benchmarks.measure.results import Results, Row
 from benchmarks.measure.steps import Steps
@@ -19,6 +19,7 @@ from benchmarks.measure.timing import Clock
 from benchmarks.step.probe import StepRequest
 from benchmarks.step.search import RANGES, SEARCH_SHARE, find_largest
 from benchmarks.step.training_step import TrainingStep, check_comparable, step_config
+from cac_ext.train.runtime.memory import is_out_of_memory
 
 USED_UP = "the time budget was used up"
 

@@ -28,7 +28,7 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 _MERGE = "tag:yaml.org,2002:merge"
-_KNOWN_TAGS = "tag:yaml.org,2002:"
+_KNOWN_TAGS = re.compile(r"tag:yaml\.org,2002:\w+")  # not .../python/..., which names a program
 
 
 def origin_of(hint: Hint) -> Any:
@@ -98,7 +98,7 @@ def _value(node: yaml.Node | None, hint: Hint, key: str) -> Any:
     inner, optional = unwrapped(hint)
     if node is None:
         return "" if not optional else None
-    if not node.tag.startswith(_KNOWN_TAGS):
+    if not _KNOWN_TAGS.fullmatch(node.tag):
         raise ConfigError(f"{key} has the tag {node.tag}, which YAML does not define")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, inner, key)

@@ -233,10 +233,17 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
             ".pth)"
         )
     entry = enum[short]
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
     try:
-        return entry.get_state_dict(progress=on_terminal(), check_hash=True)
+        # weights_only: the hash is checked at the download alone, and anybody may have put a file
+        # into the cache.
+        return entry.get_state_dict(progress=on_terminal(), check_hash=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"network.weights: the file of {entry.url} in torch's cache holds more than tensors: "
+            f"remove {cache}, so that it is downloaded again ({str(error).splitlines()[0]})"
+        ) from error
     except (OSError, RuntimeError) as error:  # no network; a damaged download
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         raise ConfigError(
             f"network.weights: cannot download {entry.url}: {error}. If this machine is offline, "
             f"download it elsewhere and put it at {cache}, or give its path as network.weights"

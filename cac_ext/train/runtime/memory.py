@@ -6,8 +6,9 @@ import os
 
 import torch
 
-#: What torch says where the operating system gives a CPU no memory.
-_CPU_FAILURES = ("can't allocate memory", "not enough memory")
+#: What a RuntimeError says, in lower case, if an allocator was refused: torch's on Linux and on
+#: Windows, the CUDA driver and its libraries, and C++.
+_REFUSALS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
 def total_memory(device: torch.device) -> int | None:
@@ -20,8 +21,9 @@ def total_memory(device: torch.device) -> int | None:
         return None
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device has not enough memory."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the CPU or another device has not enough memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_FAILURES)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(refusal in text for refusal in _REFUSALS)

@@ -52,7 +52,9 @@ _FIRST_COLUMN_LAST = (2, 3, 7, 8)  # the first stored column is shown there
 _PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames count as pages
 _NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transparency mask
 _NEW_SUBFILE_TYPE = 254  # tag of a TIFF
-_NOT_RASTER = ("EPS", "MPEG")  # formats that Pillow knows, but that hold no pixels
+#: Formats that Pillow knows, but that hold no pixels. It gives an EPS, which is a program, to
+#: Ghostscript, whatever the name of the file ends in.
+_NOT_RASTER = ("EPS", "MPEG")
 
 #: Pillow's own limits are globals; `read_image` has its own. They are lifted while a picture is
 #: read, by one thread at a time.
@@ -184,12 +186,15 @@ def image_suffixes() -> frozenset[str]:
     formats = Image.registered_extensions()
 
     def is_read(name: str) -> bool:
-        if name not in Image.OPEN or name in _NOT_RASTER:
-            return False
-        reader = Image.OPEN[name][0]
-        return not (isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile))
+        return name in Image.OPEN and _holds_pixels(name, Image.OPEN[name][0])
 
     return frozenset(suffix for suffix, name in formats.items() if is_read(name))
+
+
+def _holds_pixels(name: str | None, reader: object) -> bool:
+    """Whether Pillow decodes a format by itself; it leaves some to other programs."""
+    is_stub = isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
+    return name not in _NOT_RASTER and not is_stub
 
 
 @contextmanager
@@ -203,6 +208,11 @@ def _opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
             # Not by its name: Pillow would map some files into memory, and read a TIFF that is
             # turned by 90 degrees as if it were upright.
             with open(path, "rb") as file, Image.open(file) as picture:
+                if not _holds_pixels(picture.format, type(picture)):
+                    raise DataError(
+                        f"the {kind} {path} is in the format {picture.format}, which holds no "
+                        "pixels: save it as a PNG"
+                    )
                 _require_right_bmp(picture)
                 yield picture
         except DataError:
