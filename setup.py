@@ -94,7 +94,10 @@ setup(
     version=VERSION,
     install_requires=dependencies(),
     packages=find_packages(include=["cac_ext", "cac_ext.*"]),
-    package_data={"cac_ext": ["configs/*.yaml", "py.typed", "_C.pyi"]},
+    package_data={
+        "cac_ext": ["configs/*.yaml", "py.typed", "_C.pyi"],
+        "cac_ext.train.reports": ["page.html", "style.css"],
+    },
     ext_modules=[Extension("cac_ext._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
 )

@@ -99,6 +99,7 @@ ROOMS = [
     {"batch_streams", "step"},
     {"loop"},
     {"experiments"},
+    {"reports"},
     {"api"},
     {"__init__"},
     {"cli"},

@@ -33,7 +33,15 @@ def test_every_name_is_documented_and_imported_on_first_use() -> None:
 
 
 def test_importing_the_trainer_imports_no_package_of_its_extra() -> None:
-    heavy = {"torchvision", "omegaconf", "matplotlib", "PIL", "torchmetrics", "tensorboard"}
+    heavy = {
+        "torchvision",
+        "omegaconf",
+        "matplotlib",
+        "PIL",
+        "torchmetrics",
+        "tensorboard",
+        "jinja2",
+    }
     code = f"import sys, cac_ext.train; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -149,5 +157,5 @@ def test_the_example_predicts(run_folder: Path, tmp_path: Path, monkeypatch, cap
 
 
 def test_the_commands_call_these_functions() -> None:
-    for name in ("train", "evaluate"):
+    for name in ("train", "evaluate", "report"):
         assert "from cac_ext.train import api" in Path(cli.__path__[0], f"{name}.py").read_text()

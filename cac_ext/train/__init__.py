@@ -15,10 +15,11 @@ Read it from the hall, top to bottom:
 The rooms, highest first; each imports only those below:
 
     cli/               the command `cac-ext`
+    reports/           one HTML page about runs, made from their folders
     experiments/       several runs: compare methods, train the rows of the paper's tables
     methods/           what is learned from a batch: the contract, and each method in a file
     pseudo_labels/     labels made before training: by a teacher, or from image-level labels
-    runs/              a run's folder: checkpoint, log, predictions, steps that are not finite
+    runs/              a run's folder: checkpoint, log, environment, predictions, non-finite steps
     figures/           pictures: predictions, crop pairs, t-SNE, Grad-CAM
     data/              data sets, augmentation, streams of samples, batches
     networks/          encoder, classifier, projector, the grid on which features lie
@@ -32,8 +33,8 @@ A custom method, network or data set needs no change here: see the contracts in 
 `networks` and `data`.
 
 From Python: `load_config`, `train`, `resume`, `compare`, `load_run`, `evaluate_run`, `predict`,
-`export`; see `api.py`. They are imported when they are first used, so that ``import cac_ext.train``
-is cheap.
+`export`, `write_report`; see `api.py`. They are imported when they are first used, so that
+``import cac_ext.train`` is cheap.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Comparison,
         Config,
         Inference,
+        Report,
         Run,
         RunEvaluation,
         TrainResult,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         predict_probabilities,
         resume,
         train,
+        write_report,
     )
 else:
 
@@ -74,6 +77,7 @@ __all__ = [
     "Comparison",
     "Config",
     "Inference",
+    "Report",
     "Run",
     "RunEvaluation",
     "TrainResult",
@@ -89,6 +93,7 @@ __all__ = [
     "predict_probabilities",
     "resume",
     "train",
+    "write_report",
 ]
 
 

@@ -33,6 +33,7 @@ from cac_ext.train.inference import Inference, class_probabilities, configured_i
 from cac_ext.train.inference import predict as predict_tensor
 from cac_ext.train.loop import TrainResult
 from cac_ext.train.loop import train as train_run
+from cac_ext.train.reports.page import Report, write_report
 from cac_ext.train.runs.checkpoint import (
     read_checkpoint,
     require_same_settings,
@@ -74,8 +75,9 @@ def train(
 
     Args:
         config: from `load_config`.
-        folder: receives config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/ and picture.png;
-            by default a new folder in ``config.output``. It must not hold a run.
+        folder: receives config.yaml, classes.json, environment.json, checkpoint.pt, metrics.jsonl,
+            validation.json, tensorboard/ and picture.png; by default a new folder in
+            ``config.output``. It must not hold a run.
         progress: whether to print what is done and show progress bars.
 
     Returns:
@@ -210,6 +212,7 @@ __all__ = [
     "Comparison",
     "Config",
     "Inference",
+    "Report",
     "Run",
     "RunEvaluation",
     "TrainResult",
@@ -225,4 +228,5 @@ __all__ = [
     "predict_probabilities",
     "resume",
     "train",
+    "write_report",
 ]

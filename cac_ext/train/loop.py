@@ -32,6 +32,8 @@ from cac_ext.train.runs.checkpoint import (
     save_checkpoint,
     save_network,
 )
+from cac_ext.train.runs.environment import save_session
+from cac_ext.train.runs.evaluation import VALIDATION_FILE, save_evaluation
 from cac_ext.train.runs.folder import (
     BEST_FILE,
     CHECKPOINT_FILE,
@@ -92,7 +94,8 @@ def train(
 
     Args:
         config: the run.
-        folder: receives config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/, picture.png.
+        folder: receives config.yaml, classes.json, environment.json, checkpoint.pt, metrics.jsonl,
+            validation.json, tensorboard/, picture.png.
         label: text in front of the progress bar.
         resume: continue from the checkpoint in the folder, if it holds one. Without ``resume`` a
             checkpoint there is an error, so that no run is overwritten.
@@ -160,6 +163,8 @@ def train(
     if processes.is_main:
         write_config(folder, written)
         save_classes(folder, splits)
+        if state.iteration < config.iterations:
+            save_session(folder, state.iteration, device, processes.size)
 
     schedule = config.schedule
     requests = method.streams()
@@ -205,6 +210,9 @@ def train(
         state.evaluated_at = state.iteration
         state.best = Best.after(state.best, state.iteration, evaluation.miou)
         log.evaluation(state.iteration, **state.results)
+        if processes.is_main:
+            path = folder / VALIDATION_FILE
+            save_evaluation(path, evaluation, splits, state.iteration, inference)
         log.pictures(state.iteration, splits, method.evaluated, inference, method.pictures)
 
     def save() -> None:

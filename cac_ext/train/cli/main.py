@@ -15,6 +15,7 @@ from cac_ext.train.cli.data import add_data_commands
 from cac_ext.train.cli.evaluate import add_run_commands
 from cac_ext.train.cli.figures import add_figure_commands
 from cac_ext.train.cli.pseudo_labels import add_pseudo_label_commands
+from cac_ext.train.cli.report import add_report_command
 from cac_ext.train.cli.tables import add_table_commands
 from cac_ext.train.cli.train import add_train_commands
 from cac_ext.train.errors import UserError
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_config_command(commands)
     add_run_commands(commands)
     add_figure_commands(commands)
+    add_report_command(commands)
     add_data_commands(commands)
     add_pseudo_label_commands(commands)
     add_table_commands(commands)

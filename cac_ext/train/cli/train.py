@@ -30,8 +30,9 @@ def add_train_commands(commands: Commands) -> None:
         "train",
         help="train one method",
         description="Trains the run that CONFIG describes and evaluates it on the validation "
-        "images. The run folder receives config.yaml, checkpoint.pt, metrics.jsonl, tensorboard/ "
-        "and picture.png.",
+        "images. The run folder receives config.yaml, classes.json, environment.json, "
+        "checkpoint.pt, metrics.jsonl, validation.json, tensorboard/ and picture.png; `cac-ext "
+        "report` makes a page of them.",
     )
     add_config_arguments(train)
     train.add_argument("--folder", type=Path, help=FOLDER_HELP)

@@ -84,7 +84,7 @@ def explain(
         source: name of ``given``.
         given: a configuration whose values are shown beside the defaults.
     """
-    values = {} if given is None else _flat(to_mapping(given))
+    values = {} if given is None else flat_settings(to_mapping(given))
     lines: list[str] = []
     section = None
     for key in find_keys(patterns):
@@ -94,7 +94,7 @@ def explain(
         lines += ["", *_wrapped(f"{key.name}: {key.allowed}; default {key.default}", width, "  ")]
         lines += _wrapped(key.meaning, width, "      ", "      ")
         if given is not None:
-            value = _text(values[key.name])
+            value = yaml_text(values[key.name])
             differs = "the default" if value == key.default else f"differs from {key.default}"
             lines += _wrapped(f"In {source}: {value} ({differs}).", width, "      ", "      ")
     return "\n".join(lines[1:])
@@ -155,7 +155,7 @@ def _keys_of(section: type[DataclassInstance], name: str) -> list[Key]:
         else:
             default = f.default if f.default_factory is MISSING else f.default_factory()
             meaning = _meanings()[section.__name__].get(f.name, "")
-            keys.append(Key(full, name, _allowed(hints[f.name], f), _text(default), meaning))
+            keys.append(Key(full, name, _allowed(hints[f.name], f), yaml_text(default), meaning))
     return keys + below
 
 
@@ -186,26 +186,26 @@ def _either(choices: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def _text(value: object) -> str:
+def yaml_text(value: object) -> str:
     """A value as YAML shows it in one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(yaml_text, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_text(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {yaml_text(inner)}' for key, inner in value.items())}}}"
     return str(value)
 
 
-def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"method": {"loss": x}}`` as ``{"method.loss": x, ...}``, at every depth."""
     flat: dict[str, Any] = {}
     for name, value in mapping.items():
         flat[f"{prefix}{name}"] = value
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flat_settings(value, f"{prefix}{name}.")
     return flat
 
 

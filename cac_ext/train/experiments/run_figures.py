@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -69,7 +69,7 @@ def draw_negative_precision(folders: Sequence[Path], output: Path | None = None)
     curves = {}
     for title, folder in titled(folders).items():
         config, entries = read_config(folder), _log(folder)
-        curves[title] = _precision_curve(folder, config, entries)
+        curves[title] = precision_curve(folder, config, entries)
     path = _new_picture(folders, output, "negative_precision.png")
     precision_figure(curves).savefig(path, dpi=_DPI)
     rows = [
@@ -130,7 +130,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _validation_curve(
-    folder: Path, config: Config, entries: Sequence[dict[str, Any]]
+    folder: Path, config: Config, entries: Sequence[Mapping[str, Any]]
 ) -> ValidationCurve:
     miou = {
         entry["iteration"]: entry["miou"]
@@ -152,10 +152,19 @@ def _validation_curve(
     )
 
 
-def _precision_curve(
-    folder: Path, config: Config, entries: Sequence[dict[str, Any]]
+def precision_curve(
+    folder: Path, config: Config, entries: Sequence[Mapping[str, Any]]
 ) -> PrecisionCurve:
-    """Means over the logged steps of each epoch; an epoch without anchors is left out."""
+    """Means over the logged steps of each epoch; an epoch without anchors is left out.
+
+    Args:
+        folder: of the run, for errors.
+        config: of the run.
+        entries: of its log, from `read_metrics`.
+
+    Raises:
+        DataError: the run has not logged the precision.
+    """
     of_epochs: dict[int, list[tuple[float, float]]] = {}
     for entry in entries:
         pair = entry.get(_PRECISION), entry.get(f"{_PRECISION}_random")

@@ -31,7 +31,13 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.data.truth import WithTruth
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.figures.grad_cam import grad_cam
-from cac_ext.train.figures.panels import add_legend, class_colors, marked_cells, overlap_outline
+from cac_ext.train.figures.panels import (
+    add_legend,
+    class_colors,
+    marked_cells,
+    overlap_outline,
+    spread,
+)
 from cac_ext.train.figures.text import set_fonts, shown_names, shown_text
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
@@ -79,7 +85,7 @@ def draw_crops(
     # Validation images take the place of unlabelled ones: no network has been trained on them.
     images = WithTruth(splits.validation, replace(splits, unlabelled=None), "figures")
     drawn = []
-    for index in _spread(len(images), count):
+    for index in spread(len(images), count):
         sample = images[index]
         pairs = []
         for augment in (plain, recolored):
@@ -250,10 +256,6 @@ def grad_cam_figure(
         row[0].set_ylabel(shown_text(part.name), size=7)
     set_fonts(figure)
     return figure
-
-
-def _spread(length: int, count: int) -> list[int]:
-    return torch.linspace(0, length - 1, min(count, length)).long().tolist()
 
 
 def _choose_pixels(truth: Tensor, seed: int) -> Tensor:

@@ -61,6 +61,11 @@ def color_mask(mask: torch.Tensor, splits: DatasetSplits | Classes) -> np.ndarra
     return table[np.where(known, ids, count)]
 
 
+def spread(length: int, count: int) -> list[int]:
+    """At most ``count`` indices of a list of this length, evenly from its first to its last."""
+    return torch.linspace(0, length - 1, min(count, length)).long().tolist()
+
+
 def save_panel(
     path: Path,
     splits: DatasetSplits,
@@ -90,8 +95,8 @@ def predictions_figure(
     inference: Inference = SINGLE_SCALE,
 ) -> Figure:
     """The figure that `save_panel` writes. Restores the modes of the networks."""
-    count = min(count, len(splits.validation))
-    chosen = torch.linspace(0, len(splits.validation) - 1, count).long().tolist()
+    chosen = spread(len(splits.validation), count)
+    count = len(chosen)
     titles = ["image", "truth", *(folded(text, _COLUMN) for text in shown_titles([*networks]))]
     figure = Figure(figsize=(2.1 * len(titles), 2.1 * count + 0.7), layout="constrained")
     axes = figure.subplots(count, len(titles), squeeze=False)
@@ -191,7 +196,12 @@ def crop_pair_figure(
 
 
 def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[str]) -> None:
-    """Writes a figure of a confusion matrix ``[K, K]`` in percent of each true class.
+    """Writes `confusion_figure` as a PNG."""
+    confusion_figure(confusion, class_names).savefig(path, dpi=110)
+
+
+def confusion_figure(confusion: torch.Tensor, class_names: Sequence[str]) -> Figure:
+    """A figure of a confusion matrix ``[K, K]`` in percent of each true class.
 
     Numbers are shown up to 30 classes, all names up to 100; beyond, evenly spaced names.
     """
@@ -214,7 +224,7 @@ def save_confusion(path: Path, confusion: torch.Tensor, class_names: Sequence[st
             color = "white" if value > 50 else "black"
             axis.text(column, row, f"{value:.0f}", color=color, ha="center", va="center", size=7)
     set_fonts(figure)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def marked_cells(positions: Tensor, height: int, width: int) -> np.ndarray:

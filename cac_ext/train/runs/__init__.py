@@ -1,1 +1,4 @@
-"""Files of a run: folder, checkpoint, log, predictions; and the guard against non-finite steps."""
+"""Files of a run: folder, checkpoint, log, environment, predictions.
+
+And the guard against steps that are not finite.
+"""

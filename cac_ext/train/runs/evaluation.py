@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import DataError
@@ -16,9 +17,14 @@ from cac_ext.train.figures.panels import save_confusion
 from cac_ext.train.inference import Inference, configured_inference
 from cac_ext.train.runs.folder import Run, require_same_classes
 from cac_ext.train.runtime.distributed import process_group
-from cac_ext.train.runtime.json_files import write_json
+from cac_ext.train.runtime.json_files import read_json, write_json
 from cac_ext.train.runtime.text_tables import aligned_table
+from cac_ext.train.runtime.whole_files import write_whole
 
+#: In a run folder: the record of the training's latest evaluation.
+VALIDATION_FILE = "validation.json"
+#: In a folder of ``cac-ext evaluate``.
+EVALUATION_FILE = "evaluation.json"
 _MOST_IN_JSON = 1000  # classes of a confusion matrix that the JSON file holds
 
 
@@ -31,7 +37,7 @@ class ClassRecord(TypedDict):
 
 
 class EvaluationRecord(TypedDict):
-    """``evaluation.json``."""
+    """``evaluation.json``, and ``validation.json`` of a training."""
 
     iteration: int
     inference: str
@@ -132,7 +138,10 @@ def evaluate_run(
     folder = run.folder / "evaluation" / name if output is None else Path(output)
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, evaluation, splits, run.iteration, str(inference))
+        save_evaluation(folder / EVALUATION_FILE, evaluation, splits, run.iteration, inference)
+        save_confusion(
+            folder / "confusion_matrix.png", evaluation.confusion, list(splits.class_names)
+        )
     return RunEvaluation(evaluation, splits.class_names, images, inference, run.iteration, folder)
 
 
@@ -159,16 +168,29 @@ def class_table(
     return f"{table}  ({note})" if note else table
 
 
-def _write(
-    output: Path, evaluation: Evaluation, splits: DatasetSplits, iteration: int, inference: str
+def save_evaluation(
+    path: Path,
+    evaluation: Evaluation,
+    splits: DatasetSplits,
+    iteration: int,
+    inference: Inference,
 ) -> None:
+    """Writes an `EvaluationRecord`; a very large confusion matrix goes into a file beside it.
+
+    Args:
+        path: of the JSON file.
+        evaluation: of the validation images of ``splits``.
+        splits: the data.
+        iteration: the number of steps that the network has seen.
+        inference: how the images were predicted.
+    """
     names = list(splits.class_names)
     shares = zip(
         evaluation.class_iou, evaluation.class_accuracy, evaluation.class_precision, strict=True
     )
     record: EvaluationRecord = {
         "iteration": iteration,
-        "inference": inference,
+        "inference": str(inference),
         "images": len(splits.validation),
         "miou": evaluation.miou,
         "absent_classes": [names[k] for k in evaluation.absent_classes],
@@ -180,7 +202,38 @@ def _write(
         "confusion": evaluation.confusion.tolist(),
     }
     if len(names) > _MOST_IN_JSON:
-        record["confusion"] = "confusion_matrix.npy"
-        np.save(output / "confusion_matrix.npy", evaluation.confusion.numpy())
-    write_json(output / "evaluation.json", record)
-    save_confusion(output / "confusion_matrix.png", evaluation.confusion, names)
+        matrix = path.with_name("confusion_matrix.npy")
+        write_whole(matrix, lambda file: np.save(file, evaluation.confusion.numpy()))
+        record["confusion"] = matrix.name
+    write_json(path, record)
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """A record that `save_evaluation` wrote, read again.
+
+    Attributes:
+        record: the file, whose nan are None.
+        confusion: pixels by true and by predicted class, ``[K, K]`` int64.
+        path: of the file.
+    """
+
+    record: EvaluationRecord
+    confusion: npt.NDArray[np.int64]
+    path: Path
+
+
+def load_evaluation(path: Path) -> StoredEvaluation:
+    """Reads what `save_evaluation` wrote; DataError if the file is missing or damaged."""
+    try:
+        record: EvaluationRecord = read_json(path)
+        stored = record["confusion"]
+        matrix = np.load(path.with_name(stored)) if isinstance(stored, str) else np.array(stored)
+        count = len(record["classes"])
+        if matrix.shape != (count, count):
+            raise ValueError(f"its confusion matrix has the shape {list(matrix.shape)}")
+        return StoredEvaluation(record, matrix.astype(np.int64), path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"cannot read the evaluation {path}: {type(error).__name__}: {error}"
+        ) from error
