@@ -43,14 +43,14 @@ def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class UNetEncoder(nn.Module):
-    """``[B, 3, H, W] -> [B, width, ceil(H / 4), ceil(W / 4)]``: down to stride 16 and up to 4."""
+    """``[B, C, H, W] -> [B, width, ceil(H / 4), ceil(W / 4)]``: down to stride 16 and up to 4."""
 
     stride = 4
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         widths = [width // 2, width, 2 * width, 4 * width]
-        pairs = zip([3, *widths], widths, strict=False)
+        pairs = zip([channels, *widths], widths, strict=False)
         self.down = nn.ModuleList(block(inputs, outputs, 2) for inputs, outputs in pairs)
         self.up = nn.ModuleList(block(3 * outputs, outputs, 1) for outputs in widths[2:0:-1])
         self.out_channels = width
@@ -68,9 +68,12 @@ class UNetEncoder(nn.Module):
         return features
 
 
-def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
-    """Called by the trainer. ``network.options.width``: channels of the features."""
-    encoder = UNetEncoder(config.options.get("width", 32))
+def build(config: NetworkConfig, num_classes: int, channels: int = 3) -> SegmentationNetwork:
+    """Called by the trainer. ``network.options.width``: channels of the features.
+
+    ``channels``: of an image, ``data.channels``; a function without it serves RGB images alone.
+    """
+    encoder = UNetEncoder(config.options.get("width", 32), channels)
     classifier = nn.Conv2d(encoder.out_channels, num_classes, 1)
     return SegmentationNetwork(encoder, classifier, dropout=config.dropout)
 

@@ -37,14 +37,15 @@ _PROBE = 64  # pixels
 
 
 class SmpEncoder(nn.Module):
-    """``[B, 3, H, W] -> [B, F, ceil(H / stride), ceil(W / stride)]``.
+    """``[B, C, H, W] -> [B, F, ceil(H / stride), ceil(W / stride)]``.
 
     Args:
         model: of smp: ``encoder`` gives feature maps, ``decoder`` one map of them, and the first
             layer of ``segmentation_head`` is a convolution.
+        channels: C, of an image.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, channels: int) -> None:
         super().__init__()
         self.backbone = model.encoder  # trained at optimizer.backbone_factor of the learning rate
         self.decoder = model.decoder
@@ -55,7 +56,8 @@ class SmpEncoder(nn.Module):
                 module.p = 0.0
         self.eval()
         with torch.no_grad():
-            self.stride = _PROBE // self._decode(torch.zeros(1, 3, _PROBE, _PROBE)).shape[-1]
+            probe = torch.zeros(1, channels, _PROBE, _PROBE)
+            self.stride = _PROBE // self._decode(probe).shape[-1]
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class SmpEncoder(nn.Module):
         return features
 
 
-def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
+def build(config: NetworkConfig, num_classes: int, channels: int = 3) -> SegmentationNetwork:
     """Called by the trainer. ``network.options``: ``architecture``, ``encoder``."""
     try:
         smp = importlib.import_module("segmentation_models_pytorch")
@@ -82,9 +84,10 @@ def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
         config.options.get("architecture", "fpn"),
         encoder_name=config.options.get("encoder", "resnet18"),
         encoder_weights=config.weights,  # null if the weights of a checkpoint follow
+        in_channels=channels,
         classes=num_classes,
     )
-    encoder = SmpEncoder(model)
+    encoder = SmpEncoder(model, channels)
     return SegmentationNetwork(
         encoder,
         model.segmentation_head[0],

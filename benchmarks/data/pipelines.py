@@ -35,8 +35,8 @@ from cac_ext.train.data.files.image_files import ImageFiles
 from cac_ext.train.data.files.list_file import Entry
 from cac_ext.train.data.stream import Indexed, IterationSampler, SampleLoader, Stream
 from cac_ext.train.data.whole_crops import WholeCropAugment
-from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
 from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.networks.normalization import INPUT_MEAN, INPUT_STD
 
 _STRONG = 2
 _CUTMIX = 0.5

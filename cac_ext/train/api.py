@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cac_ext.train.config import Config, load, to_mapping
-from cac_ext.train.data.files.pictures import read_image
+from cac_ext.train.data.files.images import RGB_FILES, ImageForm, read_image
 from cac_ext.train.errors import UserError
 from cac_ext.train.experiments import compare as comparison
 from cac_ext.train.experiments.compare import Comparison
@@ -51,8 +51,9 @@ from cac_ext.train.runs.folder import (
 )
 from cac_ext.train.runtime.distributed import process_group
 
-#: An image: the path of a file, or RGB ``[H, W, 3]`` uint8.
-Picture: TypeAlias = "str | Path | npt.NDArray[np.uint8]"
+#: An image: the path of a file, or an array ``[H, W, C]`` of the run's ``data.channels``: uint8, by
+#: default RGB.
+Picture: TypeAlias = "str | Path | npt.NDArray[Any]"
 
 
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -162,12 +163,14 @@ def predict(
 
     Args:
         run: from `load_run`.
-        image: the path of a file, read upright as viewers show it, or RGB ``[H, W, 3]`` uint8.
+        image: the path of a file, read upright as viewers show it, or RGB ``[H, W, 3]`` uint8. Of
+            a run with other ``data.channels``, ``data.value_low`` and ``data.value_high``: what its
+            files hold.
         inference: test-time options; by default the windows and the precision of the run.
 
     Raises:
-        DataError: the file cannot be read.
-        TypeError, ValueError: the array is no RGB image.
+        DataError: the file cannot be read, or the array's values do not fit the run.
+        TypeError, ValueError: the array is no RGB image, or no image of the run's channels.
     """
     inference = inference or configured_inference(run.config)
     return predict_tensor(run.network, _tensor_of(image, run), inference).cpu().numpy()
@@ -192,16 +195,25 @@ def predict_probabilities(
 
 
 def _tensor_of(image: Picture, run: Run) -> Tensor:
-    """``[3, H, W]`` uint8."""
+    """``[C, H, W]`` uint8."""
+    form = ImageForm.of(run.config.data)
     if isinstance(image, str | Path):
-        return read_image(Path(image), run.config.data.max_image_pixels)
+        return read_image(Path(image), run.config.data.max_image_pixels, form)
     array: npt.NDArray[Any] = np.asarray(image)
+    if form != RGB_FILES:
+        array = array[..., None] if array.ndim == 2 and form.channels == 1 else array
+        if array.ndim != 3 or array.shape[2] != form.channels or array.size == 0:
+            raise ValueError(
+                f"an image must have the shape [H, W, {form.channels}] (data.channels), but has "
+                f"the shape {list(array.shape)}"
+            )
+        array = form.to_bytes(array, "the image")
     if array.dtype != np.uint8:
         raise TypeError(
             f"an image must be the path of a file or an RGB array of type uint8, but is of type "
             f"{array.dtype}"
         )
-    if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+    if array.ndim != 3 or array.shape[2] != form.channels or array.size == 0:
         raise ValueError(
             f"an image must be RGB of shape [H, W, 3], but has the shape {list(array.shape)}"
         )

@@ -84,7 +84,7 @@ def configured_inference(config: Config) -> Inference:
 def predict_logits(
     network: SegmentationNetwork, image: Tensor, precision: Precision = "fp32"
 ) -> Tensor:
-    """Logits ``[1, K, H, W]`` float32 of a uint8 image ``[3, H, W]``, on the network's device.
+    """Logits ``[1, K, H, W]`` float32 of a uint8 image ``[C, H, W]``, on the network's device.
 
     The image is padded by reflection to a size that fits the feature grid; the logits are cropped.
 
@@ -97,7 +97,7 @@ def predict_logits(
     missing_x = network.grid.fitting_size(width) - width
     mode = "reflect" if missing_y < height and missing_x < width else "replicate"
     with _naming_lack_of_memory(device, height, width):
-        batch = normalize(image.to(device))[None]  # [1, 3, H, W]
+        batch = normalize(image.to(device), network.normalization)[None]  # [1, C, H, W]
         batch = F.pad(batch, (0, missing_x, 0, missing_y), mode=mode)
         if precision != "fp32":  # half precision is hardly faster in the other layout
             batch = batch.contiguous(memory_format=torch.channels_last)
@@ -109,7 +109,7 @@ def predict_logits(
 def class_probabilities(
     network: SegmentationNetwork, image: Tensor, inference: Inference = SINGLE_SCALE
 ) -> Tensor:
-    """Class probabilities ``[K, H, W]`` of a uint8 image ``[3, H, W]``, on the network's device."""
+    """Class probabilities ``[K, H, W]`` of a uint8 image ``[C, H, W]``, on the network's device."""
     height, width = image.shape[-2:]
     return _probabilities(network, image, inference, range(height), range(width))
 
@@ -122,7 +122,7 @@ def predict(
     dtype: torch.dtype = torch.int64,
     progress: bool = False,
 ) -> Tensor:
-    """Class of each pixel, ``[3, H, W] uint8 -> [H, W]``.
+    """Class of each pixel, ``[C, H, W] uint8 -> [H, W]``.
 
     With windows, no tensor but the image and the result grows with its height and width: class
     probabilities take at most about ``inference.window_memory``, and a few windows more.

@@ -22,6 +22,7 @@ from cac_ext.train.inference import configured_inference
 from cac_ext.train.methods import build_method, check_method
 from cac_ext.train.methods.contract import Method, MethodContext, Phase
 from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.networks.normalization import Normalization
 from cac_ext.train.preflight import require_batch_statistics, require_labels, warn_of_small_images
 from cac_ext.train.pseudo_labels.folders import PseudoLabelFolders
 from cac_ext.train.runs.checkpoint import (
@@ -129,14 +130,21 @@ def train(
         require_labels(config, splits, processes=processes, progress=progress)
     trained = config.network.start_from
     pretrained = not has_checkpoint and trained is None
-    network = build_network(config.network, splits.num_classes, pretrained=pretrained)
+    network = build_network(
+        config.network,
+        splits.num_classes,
+        pretrained=pretrained,
+        normalization=Normalization.of(config.data),
+    )
     if trained is not None and not has_checkpoint:
         start_from(network, Path(trained).expanduser())
     if processes.size == 1 and config.self_training.pseudo_labels is None:
         parts, key = config.schedule.accumulation, "schedule.labelled_batch"
         batch = max(1, config.schedule.labelled_batch // parts)
         key = key if parts == 1 else f"{key} / schedule.accumulation"
-        require_batch_statistics(network, batch, config.augment.crop_size, key)
+        require_batch_statistics(
+            network, batch, config.augment.crop_size, key, config.data.channels
+        )
     context = MethodContext(config, splits, network, processes, pretrained=not has_checkpoint)
     method = build_method(context, build)
     everything = {**method.trained, **method.kept}

@@ -29,6 +29,7 @@ from cac_ext.train.data.crop_pair import CropPairSampler
 from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.inference import SMALLER_WINDOWS
 from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.networks.normalization import Normalization
 from cac_ext.train.runtime.distributed import ALONE, Processes, current, find_device
 from cac_ext.train.runtime.memory import total_memory
 from cac_ext.train.runtime.seeding import seeded
@@ -139,7 +140,7 @@ def small_images_remark(config: Config, splits: DatasetSplits, grid: FeatureGrid
     images = splits.labelled if splits.unlabelled is None else splits.unlabelled
     still = replace(config.augment, jitter=0.0, blur=0.0, gray=0.0)
     sampler = CropPairSampler(still.crop_size, grid, config.method.iou_range, still.flip)
-    augment = CropPairAugment(still, sampler)
+    augment = CropPairAugment(still, sampler, normalization=Normalization.of(config.data))
     empty = 0
     chosen = torch.linspace(0, len(images) - 1, _PAIRS).long().tolist()
     sizes = set()
@@ -161,23 +162,26 @@ def small_images_remark(config: Config, splits: DatasetSplits, grid: FeatureGrid
     )
 
 
-def require_batch_statistics(model: nn.Module, batch: int, crop_size: int, keys: str) -> None:
+def require_batch_statistics(
+    model: nn.Module, batch: int, crop_size: int, keys: str, channels: int = 3
+) -> None:
     """ConfigError if batch normalization would see a single value per channel in training.
 
     Runs the forward pass of the first step on tensors without contents, so it computes nothing.
 
     Args:
-        model: called with images ``[B, 3, S, S]``. Call this in one process only: with several, the
+        model: called with images ``[B, C, S, S]``. Call this in one process only: with several, the
             batch statistics cover all processes.
         batch: B.
         crop_size: S.
         keys: configuration keys that set the batch, for the error.
+        channels: C.
     """
     if batch > 1 or not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
     state: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     without = {name: tensor.to("meta") for name, tensor in state.items()}
-    images = torch.empty(batch, 3, crop_size, crop_size, device="meta")
+    images = torch.empty(batch, channels, crop_size, crop_size, device="meta")
     was_training = model.training
     model.train()
     try:

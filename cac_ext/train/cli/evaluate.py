@@ -72,8 +72,9 @@ def add_run_commands(commands: Commands) -> None:
         description="Writes the network of a run into one file that needs no run folder. The "
         "suffix of FILE is the format. .safetensors: weights, settings of the network and classes, "
         "which `cac_ext.train.load_exported` reads. .pt2 (torch.export) and .onnx: a program that "
-        "turns RGB images [B, 3, H, W] uint8 of one size into logits [B, K, H, W], normalization "
-        "and padding included. The file is read again, run, and compared with the network.",
+        "turns images [B, C, H, W] uint8 (by default RGB) of one size into logits [B, K, H, W], "
+        "normalization and padding included. The file is read again, run, and compared with the "
+        "network.",
     )
     export.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="folder of a finished run")
     export.add_argument("file", metavar="FILE", type=Path, help="ends in .safetensors, .pt2, .onnx")
@@ -172,12 +173,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from cac_ext.train.data.files.images import ImageForm
     from cac_ext.train.inference import configured_inference
-    from cac_ext.train.runs.folder import load_run
+    from cac_ext.train.runs.folder import load_run, read_config
     from cac_ext.train.runs.predictions import plan, predict_files
 
     scales, overrides = _scales(options), _overrides(options)
-    found = plan(options.images, options.output, overwrite=options.overwrite)
+    form = ImageForm.of(read_config(options.folder).data)
+    found = plan(options.images, options.output, overwrite=options.overwrite, form=form)
     if options.device:
         overrides.append(f"device={options.device}")
     if options.max_image_pixels is not None:

@@ -8,7 +8,7 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from cac_ext.train.config.bounds import Bounds
-from cac_ext.train.config.schema import Config
+from cac_ext.train.config.schema import Config, DataConfig
 from cac_ext.train.errors import ConfigError, listed
 
 _MOST_ITERATIONS = 10**9
@@ -36,6 +36,33 @@ def check_values(config: Config) -> None:
             raise ConfigError(
                 f"data.class_names has {len(data.class_names)} names, but data.num_classes is "
                 f"{data.num_classes}"
+            )
+    _check_channels(data)
+
+
+def _check_channels(data: DataConfig) -> None:
+    """Lists of a number for each channel have the right length; black is below white."""
+    for key in ("mean", "std", "value_low", "value_high"):
+        values = getattr(data, key)
+        alone = key.startswith("value") and values is not None and len(values) == 1
+        if values is not None and len(values) != data.channels and not alone:
+            raise ConfigError(
+                f"data.{key} has {len(values)} numbers, but data.channels is {data.channels}: give "
+                f"one for each channel{', or one for all' if key.startswith('value') else ''}"
+            )
+    low, high = data.value_low, data.value_high
+    if (low is None) != (high is None):
+        raise ConfigError(
+            "data.value_low and data.value_high belong together, the values of black and white: "
+            f"data.value_{'low' if low is None else 'high'} is missing"
+        )
+    if low is not None and high is not None:
+        count = max(len(low), len(high))
+        pairs = zip(low * count if len(low) == 1 else low, high * count, strict=False)
+        if not all(black < white for black, white in pairs):
+            raise ConfigError(
+                f"data.value_low must be below data.value_high in each channel, but they are {low} "
+                f"and {high}"
             )
 
 

@@ -32,6 +32,8 @@ _WEIGHT = within(0, 1000)  # of a loss beside the supervised one, which has 1
 _BATCH = above(0, 65536)
 # An evaluation counts the pixels of each pair of classes, num_classes squared of them.
 _MOST_CLASSES = 8192
+_MOST_CHANNELS = 1024
+_VALUE = within(-1e30, 1e30)  # of an image in a file
 _CLASSES = within(
     2,
     _MOST_CLASSES,
@@ -97,6 +99,22 @@ class DataConfig:
     max_image_pixels: Optional[int] = number(178_956_970, above(0, 2**62))
     """Most pixels an image may have, so that a small file cannot fill the memory. null: no
     limit."""
+    channels: int = number(3, within(1, _MOST_CHANNELS))
+    """Channels of an image: 3 for RGB, 1 for gray, any other number for multispectral images, color
+    with depth, ... Files with another number are refused; for 3, gray and palettes become RGB and
+    alpha is dropped."""
+    value_low: Optional[list[float]] = field(default=None, metadata=bounded(_VALUE))
+    """Value in image files that becomes black, as lower ones do: one for all channels or one for
+    each. It needs value_high. null: 0 in files of 8 or 16 bits; other types need both."""
+    value_high: Optional[list[float]] = field(default=None, metadata=bounded(_VALUE))
+    """Value in image files that becomes white, as higher ones do. null: the largest of 8 or 16
+    bits."""
+    mean: Optional[list[float]] = field(default=None, metadata=bounded(_SHARE))
+    """Mean of each channel, black being 0 and white 1, that is subtracted from the network's input.
+    null: ImageNet's, for other than 3 channels 0.449 for each."""
+    std: Optional[list[float]] = field(default=None, metadata=bounded(above(0, 1)))
+    """Standard deviation of each channel, by which the input is then divided. null: ImageNet's, for
+    other than 3 channels 0.226 for each."""
     num_workers: int = number(0, within(0, 1024))
     """Processes that load images, for each stream of training images (labelled, unlabelled). 0: the
     training process loads them."""
@@ -121,14 +139,15 @@ class AugmentConfig:
     blur: float = number(0.5, _SHARE)
     """Probability of the 5x5 Gaussian blur of a view."""
     jitter: float = number(0.8, _SHARE)
-    """Probability of the color jitter of a view."""
+    """Probability of the color jitter of a view. For other than 3 channels it changes brightness
+    and contrast alone."""
     jitter_strength: tuple[float, float, float, float] = number(
         (0.4, 0.4, 0.4, 0.1), (*[within(0, 10)] * 3, within(0, 0.5))
     )
     """Strength of the jitter of brightness, contrast, saturation and hue; hue 0.5 covers the whole
     color circle."""
     gray: float = number(0.2, _SHARE)
-    """Probability of turning a view gray."""
+    """Probability of turning a view gray, if it has 3 channels."""
 
 
 @dataclass(frozen=True)

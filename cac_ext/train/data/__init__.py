@@ -17,7 +17,8 @@ Beside it:
 A data set (`SegmentationDataset`) has ``len(dataset)`` and ``dataset[i]``, as a map-style
 ``torch.utils.data.Dataset`` does. ``dataset[i]`` returns a `Sample`, a dict of
 
-* ``"image"``: uint8 tensor ``[3, H, W]``; sizes may differ by image;
+* ``"image"``: uint8 tensor ``[C, H, W]`` with the C of ``data.channels``, 3 by default; sizes may
+  differ by image;
 * ``"mask"``: integer tensor ``[H, W]``, class ids or ``ignore_index``. Unlabelled images need none;
 * ``"name"``: str, names the image in errors, pictures and predictions.
 
@@ -44,6 +45,7 @@ length is 0 if there are no unlabelled images. It has the attribute ``class_name
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cac_ext.train.config import DataConfig
 from cac_ext.train.config.checks import check_class_names
@@ -90,6 +92,7 @@ def build_datasets(config: DataConfig, *, check: bool = True) -> DatasetSplits:
             f"data.name: {config.name} must return a cac_ext.train.data.DatasetSplits, but "
             f"returned {type(splits).__name__}"
         )
+    splits = replace(splits, channels=config.channels)
     _require_classes(splits, config)
     background = splits.background_class
     if background is not None and not 0 <= background < splits.num_classes:

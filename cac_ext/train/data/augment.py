@@ -17,29 +17,40 @@ from cac_ext.train.data.contract import Sample
 from cac_ext.train.data.crop_pair import Crop, CropPairSampler
 from cac_ext.train.data.hue import View
 from cac_ext.train.data.rescale import Scaled, draw_scale
-from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
+from cac_ext.train.networks.normalization import IMAGENET, RGB, Normalization
 
 _BLUR_SIGMA = (0.1, 2.0)
 _BLUR_KERNEL = 5  # pixels
 _BLUR_REACH = _BLUR_KERNEL // 2 + 1  # the least size that it blurs
 
 
-def normalize(image: Tensor) -> Tensor:
-    """uint8 ``[3, H, W]`` to a network's input: float32, by ImageNet's mean and deviation."""
+def normalize(image: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
+    """uint8 ``[C, H, W]`` to a network's input: float32, by each channel's mean and deviation.
+
+    Raises:
+        ValueError: the image has another number of channels.
+    """
+    if len(image) != normalization.channels:
+        raise ValueError(
+            f"an image of {len(image)} channels cannot be normalized by the mean of "
+            f"{normalization.channels}: give the network's normalization (data.channels)"
+        )
     scaled = VF.to_dtype(image, torch.float32, scale=True)
-    return VF.normalize(scaled, INPUT_MEAN, INPUT_STD).as_subclass(Tensor)
+    return VF.normalize(scaled, normalization.mean, normalization.std).as_subclass(Tensor)
 
 
-def denormalize(image: Tensor) -> Tensor:
-    """The inverse of `normalize`, ``[3, H, W]``, clamped to [0, 1] for display."""
-    mean, std = (image.new_tensor(values)[:, None, None] for values in (INPUT_MEAN, INPUT_STD))
+def denormalize(image: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
+    """The inverse of `normalize`, ``[C, H, W]``, clamped to [0, 1] for display."""
+    mean, std = (part.to(image) for part in normalization.tensors())
     return (image * std + mean).clamp(0, 1)
 
 
 def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
-    """Color jitter, gray and blur (paper section 4.1) of uint8 ``[3, H, W]``, H and W at least 1.
+    """Color jitter, gray and blur (paper section 4.1) of uint8 ``[C, H, W]``, H and W at least 1.
 
-    It draws from torch's CPU generator.
+    Saturation, hue and gray exist in RGB alone. Images of other than three channels get brightness
+    and contrast, each channel around its own mean, and the blur. It draws from torch's CPU
+    generator.
     """
     augment = v2.Compose(
         [
@@ -48,6 +59,13 @@ def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
             v2.RandomApply([v2.GaussianBlur(_BLUR_KERNEL, _BLUR_SIGMA)], p=config.blur),
         ]
     )
+    brightness, contrast, _, _ = config.jitter_strength
+    shade = v2.RandomApply([v2.ColorJitter(brightness, contrast)], p=config.jitter)
+    blur = v2.RandomApply([v2.GaussianBlur(_BLUR_KERNEL, _BLUR_SIGMA)], p=config.blur)
+
+    def augment_channels(image: Tensor) -> Tensor:
+        # As a batch of gray images, which share what is drawn.
+        return blur(shade(tv_tensors.Image(image[:, None]))).as_subclass(Tensor)[:, 0]
 
     def apply(image: Tensor) -> Tensor:
         height, width = image.shape[1:]
@@ -55,7 +73,10 @@ def low_level_augmentation(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
         missing = [0, 0, max(_BLUR_REACH - width, 0), max(_BLUR_REACH - height, 0)]
         if any(missing):
             image = VF.pad(image, missing, padding_mode="edge")
-        augmented = augment(image.as_subclass(View)).as_subclass(Tensor)
+        if len(image) == RGB:
+            augmented = augment(image.as_subclass(View)).as_subclass(Tensor)
+        else:
+            augmented = augment_channels(image.as_subclass(Tensor))
         return augmented[:, :height, :width]
 
     return apply
@@ -67,9 +88,12 @@ class LabelledAugment:
     If the scaled image is smaller than the crop, the rest is the mean color and `ignore_index`.
     """
 
-    def __init__(self, config: AugmentConfig, ignore_index: int) -> None:
+    def __init__(
+        self, config: AugmentConfig, ignore_index: int, normalization: Normalization = IMAGENET
+    ) -> None:
         self.config = config
         self.ignore_index = ignore_index
+        self.normalization = normalization
 
     def __call__(self, sample: Sample) -> LabelledSample:
         size = self.config.crop_size
@@ -79,7 +103,7 @@ class LabelledAugment:
         image = image.contiguous()  # a file's pixels are [H, W, 3]: every step would be slower
         if torch.rand(()) < self.config.flip:
             image, mask = image.flip(-1), mask.flip(-1)
-        image = pad(normalize(image), size, size, 0.0)
+        image = pad(normalize(image, self.normalization), size, size, 0.0)
         return LabelledSample(image, pad(mask.long(), size, size, self.ignore_index))
 
 
@@ -95,9 +119,14 @@ class CropPairAugment:
     """
 
     def __init__(
-        self, config: AugmentConfig, sampler: CropPairSampler, ignore_index: int | None = None
+        self,
+        config: AugmentConfig,
+        sampler: CropPairSampler,
+        ignore_index: int | None = None,
+        normalization: Normalization = IMAGENET,
     ) -> None:
         self.config = config
+        self.normalization = normalization
         self.sampler = sampler
         self.with_masks = ignore_index is not None
         self.fill = 0 if ignore_index is None else ignore_index  # of masks, on padding
@@ -139,10 +168,11 @@ class CropPairAugment:
         )
 
     def _image(self, part: Tensor, crop: Crop) -> Tensor:
-        """The augmented image of a crop, ``[3, S, S]`` float32."""
+        """The augmented image of a crop, ``[C, S, S]`` float32."""
         shown = self._cut(part, crop).contiguous()
-        inside = shown.numel() > 0  # False for a crop that lies wholly in the padding
-        return self._finish(normalize(self.low_level(shown)) if inside else shown.float(), crop, 0)
+        if shown.numel() == 0:  # a crop that lies wholly in the padding
+            return self._finish(shown.float(), crop, 0)
+        return self._finish(normalize(self.low_level(shown), self.normalization), crop, 0)
 
     def _mask(self, mask: Tensor, crop: Crop) -> Tensor:
         """The mask of a crop, ``[S, S]`` int64."""

@@ -1,6 +1,7 @@
 """Augmented samples and the batches made of them, which a stream hands to a method.
 
-Sizes: B images, S pixels a side of a crop, h x w features of a crop, A overlap positions.
+Sizes: B images of 3 channels (or data.channels), S pixels a side of a crop, h x w features of a
+crop, A overlap positions.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 class NamedImage(TypedDict):
     """What every sample holds."""
 
-    image: Tensor  # [3, H, W] uint8; H and W may differ by image
+    image: Tensor  # [C, H, W] uint8 of data.channels, 3 by default; H and W may differ by image
     name: str  # of the image, in errors, pictures and predictions
 
 
@@ -54,6 +54,7 @@ class DatasetSplits:
         palette: RGB of each class, 0-255, for pictures; None takes matplotlib's.
         background_class: id of the class of everything that belongs to no other class.
             Image-level labels need it; None if the data set has no such class.
+        channels: of every image; `build_datasets` sets it to ``data.channels``.
     """
 
     labelled: SegmentationDataset
@@ -63,6 +64,7 @@ class DatasetSplits:
     ignore_index: int = 255
     palette: Sequence[tuple[int, int, int]] | None = None
     background_class: int | None = None
+    channels: int = 3
 
     @property
     def num_classes(self) -> int:

@@ -39,7 +39,7 @@ class Scaled:
     def part(self, picture: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
         """``scaled[..., top : top + height, left : left + width]``, clipped to the scaled picture.
 
-        An image (`tv_tensors.Image`, uint8 ``[3, H, W]``) is interpolated with antialiasing; any
+        An image (`tv_tensors.Image`, uint8 ``[C, H, W]``) is interpolated with antialiasing; any
         other tensor ``[H, W]`` takes the nearest pixel and so equals that part exactly. Each value
         of an image is the exact one within 1.1 gray levels: torchvision, which scales the whole
         picture, and Pillow, which scales a part (`part_pays`), round twice.
@@ -80,15 +80,21 @@ class Scaled:
             end = min(size, math.ceil(last * ratio) + reach)
             ranges.append((begin, end, first * ratio - begin, last * ratio - begin))
         (row, row_end, y0, y1), (column, column_end, x0, x1) = ranges
-        region = image[:, row:row_end, column:column_end].permute(1, 2, 0).contiguous()
-        picture = Image.fromarray(region.numpy())
-        box = (x0, y0, min(x1, picture.width), min(y1, picture.height))
-        part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
-        return tv_tensors.Image(VF.pil_to_tensor(part))
+        region = image[:, row:row_end, column:column_end]
+        box = (x0, y0, min(x1, column_end - column), min(y1, row_end - row))
+        # Pillow takes a picture of one channel or of three.
+        pictures = [region] if len(region) == 3 else [channel[None] for channel in region]
+        parts = []
+        for picture in pictures:
+            resized = VF.to_pil_image(picture.as_subclass(Tensor)).resize(
+                (right - left, bottom - top), Image.Resampling.BILINEAR, box=box
+            )
+            parts.append(VF.pil_to_tensor(resized))
+        return tv_tensors.Image(torch.cat(parts) if len(parts) > 1 else parts[0])
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """A uint8 image ``[3, H, W]`` on the CPU at another size, antialiased where it shrinks."""
+    """A uint8 image ``[C, H, W]`` on the CPU at another size, antialiased where it shrinks."""
     scaled = Scaled((image.shape[-2], image.shape[-1]), height, width)
     return scaled.part(tv_tensors.Image(image), 0, 0, height, width)
 

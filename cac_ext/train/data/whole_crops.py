@@ -12,6 +12,7 @@ from cac_ext.train.config import AugmentConfig
 from cac_ext.train.data.augment import low_level_augmentation, normalize, pad, random_crop
 from cac_ext.train.data.batches import WholeCropSample
 from cac_ext.train.data.contract import Sample
+from cac_ext.train.networks.normalization import IMAGENET, Normalization
 
 _BOX_AREA = (0.02, 0.4)  # of the crop
 _BOX_ASPECT = (0.3, 1 / 0.3)  # width over height
@@ -28,6 +29,7 @@ class WholeCropAugment:
         config: sizes and probabilities; the scale is that of unlabelled images.
         strong: V, how many strong versions.
         cutmix: probability of a CutMix box (Yun et al., ICCV 2019), for each strong version.
+        normalization: of the images, that of the network.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class WholeCropAugment:
         strong: int = 1,
         cutmix: float = 0.0,
         ignore_index: int | None = None,
+        normalization: Normalization = IMAGENET,
     ) -> None:
         self.config = config
+        self.normalization = normalization
         self.ignore_index = ignore_index
         self.strong = strong
         self.cutmix = cutmix
@@ -60,7 +64,7 @@ class WholeCropAugment:
         valid = torch.ones(crop.shape[-2:], dtype=torch.bool)
         return WholeCropSample(
             self._padded(crop),
-            torch.stack(strong) if strong else torch.zeros(0, 3, size, size),
+            torch.stack(strong) if strong else torch.zeros(0, len(crop), size, size),
             pad(valid, size, size, False),
             torch.stack([self._box(size) for _ in strong])
             if strong
@@ -70,7 +74,7 @@ class WholeCropAugment:
 
     def _padded(self, crop: Tensor) -> Tensor:
         size = self.config.crop_size
-        return pad(normalize(crop), size, size, 0.0)
+        return pad(normalize(crop, self.normalization), size, size, 0.0)
 
     def _box(self, size: int) -> Tensor:
         """Where another crop is pasted, ``[S, S]`` bool."""

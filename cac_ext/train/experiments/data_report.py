@@ -9,6 +9,7 @@ from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.data.checks.check import check, format_report
 from cac_ext.train.errors import DataError, UserError
 from cac_ext.train.networks import build_network
+from cac_ext.train.networks.normalization import Normalization
 from cac_ext.train.preflight import small_images_remark
 from cac_ext.train.pseudo_labels.folders import AUTO
 from cac_ext.train.pseudo_labels.image_labels import read_image_labels
@@ -35,7 +36,12 @@ def _remark_on_crops(config: Config, splits: DatasetSplits) -> str | None:
     """A sentence about crop pairs of the unlabelled images, if there is something to say."""
     try:
         with torch.random.fork_rng(devices=[]):
-            network = build_network(config.network, splits.num_classes, pretrained=False)
+            network = build_network(
+                config.network,
+                splits.num_classes,
+                pretrained=False,
+                normalization=Normalization.of(config.data),
+            )
         return small_images_remark(config, splits, network.pooled_grid)
     except DataError:  # reported as a problem already
         return None

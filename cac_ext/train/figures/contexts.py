@@ -33,6 +33,7 @@ from cac_ext.train.errors import ConfigError, DataError
 from cac_ext.train.figures.grad_cam import grad_cam
 from cac_ext.train.figures.panels import (
     add_legend,
+    as_rgb,
     class_colors,
     marked_cells,
     overlap_outline,
@@ -41,6 +42,7 @@ from cac_ext.train.figures.panels import (
 from cac_ext.train.figures.text import set_fonts, shown_names, shown_text
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.networks.normalization import IMAGENET, Normalization
 from cac_ext.train.runtime.seeding import derive_seed, seeded
 
 _IOU_RANGE = (0.1, 0.4)  # crops that share more hardly differ in context
@@ -55,15 +57,22 @@ class Crops:
 
     Attributes:
         name: of the image.
-        views: crop 1, crop 2 and crop 1 under a low-level augmentation, ``[3, 3, S, S]``.
+        views: crop 1, crop 2 and crop 1 under a low-level augmentation, ``[3, C, S, S]``.
         overlap: of crops 1 and 2, ``[2, L]``: flat feature positions of the same pixels.
         truth: class of these pixels, ``[L]``; -1 if unknown.
+        normalization: of the views.
     """
 
     name: str
     views: Tensor
     overlap: Tensor
     truth: Tensor
+    normalization: Normalization = IMAGENET
+
+    def picture(self, view: int) -> np.ndarray:
+        """A view as RGB, ``[S, S, 3]`` in [0, 1]."""
+        shown = as_rgb(denormalize(self.views[view], self.normalization))
+        return shown.permute(1, 2, 0).numpy()
 
 
 def draw_crops(
@@ -80,8 +89,11 @@ def draw_crops(
     """
     sampler = CropPairSampler(config.augment.crop_size, grid, _IOU_RANGE, flip=0.0)
     still = replace(config.augment, unlabelled_scale=(1.0, 1.0), jitter=0.0, gray=0.0, blur=0.0)
-    plain = CropPairAugment(still, sampler)
-    recolored = CropPairAugment(replace(still, jitter=1.0, blur=1.0), sampler)
+    normalization = Normalization.of(config.data)
+    plain = CropPairAugment(still, sampler, normalization=normalization)
+    recolored = CropPairAugment(
+        replace(still, jitter=1.0, blur=1.0), sampler, normalization=normalization
+    )
     # Validation images take the place of unlabelled ones: no network has been trained on them.
     images = WithTruth(splits.validation, replace(splits, unlabelled=None), "figures")
     drawn = []
@@ -100,6 +112,7 @@ def draw_crops(
                 torch.stack([pair.view1.image, pair.view2.image, other.view1.image]),
                 torch.stack([pair.view1.overlap, pair.view2.overlap]),
                 truth.flatten()[pair.view1.overlap].long(),
+                normalization,
             )
         )
     return drawn
@@ -231,7 +244,7 @@ def grad_cam_figure(
                 grid.offset + grid.stride * cell for cell in (position % cells, position // cells)
             ]
             inside = marked_cells(part.overlap[view], cells, cells)
-            picture = denormalize(part.views[view]).permute(1, 2, 0).numpy()
+            picture = part.picture(view)
             row[view].imshow(picture)
             row[view].set_title(f"crop {view + 1}", size=9)
             axes = [row[view]]
@@ -284,12 +297,13 @@ def _embed(features: Tensor, seed: int) -> np.ndarray:
 def _show_crops(axes: Sequence[Axes], crops: Crops, grid: FeatureGrid) -> None:
     cells = grid.size(crops.views.shape[-1])
     first, second = (marked_cells(positions, cells, cells) for positions in crops.overlap)
-    for axis, view, overlap, text in zip(
-        axes, crops.views, (first, second, first), ("crop 1", *_OTHERS), strict=True
+    side = crops.views.shape[-1]
+    for number, (axis, overlap, text) in enumerate(
+        zip(axes, (first, second, first), ("crop 1", *_OTHERS), strict=True)
     ):
-        axis.imshow(denormalize(view).permute(1, 2, 0).numpy())
+        axis.imshow(crops.picture(number))
         axis.add_patch(overlap_outline(overlap, grid))
-        axis.set(xlim=(-0.5, view.shape[-1] - 0.5), ylim=(view.shape[-1] - 0.5, -0.5))
+        axis.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
         axis.set(xticks=[], yticks=[])
         axis.set_title(text, size=10)
 

@@ -22,6 +22,7 @@ from cac_ext.train.figures.text import folded, set_fonts, shown_names, shown_tit
 from cac_ext.train.inference import SINGLE_SCALE, Inference, predict, smallest_dtype
 from cac_ext.train.networks import SegmentationNetwork
 from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.networks.normalization import IMAGENET, Normalization
 
 _IGNORED_COLOR = (255, 255, 255)
 _MANY_COLORS = 64  # most classes for which the colors of a color map differ enough
@@ -64,6 +65,14 @@ def color_mask(mask: torch.Tensor, splits: DatasetSplits | Classes) -> np.ndarra
 def spread(length: int, count: int) -> list[int]:
     """At most ``count`` indices of a list of this length, evenly from its first to its last."""
     return torch.linspace(0, length - 1, min(count, length)).long().tolist()
+
+
+def as_rgb(image: Tensor) -> Tensor:
+    """How an image ``[C, H, W]`` is shown, ``[3, H, W]``: its first three channels as RGB.
+
+    Of one or two channels the first is shown in gray.
+    """
+    return image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
 
 
 def save_panel(
@@ -112,7 +121,7 @@ def predictions_figure(
         step = math.ceil(max(image.shape[-2:]) / _MOST_SHOWN)
         masks = [mask[::step, ::step] for mask in (sample["mask"], *found)]
         seen += masks
-        pictures = [image[:, ::step, ::step].permute(1, 2, 0).numpy()]
+        pictures = [as_rgb(image[:, ::step, ::step]).permute(1, 2, 0).numpy()]
         pictures += [color_mask(mask, splits) for mask in masks]
         for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
@@ -133,6 +142,7 @@ def crop_pair_figure(
     confidences: Tensor,
     pseudo_labels: Tensor,
     active: tuple[Tensor, Tensor],
+    normalization: Normalization = IMAGENET,
 ) -> Figure:
     """The first crop pair of a step and its results in the unlabelled branch, a row for each view.
 
@@ -146,6 +156,7 @@ def crop_pair_figure(
         pairs: of a step.
         confidences, pseudo_labels: ``[2B, h, w]``, those of view 1 first.
         active: the anchors in direction 1 -> 2 and in 2 -> 1, ``[A]`` bool each.
+        normalization: of the views.
     """
     titles = ["view, overlap", "pseudo labels", "confidence", "anchors"]
     titles += ["truth"] if pairs.view1.truth is not None else []
@@ -165,7 +176,8 @@ def crop_pair_figure(
         overlap = marked_cells(positions, height, width)
         anchors = marked_cells(positions[active[number][of_first]], height, width)
         colors = color_mask(pseudo_labels[index], splits)  # [h, w, 3]
-        picture = denormalize(view.images[0]).permute(1, 2, 0).cpu().numpy()
+        shown = as_rgb(denormalize(view.images[0], normalization))
+        picture = shown.permute(1, 2, 0).cpu().numpy()
         row[0].imshow(picture)
         if overlap.any():
             row[0].add_patch(overlap_outline(overlap, grid))

@@ -112,7 +112,10 @@ class MethodContext:
         """
         with seeded(self.config.seed, name, 0):
             return build_network(
-                self.config.network, self.splits.num_classes, pretrained=self.pretrained
+                self.config.network,
+                self.splits.num_classes,
+                pretrained=self.pretrained,
+                normalization=self.network.normalization,
             )
 
 
@@ -312,7 +315,12 @@ class Method(ABC):
         config = self.context.config
         return StreamRequest(
             self.context.unlabelled_images,
-            WholeCropAugment(config.augment, strong=strong, cutmix=cutmix),
+            WholeCropAugment(
+                config.augment,
+                strong=strong,
+                cutmix=cutmix,
+                normalization=self.context.network.normalization,
+            ),
             collate_whole_crops,
             config.schedule.unlabelled_batch,
             "schedule.unlabelled_batch",
@@ -324,7 +332,11 @@ class Method(ABC):
         config = self.context.config
         return StreamRequest(
             images,
-            LabelledAugment(config.augment, self.context.splits.ignore_index),
+            LabelledAugment(
+                config.augment,
+                self.context.splits.ignore_index,
+                self.context.network.normalization,
+            ),
             collate_labelled,
             getattr(config.schedule, f"{part}_batch"),
             f"schedule.{part}_batch",

@@ -21,11 +21,11 @@ class Corrector(nn.Module):
     Any image size works.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, channels: int = 3) -> None:
         super().__init__()
         self.num_classes = num_classes
         layers: list[nn.Module] = []
-        inputs = 3 + num_classes
+        inputs = channels + num_classes
         for channels, stride, dilation in _LAYERS:
             conv = nn.Conv2d(inputs, channels, 3, stride, padding=dilation, dilation=dilation)
             nn.init.kaiming_normal_(conv.weight, a=_SLOPE)
@@ -40,6 +40,6 @@ class Corrector(nn.Module):
         return self.num_classes
 
     def forward(self, images: Tensor, probabilities: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` and ``[B, K, H, W]`` to ``[B, K + 1, H, W]``."""
+        """``[B, C, H, W]`` and ``[B, K, H, W]`` to ``[B, K + 1, H, W]``."""
         logits = self.classifier(self.features(torch.cat([images, probabilities], dim=1)))
         return upsample(logits, _STRIDE, 0.0, images.shape[-2:])

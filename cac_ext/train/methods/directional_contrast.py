@@ -120,6 +120,7 @@ class DirectionalContrast:
         self.bank = MemoryBank(selected_num, (config.step_save + 1) * parts - 1)
         self._most_gathered = _most_gathered(context)
         self._latest: CropPairOutputs | None = None
+        self._normalization = context.network.normalization
 
     def stream(self) -> StreamRequest:
         """Crop pairs of the unlabelled images, after the warm-up."""
@@ -138,7 +139,7 @@ class DirectionalContrast:
         )
         return StreamRequest(
             images,
-            CropPairAugment(config.augment, sampler, ignore_index),
+            CropPairAugment(config.augment, sampler, ignore_index, self._normalization),
             collate_pairs,
             config.schedule.unlabelled_batch,
             "schedule.unlabelled_batch",
@@ -235,5 +236,7 @@ class DirectionalContrast:
         if self._latest is None:
             return {}
         grid = self.context.network.pooled_grid
-        figure = crop_pair_figure(self.context.splits, grid, *self._latest)
+        figure = crop_pair_figure(
+            self.context.splits, grid, *self._latest, normalization=self._normalization
+        )
         return {"train/crop_pair": figure}

@@ -79,7 +79,7 @@ class Ecs(Method):
         super().__init__(context)
         self.settings = context.config.ecs
         with seeded(context.config.seed, "corrector", 0):
-            self.corrector = Corrector(context.splits.num_classes)
+            self.corrector = Corrector(context.splits.num_classes, context.splits.channels)
         self.trained["network"] = context.network
         self.trained["corrector"] = self.corrector
 

@@ -58,7 +58,7 @@ from cac_ext.train.errors import ConfigError
 from cac_ext.train.methods.contract import Method, MethodContext, Phase, Step, StreamRequest
 from cac_ext.train.methods.finite import all_finite
 from cac_ext.train.methods.frozen import frozen
-from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
+from cac_ext.train.networks.normalization import IMAGENET, Normalization
 from cac_ext.train.optimizer import build_adam
 from cac_ext.train.runtime.seeding import seeded
 
@@ -89,10 +89,12 @@ class Discriminator(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, num_classes: int, dropout: float = 0.5) -> None:
+    def __init__(
+        self, num_classes: int, dropout: float = 0.5, normalization: Normalization = IMAGENET
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        inputs = num_classes + 3
+        inputs = num_classes + normalization.channels
         for outputs in _CHANNELS:
             layers.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
@@ -101,11 +103,12 @@ class Discriminator(nn.Module):
         self.convolutions = nn.Sequential(*layers[:-1])
         self.score = nn.Linear(inputs, 1)
         # Buffers, because making them in each step would make the host wait for a GPU.
-        self.register_buffer("mean", torch.tensor(INPUT_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(INPUT_STD)[:, None, None], persistent=False)
+        mean, std = normalization.tensors()
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, maps: Tensor, images: Tensor) -> Judgement:
-        """Class maps ``[B, K, S, S]`` and normalized images ``[B, 3, S, S]`` of the same crops."""
+        """Class maps ``[B, K, S, S]`` and normalized images ``[B, C, S, S]`` of the same crops."""
         pixels = images * self.std + self.mean  # in [0, 1], whatever the batch
         features = self.convolutions(torch.cat([maps, pixels], dim=1))
         features = features.float().mean(dim=(2, 3))
@@ -119,7 +122,9 @@ class S4gan(Method):
         super().__init__(context)
         self.settings = context.config.s4gan
         with seeded(context.config.seed, "discriminator", 0):
-            self.discriminator = Discriminator(context.splits.num_classes)
+            self.discriminator = Discriminator(
+                context.splits.num_classes, normalization=context.network.normalization
+            )
         self.trained["network"] = context.network
         self.trained["discriminator"] = self.discriminator
 
@@ -152,7 +157,9 @@ class S4gan(Method):
         augment = replace(config.augment, labelled_scale=config.augment.unlabelled_scale)
         return replace(
             self._supervised_stream(splits.labelled, "labelled"),
-            augment=LabelledAugment(augment, splits.ignore_index),
+            augment=LabelledAugment(
+                augment, splits.ignore_index, self.context.network.normalization
+            ),
             name="true masks",
             first_iteration=config.warmup_iterations,
         )

@@ -10,13 +10,14 @@ The latter two also take a backbone of timm by name, ``network.backbone=timm/NAM
 A custom network needs no change here. Write, in ``my_network.py`` of the current folder or in any
 package::
 
-    def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
+    def build(config: NetworkConfig, num_classes: int, channels: int = 3) -> SegmentationNetwork:
         encoder = ...      # everything but the final classifier; has `out_channels` and `stride`
         classifier = ...   # features to logits
         return SegmentationNetwork(encoder, classifier, dropout=config.dropout)
 
 and train it with ``network.name=my_network:build``. Its own settings, ``network.options.NAME=...``,
-are in ``config.options``. ``examples/smp_network.py`` does that for the models of
+are in ``config.options``. ``channels`` is ``data.channels``, the channels of an image; a function
+without it serves images of three. ``examples/smp_network.py`` does that for the models of
 segmentation_models.pytorch, ``python_tests/own_network.py`` for one of torchvision.
 
 To ship one, write such a function in a module of this package and name it in `NETWORKS`.
@@ -24,13 +25,17 @@ To ship one, write such a function in a module of this package and name it in `N
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from cac_ext.train.config import NetworkConfig
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.contract import SegmentationNetwork
+from cac_ext.train.networks.normalization import IMAGENET, RGB, Normalization
 from cac_ext.train.runtime.registry import find_builder
 
 #: ``network.name`` -> "module:function" of its builder, imported when a configuration names it.
@@ -42,7 +47,11 @@ NETWORKS = {
 
 
 def build_network(
-    config: NetworkConfig, num_classes: int, *, pretrained: bool = True
+    config: NetworkConfig,
+    num_classes: int,
+    *,
+    pretrained: bool = True,
+    normalization: Normalization = IMAGENET,
 ) -> SegmentationNetwork:
     """The network that ``config.name`` names, for ``num_classes`` classes.
 
@@ -50,6 +59,7 @@ def build_network(
         config: the network section of a configuration.
         num_classes: K.
         pretrained: False if a checkpoint's weights follow: ``config.weights`` is not read.
+        normalization: of the images, `Normalization.of` the section ``data``.
 
     Raises:
         ConfigError: the name is neither registered nor an importable "package.module:function",
@@ -62,16 +72,33 @@ def build_network(
             f"network.options is for custom networks, but {config.name} is a shipped one without "
             f"{', '.join(config.options)}: leave it out"
         )
-    network = build(config if pretrained else replace(config, weights=None), num_classes)
+    config = config if pretrained else replace(config, weights=None)
+    channels = _channels_argument(build, config.name, normalization.channels)
+    network = build(config, num_classes, **channels)
     if not isinstance(network, SegmentationNetwork):
         raise TypeError(
             f"{config.name} must return a cac_ext.train.networks.SegmentationNetwork, "
             f"but returned {type(network).__name__}"
         )
     _check_classifier(network, num_classes)
+    network.normalization = normalization
     if not pretrained:
         network.initial_weights = "weights of the checkpoint"
     return network
+
+
+def _channels_argument(
+    build: Callable[..., SegmentationNetwork], name: str, channels: int
+) -> dict[str, Any]:
+    """``channels`` for a builder, which needs not take it for images of three channels."""
+    if channels == RGB:
+        return {}
+    if "channels" not in inspect.signature(build).parameters:
+        raise ConfigError(
+            f"data.channels is {channels}, but {name} builds a network for images of {RGB}: give "
+            f"it an argument `channels: int = {RGB}`, see cac_ext.train.networks"
+        )
+    return {"channels": channels}
 
 
 @torch.no_grad()

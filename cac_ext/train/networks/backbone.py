@@ -8,7 +8,7 @@ from cac_ext.train.networks.grid import FeatureGrid
 
 
 class Backbone(nn.Module):
-    """``[B, 3, H, W]`` to feature maps by name: "low" and "high" (VGG-16: "high" alone).
+    """``[B, C, H, W]`` to feature maps by name: "low" and "high" (VGG-16: "high" alone).
 
     Attributes:
         channels: of each map.

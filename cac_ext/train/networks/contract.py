@@ -1,6 +1,6 @@
 """What a segmentation network is, so that any encoder and classifier can be trained.
 
-* ``encoder``: ``[B, 3, H, W] -> [B, F, ceil(H / stride), ceil(W / stride)]``, everything but the
+* ``encoder``: ``[B, C, H, W] -> [B, F, ceil(H / stride), ceil(W / stride)]``, everything but the
   final classifier, with the attributes
 
   - ``out_channels`` (int): F;
@@ -16,7 +16,8 @@
 * ``classifier``: ``[B, F, h, w] -> [B, K, h, w]`` logits. It holds no dropout: pseudo labels are
   computed without its noise, so dropout is an argument of `SegmentationNetwork`.
 
-Features of another size are an error of the first forward.
+Features of another size are an error of the first forward. C, the channels of an image, is 3 unless
+``data.channels`` says otherwise.
 """
 
 from __future__ import annotations
@@ -30,10 +31,7 @@ from torch import Tensor, nn
 
 from cac_ext.train.networks.grid import FeatureGrid
 from cac_ext.train.networks.layers import upsample
-
-#: Channel means and deviations of ImageNet, for images in [0, 1]; every network gets such inputs.
-INPUT_MEAN = (0.485, 0.456, 0.406)
-INPUT_STD = (0.229, 0.224, 0.225)
+from cac_ext.train.networks.normalization import IMAGENET, Normalization
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -43,7 +41,7 @@ class EncoderInTwoParts(Protocol):
     """An encoder whose maps between backbone and decoder can be perturbed."""
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """``[B, 3, H, W]`` to maps by name."""
+        """``[B, C, H, W]`` to maps by name."""
 
     def decode(self, maps: dict[str, Tensor]) -> Tensor:
         """Those maps to features ``[B, F, h, w]``."""
@@ -71,6 +69,7 @@ class SegmentationNetwork(nn.Module):
     Attributes:
         out_channels: F, of the encoder.
         grid: where the encoder's features lie on the image.
+        normalization: of the images that the network expects; `build_network` sets it.
     """
 
     def __init__(
@@ -106,6 +105,7 @@ class SegmentationNetwork(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.feature_pooling = feature_pooling
         self.initial_weights = initial_weights
+        self.normalization: Normalization = IMAGENET
 
     @property
     def pooled_grid(self) -> FeatureGrid:
@@ -113,7 +113,7 @@ class SegmentationNetwork(nn.Module):
         return self.grid.pooled(self.feature_pooling)
 
     def features(self, images: Tensor) -> Tensor:
-        """The encoder's features, ``[B, 3, H, W] -> [B, F, h, w]``; ValueError for other sizes."""
+        """The encoder's features, ``[B, C, H, W] -> [B, F, h, w]``; ValueError for other sizes."""
         return self._checked(self.encoder(images), images)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ class SegmentationNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits at the size of the images, ``[B, 3, H, W] -> [B, K, H, W]``."""
+        """Logits at the size of the images, ``[B, C, H, W] -> [B, K, H, W]``."""
         return self.classify(self.dropout(self.features(images)), images.shape[-2:])
 
     def parameter_groups(

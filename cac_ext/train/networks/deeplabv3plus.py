@@ -20,7 +20,7 @@ _HIGH_STRIDE, _LOW_STRIDE = 16, 4  # the former is what is requested of a backbo
 
 
 class DeepLabV3PlusEncoder(nn.Module):
-    """Backbone, ASPP and decoder: ``[B, 3, H, W] -> [B, 256, ceil(H / 4), ceil(W / 4)]``.
+    """Backbone, ASPP and decoder: ``[B, C, H, W] -> [B, 256, ceil(H / 4), ceil(W / 4)]``.
 
     Args:
         backbone: "low" at stride 4, "high" at any stride above, e.g. 16.
@@ -62,12 +62,14 @@ class DeepLabV3PlusEncoder(nn.Module):
         return self.decoder(torch.cat([high, low], dim=1))
 
 
-def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
+def build(config: NetworkConfig, num_classes: int, channels: int = 3) -> SegmentationNetwork:
     """DeepLabv3+ on ``config.backbone`` (resnet50, resnet101, timm/NAME).
 
     The unlabelled branch gets the features pooled 2x2, at stride 8 (section 4.1).
     """
-    backbone, initial_weights = build_backbone(config, RESNETS, output_stride=_HIGH_STRIDE)
+    backbone, initial_weights = build_backbone(
+        config, RESNETS, output_stride=_HIGH_STRIDE, channels=channels
+    )
     encoder = DeepLabV3PlusEncoder(backbone)
     return SegmentationNetwork(
         encoder,

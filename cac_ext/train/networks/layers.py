@@ -65,7 +65,7 @@ def require_batch(images: Tensor, norm: nn.Module) -> None:
     """Raises ConfigError if a global pooling would be normalized over one value a channel.
 
     Args:
-        images: ``[B, 3, H, W]``, a training batch.
+        images: ``[B, C, H, W]``, a training batch.
         norm: batch normalization behind a pooling to 1 x 1.
     """
     # Synchronized over several processes, the normalization is of another class.

@@ -42,7 +42,7 @@ class PyramidPooling(nn.Module):
 
 
 class PSPNetEncoder(nn.Module):
-    """Backbone, pyramid pooling, 3x3: ``[B, 3, H, W] -> [B, 512, ceil(H / 8), ceil(W / 8)]``.
+    """Backbone, pyramid pooling, 3x3: ``[B, C, H, W] -> [B, 512, ceil(H / 8), ceil(W / 8)]``.
 
     Args:
         backbone: "high", at stride 8 or another, which the features then have.
@@ -72,7 +72,7 @@ class PSPNetEncoder(nn.Module):
         return self.bottleneck(self.pyramid(maps["high"]))
 
 
-def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
+def build(config: NetworkConfig, num_classes: int, channels: int = 3) -> SegmentationNetwork:
     """PSPNet on ``config.backbone`` (resnet50, resnet101, vgg16, vgg16_bn, timm/NAME).
 
     The paper does not describe the VGG-16 network of Table 5. The ResNet-50 row of that table is a
@@ -81,7 +81,9 @@ def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
     without the fully connected layers. vgg16 has no batch normalization, like the networks it is
     compared with.
     """
-    backbone, initial_weights = build_backbone(config, (*RESNETS, *VGGS), output_stride=_STRIDE)
+    backbone, initial_weights = build_backbone(
+        config, (*RESNETS, *VGGS), output_stride=_STRIDE, channels=channels
+    )
     encoder = PSPNetEncoder(backbone)
     return SegmentationNetwork(
         encoder,

@@ -39,15 +39,15 @@ class _ResidualBlock(nn.Module):
 
 
 class SmallEncoder(nn.Module):
-    """Features at a quarter of the size: ``[B, 3, H, W] -> [B, width, H / 4, W / 4]``."""
+    """Features at a quarter of the size: ``[B, C, H, W] -> [B, width, H / 4, W / 4]``."""
 
     stride = 4
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, channels: int = 3) -> None:
         super().__init__()
         self.out_channels = width
         self.stem = nn.Sequential(
-            _normalized_conv(3, width // 2, stride=2),
+            _normalized_conv(channels, width // 2, stride=2),
             nn.ReLU(inplace=True),
             _normalized_conv(width // 2, width, stride=2),
             nn.ReLU(inplace=True),
@@ -66,8 +66,11 @@ class SmallEncoder(nn.Module):
         return self.blocks(maps["stem"])
 
 
-def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
-    """The small network for ``num_classes`` classes, ``config.width`` features wide."""
+def build(config: NetworkConfig, num_classes: int, channels: int = 3) -> SegmentationNetwork:
+    """The small network for ``num_classes`` classes, ``config.width`` features wide.
+
+    ``channels`` are those of an image.
+    """
     if config.width % (2 * _GROUP_CHANNELS):
         raise ConfigError(
             f"network.width of the small network must be a multiple of {2 * _GROUP_CHANNELS}, "
@@ -77,6 +80,6 @@ def build(config: NetworkConfig, num_classes: int) -> SegmentationNetwork:
         raise ConfigError(
             "network.weights: there are no pretrained weights for the small network; leave it out"
         )
-    encoder = SmallEncoder(config.width)
+    encoder = SmallEncoder(config.width, channels)
     classifier = nn.Conv2d(config.width, num_classes, 1)
     return SegmentationNetwork(encoder, classifier, dropout=config.dropout)

@@ -21,6 +21,7 @@ do that. All others keep their last stride, often 32: a dilated 2x2 patch would 
 
 **Normalization.** The trainer normalizes images by the mean and deviation of ImageNet. If timm
 states other values for the weights, the backbone converts its input. They are in the checkpoint.
+For images of other than three channels it takes timm's mean over the channels, for each.
 """
 
 from __future__ import annotations
@@ -38,9 +39,14 @@ from torch import Tensor, nn
 from cac_ext.train.config import NetworkConfig, nearest
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.networks.backbone import Backbone
-from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
 from cac_ext.train.networks.efficientnet_names import converted_from_tensorflow, to_timm_names
 from cac_ext.train.networks.grid import FeatureGrid
+from cac_ext.train.networks.normalization import (
+    INPUT_MEAN,
+    INPUT_STD,
+    RGB,
+    usual_normalization,
+)
 from cac_ext.train.networks.weights import is_weights_file, read_weights_file, set_weights
 
 PREFIX = "timm/"
@@ -65,17 +71,18 @@ class TimmBackbone(Backbone):
     Args:
         model: of timm, which gives a list of maps.
         layout: of those maps.
+        channels: of an image.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: Any, layout: _Layout) -> None:
+    def __init__(self, model: Any, layout: _Layout, channels: int = RGB) -> None:
         super().__init__()
         self.model = model
         self._layout = layout
-        channels: list[int] = model.feature_info.channels()
-        self.channels = {"low": channels[layout.low], "high": channels[layout.high]}
+        widths: list[int] = model.feature_info.channels()
+        self.channels = {"low": widths[layout.low], "high": widths[layout.high]}
         self.grids = {
             name: FeatureGrid(stride, (stride - 1) / 2 if layout.patches else 0.0)
             for name, stride in (("low", _LOW_STRIDE), ("high", layout.high_stride))
@@ -84,8 +91,14 @@ class TimmBackbone(Backbone):
         self.own_mean, self.own_std = (
             tuple(float(x) for x in model.pretrained_cfg[key]) for key in ("mean", "std")
         )
-        values = [INPUT_MEAN, INPUT_STD, self.own_mean, self.own_std]
-        mean, std, own_mean, own_std = torch.tensor(values).double()[..., None, None]  # [3, 1, 1]
+        usual = usual_normalization(channels)
+        own = [self.own_mean, self.own_std]
+        if channels != RGB:
+            own = [(sum(values) / len(values),) * channels for values in own]
+            if not self.has_own_normalization:  # no conversion, whatever the rounding
+                own = [usual.mean, usual.std]
+        values = [usual.mean, usual.std, *own]
+        mean, std, own_mean, own_std = torch.tensor(values).double()[..., None, None]  # [C, 1, 1]
         self.register_buffer("scale", (std / own_std).float())
         self.register_buffer("shift", ((mean - own_mean) / own_std).float())
 
@@ -95,7 +108,7 @@ class TimmBackbone(Backbone):
         return (self.own_mean, self.own_std) != (INPUT_MEAN, INPUT_STD)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``[B, 3, H, W]`` to the maps by name."""
+        """``[B, C, H, W]`` to the maps by name."""
         height, width = images.shape[-2:]
         images = torch.addcmul(self.shift, images, self.scale)
         if self._layout.patches:
@@ -109,13 +122,17 @@ class TimmBackbone(Backbone):
         return {"low": low[..., : grid.size(height), : grid.size(width)], "high": high}
 
 
-def build_timm_backbone(config: NetworkConfig, output_stride: int) -> tuple[TimmBackbone, str]:
+def build_timm_backbone(
+    config: NetworkConfig, output_stride: int, channels: int = RGB
+) -> tuple[TimmBackbone, str]:
     """The backbone that ``config.backbone`` names, and a sentence on the origin of its weights.
 
     Args:
         config: ``backbone`` is ``timm/NAME`` or ``timm/NAME.TAG``; ``weights`` is null,
             "pretrained", a tag of timm's, or a file.
         output_stride: pixels from one "high" feature to the next, if the network can do that.
+        channels: of an image. timm turns the first convolution of its own weights into one for
+            them, as `weights.adapted_to` does for those of a file.
 
     Raises:
         ConfigError: timm is not installed, does not know the network or the weights, or the network
@@ -134,7 +151,7 @@ def build_timm_backbone(config: NetworkConfig, output_stride: int) -> tuple[Timm
             "network.stride_in is for torchvision's ResNets: a network of timm has its own "
             "placement of strides; leave it out"
         )
-    layout = _find_layout(timm, name, output_stride)
+    layout = _find_layout(timm, name, output_stride, channels)
     weights = config.weights
     if weights is None or is_weights_file(weights):
         model = timm.create_model(name, **layout.arguments)
@@ -142,7 +159,7 @@ def build_timm_backbone(config: NetworkConfig, output_stride: int) -> tuple[Timm
         name = _with_tag(timm, name, weights)
         model = _download(timm, name, layout)
     pad_symmetrically(model)
-    backbone = TimmBackbone(model, layout)
+    backbone = TimmBackbone(model, layout, channels)
     origin = f"{PREFIX}{name} backbone from random weights"
     if weights is not None and is_weights_file(weights):
         origin = _load_file(model, name, weights)
@@ -185,17 +202,20 @@ def _import_timm() -> ModuleType:
         ) from error
 
 
-def _find_layout(timm: ModuleType, name: str, output_stride: int) -> _Layout:
+def _find_layout(timm: ModuleType, name: str, output_stride: int, channels: int) -> _Layout:
     """Tries the network on a small image, dilated and not. Leaves the random state as it was."""
+    arguments: dict[str, Any] = {"features_only": True}
+    if channels != RGB:
+        arguments["in_chans"] = channels
     with suppress(ConfigError):
-        layout = _probe(timm, name, {"features_only": True, "output_stride": output_stride})
+        layout = _probe(timm, name, {**arguments, "output_stride": output_stride}, channels)
         if not layout.patches:
             return layout
-    return _probe(timm, name, {"features_only": True})
+    return _probe(timm, name, arguments, channels)
 
 
 @torch.no_grad()
-def _probe(timm: ModuleType, name: str, arguments: dict[str, Any]) -> _Layout:
+def _probe(timm: ModuleType, name: str, arguments: dict[str, Any], channels: int) -> _Layout:
     try:
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(name, pretrained=False, **arguments)
@@ -214,7 +234,7 @@ def _probe(timm: ModuleType, name: str, arguments: dict[str, Any]) -> _Layout:
     pad_symmetrically(model)
     side = 2 * max(_USUAL_STRIDE, reductions[high]) + 1
     try:
-        maps = model.eval()(torch.zeros(1, 3, side, side))
+        maps = model.eval()(torch.zeros(1, channels, side, side))
     except Exception as error:  # a network for one size, or for sizes without a remainder
         raise ConfigError(
             f"network.backbone: timm's {name} takes no image of {side} x {side} pixels, but crops "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cac_ext.train.config import nearest
 from cac_ext.train.errors import ConfigError
+from cac_ext.train.networks.normalization import RGB
 from cac_ext.train.runtime.progress import on_terminal
 
 _SAFETENSORS, _PICKLES = (".safetensors",), (".pth", ".pt", ".tar", ".bin", ".ckpt")
@@ -31,6 +32,7 @@ class WeightsReport:
         converted: number of those that the file holds in another dtype (fp16).
         prefix: of the backbone's names in the file.
         missing: the backbone's tensors that the file does not hold.
+        adapted: first convolutions that the file holds for RGB, each with both shapes.
         mismatched: tensors of another shape, each with both shapes.
         unused: the file's tensors that the backbone does not have, such as the classifier.
     """
@@ -41,6 +43,7 @@ class WeightsReport:
     converted: int
     prefix: str
     missing: Sequence[str]
+    adapted: Sequence[str]
     mismatched: Sequence[str]
     unused: Sequence[str]
 
@@ -52,6 +55,7 @@ class WeightsReport:
             parts.append(f"found behind the prefix {self.prefix!r}")
         for what, names in (
             ("missing", self.missing),
+            ("adapted to the channels of the images", self.adapted),
             ("of another shape", self.mismatched),
             ("not used", self.unused),
         ):
@@ -145,9 +149,12 @@ def _copy(
         if not name.endswith("num_batches_tracked")
     }
     prefix = _common_prefix(own, state)
-    found, missing, mismatched = [], [], []
+    found, missing, adapted, mismatched = [], [], [], []
     for name, tensor in own.items():
         given = state.get(prefix + name)
+        if given is not None and _is_for_rgb(given, tensor):
+            adapted.append(f"{name} ({list(given.shape)} to {list(tensor.shape)})")
+            given = adapted_to(tensor.shape[1], given)
         if given is None:
             missing.append(name)
         elif given.shape != tensor.shape:
@@ -167,9 +174,30 @@ def _copy(
         converted=sum(given.dtype != tensor.dtype for tensor, given in found),
         prefix=prefix,
         missing=missing,
+        adapted=adapted,
         mismatched=mismatched,
         unused=[name for name in state if name not in known],
     )
+
+
+def adapted_to(channels: int, weight: Tensor) -> Tensor:
+    """A first convolution's weights for RGB, ``[O, 3, k, k]``, for images of other channels.
+
+    For one channel the sum over RGB, so that a gray image gives what the same image in RGB gives.
+    Otherwise R, G, B, R, G, ... times 3 / channels, which keeps the size of the output. timm does
+    the same (``adapt_input_conv``).
+    """
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, -(-channels // RGB), 1, 1)[:, :channels]
+    return repeated * (RGB / channels)
+
+
+def _is_for_rgb(given: Tensor, own: Tensor) -> bool:
+    """Whether ``own`` is a first convolution for other channels, and ``given`` the same for RGB."""
+    if given.ndim != 4 or own.ndim != 4 or given.shape[1] != RGB or own.shape[1] == RGB:
+        return False
+    return given.shape[:1] + given.shape[2:] == own.shape[:1] + own.shape[2:]
 
 
 def _common_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

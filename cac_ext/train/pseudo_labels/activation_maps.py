@@ -30,7 +30,7 @@ def class_activation_maps(
 
     Args:
         classifier: in evaluation mode.
-        image: ``[3, H, W]`` uint8.
+        image: ``[C, H, W]`` uint8.
         scales: factors of the image size.
 
     Returns:
@@ -41,7 +41,8 @@ def class_activation_maps(
     total = torch.zeros(())
     for scale in scales:
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        scaled = normalize(resize(image, *size).to(device))[None]  # [1, 3, h, w]
+        resized = resize(image, *size).to(device)
+        scaled = normalize(resized, classifier.normalization)[None]  # [1, C, h, w]
         both = torch.cat([scaled, scaled.flip(-1)])
         maps = upsample(classifier.activations(both).relu(), classifier.stride, 0, both.shape[-2:])
         maps = F.interpolate(

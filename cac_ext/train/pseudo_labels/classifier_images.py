@@ -13,6 +13,7 @@ from cac_ext.train.data import DatasetSplits, Sample
 from cac_ext.train.data.augment import LabelledAugment
 from cac_ext.train.data.pseudo_label_files import unlabelled_images
 from cac_ext.train.data.stream import Stream
+from cac_ext.train.networks.normalization import Normalization
 
 _VOC_CROP = 1.6  # times 320 is 512
 
@@ -20,7 +21,7 @@ _VOC_CROP = 1.6  # times 320 is 512
 class ImageWithClasses(NamedTuple):
     """A crop of an image with image-level labels; in a batch with B in front."""
 
-    image: Tensor  # [3, S, S] float32, normalized
+    image: Tensor  # [C, S, S] float32, normalized
     classes: Tensor  # [K - 1] float32, 0 or 1
 
 
@@ -68,7 +69,7 @@ class _Augment:
             labelled_scale=config.augment.labelled_scale,
             flip=config.augment.flip,
         )
-        self.augment = LabelledAugment(augment, splits.ignore_index)
+        self.augment = LabelledAugment(augment, splits.ignore_index, Normalization.of(config.data))
 
     def __call__(self, item: _Item) -> ImageWithClasses:
         return ImageWithClasses(self.augment(item.sample).image, item.classes)

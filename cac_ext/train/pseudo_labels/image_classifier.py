@@ -22,6 +22,7 @@ from cac_ext.train.data import build_datasets
 from cac_ext.train.data.stream import IterationSampler, stream_loader
 from cac_ext.train.errors import CheckpointError, ConfigError, NonFiniteError
 from cac_ext.train.networks.backbones import RESNETS, build_backbone
+from cac_ext.train.networks.normalization import IMAGENET, Normalization
 from cac_ext.train.networks.small import SmallEncoder
 from cac_ext.train.networks.weights import load_backbone_weights
 from cac_ext.train.preflight import require_batch_statistics
@@ -54,11 +55,12 @@ class ImageClassifier(nn.Module):
     """Scores of the K - 1 classes that are not background.
 
     Args:
-        features: ``[B, 3, H, W] -> [B, F, h, w]``.
+        features: ``[B, C, H, W] -> [B, F, h, w]``.
         channels: F.
         stride: pixels from one feature to the next.
         num_classes: K.
         initial_weights: origin of the weights, for the log.
+        normalization: of the images.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class ImageClassifier(nn.Module):
         stride: int,
         num_classes: int,
         initial_weights: str,
+        normalization: Normalization = IMAGENET,
     ) -> None:
         super().__init__()
+        self.normalization = normalization
         self.features = features
         self.stride = stride
         self.initial_weights = initial_weights
@@ -103,9 +107,9 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool) -> I
         num_classes: K, background included.
         pretrained: whether to read ``image_classifier.weights``.
     """
-    name = _network_name(config)
+    name, normalization = _network_name(config), Normalization.of(config.data)
     if name == "small":
-        encoder = SmallEncoder(config.network.width)
+        encoder = SmallEncoder(config.network.width, config.data.channels)
         initial_weights = "random weights"
         if pretrained and config.image_classifier.weights is not None:
             path = config.image_classifier.weights
@@ -116,7 +120,12 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool) -> I
                 )
             initial_weights = str(load_backbone_weights(encoder, name, path))
         return ImageClassifier(
-            encoder, encoder.out_channels, encoder.stride, num_classes, initial_weights
+            encoder,
+            encoder.out_channels,
+            encoder.stride,
+            num_classes,
+            initial_weights,
+            normalization,
         )
     network = NetworkConfig(
         name="image_classifier",
@@ -124,10 +133,16 @@ def build_classifier(config: Config, num_classes: int, *, pretrained: bool) -> I
         weights=config.image_classifier.weights if pretrained else None,
         stride_in=config.network.stride_in,
     )
-    backbone, initial_weights = build_backbone(network, RESNETS, output_stride=_RESNET_STRIDE)
-    features = _HighFeatures(backbone)
+    backbone, initial_weights = build_backbone(
+        network, RESNETS, output_stride=_RESNET_STRIDE, channels=config.data.channels
+    )
     return ImageClassifier(
-        features, backbone.channels["high"], _RESNET_STRIDE, num_classes, initial_weights
+        _HighFeatures(backbone),
+        backbone.channels["high"],
+        _RESNET_STRIDE,
+        num_classes,
+        initial_weights,
+        normalization,
     )
 
 
@@ -242,7 +257,11 @@ def require_classifier_batch(config: Config, num_classes: int) -> None:
         with torch.random.fork_rng(devices=[]):  # draws weights that are not used
             model = build_classifier(config, num_classes, pretrained=False)
         require_batch_statistics(
-            model, batch, classifier_crop_size(config), "image_classifier.batch"
+            model,
+            batch,
+            classifier_crop_size(config),
+            "image_classifier.batch",
+            config.data.channels,
         )
 
 

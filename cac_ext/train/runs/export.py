@@ -4,8 +4,9 @@
     .pt2            a program of torch.export, for images of one size; it needs torch alone
     .onnx           the same for ONNX runtimes
 
-The programs turn RGB images ``[B, 3, H, W]`` uint8 into logits ``[B, K, H, W]``, for any B. What
-`inference.predict_logits` does around the network is inside: normalization, padding, cropping.
+The programs turn images ``[B, C, H, W]`` uint8, by default RGB, into logits ``[B, K, H, W]``, for
+any B. What `inference.predict_logits` does around the network is inside: normalization, padding,
+cropping.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cac_ext.train.config import Config, NetworkConfig
+from cac_ext.train.config import Config, DataConfig, NetworkConfig
 from cac_ext.train.data.classes import Classes
 from cac_ext.train.errors import CheckpointError, ConfigError
 from cac_ext.train.networks import SegmentationNetwork, build_network
-from cac_ext.train.networks.contract import INPUT_MEAN, INPUT_STD
+from cac_ext.train.networks.normalization import Normalization
 from cac_ext.train.runs.folder import Run
 from cac_ext.train.runtime.distributed import find_device
 
 _FORMAT = "cac_ext network 1"
+#: Settings of the data that say what the network takes.
+_OF_IMAGES = ("channels", "mean", "std", "value_low", "value_high")
 _TOLERANCE = 1e-3  # of the logits' largest value, between a program and the network
 
 
 class Predictor(nn.Module):
-    """``[B, 3, H, W]`` uint8 images of one size to logits ``[B, K, H, W]`` float32.
+    """``[B, C, H, W]`` uint8 images of one size to logits ``[B, K, H, W]`` float32.
 
     Args:
         network: in evaluation mode.
@@ -53,8 +56,8 @@ class Predictor(nn.Module):
         )
         fits = self.missing[0] < width and self.missing[1] < height
         self.mode = "reflect" if fits else "replicate"
-        for name, values in (("mean", INPUT_MEAN), ("std", INPUT_STD)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None])
+        for name, values in zip(("mean", "std"), network.normalization.tensors(), strict=True):
+            self.register_buffer(name, values)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = self.size
@@ -90,7 +93,8 @@ def export(run: Run, path: str | Path, size: tuple[int, int] | None = None) -> N
     network = run.network.cpu()
     try:
         predictor = Predictor(network, size or (97, 129)).eval()
-        images = torch.randint(256, (2, 3, *predictor.size), dtype=torch.uint8)
+        channels = network.normalization.channels
+        images = torch.randint(256, (2, channels, *predictor.size), dtype=torch.uint8)
         with torch.no_grad():
             expected = predictor(images)
             found = _WRITERS[path.suffix](run, predictor, images, path)
@@ -128,8 +132,17 @@ def load_exported(path: str | Path, device: str = "auto") -> Run:
     if about.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a network written by this version of cac_ext")
     classes = Classes(**json.loads(about["classes"]))
-    config = Config(network=NetworkConfig(**json.loads(about["network"])), device=device)
-    network = build_network(config.network, classes.num_classes, pretrained=False)
+    config = Config(
+        data=DataConfig(**json.loads(about.get("images", "{}"))),
+        network=NetworkConfig(**json.loads(about["network"])),
+        device=device,
+    )
+    network = build_network(
+        config.network,
+        classes.num_classes,
+        pretrained=False,
+        normalization=Normalization.of(config.data),
+    )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -143,6 +156,7 @@ def _write_safetensors(run: Run, predictor: Predictor, images: Tensor, path: Pat
 
     about = {
         "format": _FORMAT,
+        "images": json.dumps({key: getattr(run.config.data, key) for key in _OF_IMAGES}),
         "network": json.dumps(asdict(run.config.network)),
         "classes": json.dumps(asdict(run.classes)),
         "iteration": str(run.iteration),

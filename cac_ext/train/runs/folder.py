@@ -14,6 +14,7 @@ from cac_ext.train.data import DatasetSplits
 from cac_ext.train.data.classes import Classes, load_classes
 from cac_ext.train.errors import CheckpointError, ConfigError, listed
 from cac_ext.train.networks import SegmentationNetwork, build_network
+from cac_ext.train.networks.normalization import Normalization
 from cac_ext.train.runs.checkpoint import read_network
 from cac_ext.train.runtime.distributed import find_device
 from cac_ext.train.runtime.whole_files import write_text_whole
@@ -21,6 +22,8 @@ from cac_ext.train.runtime.whole_files import write_text_whole
 #: Settings of a finished run that may change: the data, how the network sees images, its device and
 #: arithmetic.
 _FREE = ("data.", "evaluation.", "run.precision=", "device=")
+#: Settings of the data that belong to the network.
+_OF_THE_NETWORK = ("data.channels=", "data.mean=", "data.std=")
 CONFIG_FILE = "config.yaml"
 CHECKPOINT_FILE, BEST_FILE = "checkpoint.pt", "best.pt"
 
@@ -114,6 +117,10 @@ def load_run(
             raise ConfigError(
                 f"{override}: of a finished run only {allowed} and device can be changed"
             )
+        if override.startswith(_OF_THE_NETWORK):
+            raise ConfigError(
+                f"{override}: the network has been trained with the run's own, see {CONFIG_FILE}"
+            )
     config = read_config(folder, overrides)
     classes = load_classes(folder)
     path = folder / (BEST_FILE if best else CHECKPOINT_FILE)
@@ -123,7 +130,12 @@ def load_run(
             "network"
         )
     trained = read_network(path)
-    network = build_network(config.network, classes.num_classes, pretrained=False)
+    network = build_network(
+        config.network,
+        classes.num_classes,
+        pretrained=False,
+        normalization=Normalization.of(config.data),
+    )
     try:
         network.load_state_dict(trained.weights)
     except RuntimeError as error:

@@ -13,9 +13,10 @@ from torchvision.transforms.v2 import functional as VF
 
 from cac_ext.train.data.classes import Classes
 from cac_ext.train.data.files.find_images import describe_left_out, find_images
-from cac_ext.train.data.files.pictures import image_suffixes, picture_of_ids, read_image
+from cac_ext.train.data.files.images import RGB_FILES, ImageForm, read_image
+from cac_ext.train.data.files.pictures import picture_of_ids
 from cac_ext.train.errors import DataError
-from cac_ext.train.figures.panels import color_mask
+from cac_ext.train.figures.panels import as_rgb, color_mask
 from cac_ext.train.inference import Inference, predict, smallest_dtype
 from cac_ext.train.runs.folder import Run
 from cac_ext.train.runtime.bands import bands
@@ -48,11 +49,14 @@ class Plan:
     remarks: list[str]
 
 
-def plan(inputs: Sequence[Path], output: Path, *, overwrite: bool) -> Plan:
+def plan(
+    inputs: Sequence[Path], output: Path, *, overwrite: bool, form: ImageForm = RGB_FILES
+) -> Plan:
     """Lists the images to predict: the given files, and all images below the given folders.
 
     An image ``a/b.jpg`` of a folder goes to ``OUTPUT/ids/a/b.png`` and so on. Beside a ``b.tif`` it
-    goes to ``b.jpg.png``, and the other to ``b.tif.png``. Hidden files are left out.
+    goes to ``b.jpg.png``, and the other to ``b.tif.png``. Hidden files are left out. ``form`` says
+    what images hold, and so which suffixes they have.
 
     Raises:
         DataError: there is no image, two images would share a target, a target exists and
@@ -61,7 +65,7 @@ def plan(inputs: Sequence[Path], output: Path, *, overwrite: bool) -> Plan:
     found = Plan([], [], [])
     named: dict[Path, Path] = {}  # name below an input -> image
     for given in inputs:
-        for image, name in _images(given, output, found):
+        for image, name in _images(given, output, found, form):
             if named.get(name, image) != image:
                 raise DataError(
                     f"{named[name]} and {image} would both be written to {name}: predict them into "
@@ -99,17 +103,17 @@ def _with_suffix_kept(name: Path) -> Path:
     return name.with_name(f"{name.name}.png")
 
 
-def _images(given: Path, output: Path, found: Plan) -> list[tuple[Path, Path]]:
+def _images(given: Path, output: Path, found: Plan, form: ImageForm) -> list[tuple[Path, Path]]:
     """(file, name below the output) of each image in a given file or folder."""
     if not given.is_dir():
         if not given.exists():
             raise DataError(f"there is no image or folder {given}")
         return [(given, Path(given.name))]
     written = [(output / kind).resolve() for kind in _KINDS]  # earlier predictions are not inputs
-    listed = find_images(given, skip=lambda folder: folder.resolve() in written)
+    listed = find_images(given, lambda folder: folder.resolve() in written, form.suffixes)
     left_out = describe_left_out(listed.left_out) if listed.left_out else ""
     if not listed.images and not listed.unreadable:
-        some = ", ".join(s for s in (".png", ".jpg", ".tif", ".webp") if s in image_suffixes())
+        some = ", ".join(s for s in (".png", ".jpg", ".tif", ".webp") if s in form.suffixes)
         raise DataError(f"{given} holds no images ({some}, ...){left_out and f', but {left_out}'}")
     found.unreadable.extend(listed.unreadable)
     if left_out:
@@ -126,11 +130,11 @@ def predict_files(
     probabilities (`inference.predict`), an image takes about eight bytes a pixel: the image itself,
     its ids, and one picture in colors at a time.
     """
-    failures = []
+    failures, form = [], ImageForm.of(run.config.data)
     dtype = smallest_dtype(run.classes.num_classes)
     for job in Progress(jobs, "predict", unit="image", disable=not progress):
         try:
-            image = read_image(job.image, run.config.data.max_image_pixels)  # [3, H, W]
+            image = read_image(job.image, run.config.data.max_image_pixels, form)  # [C, H, W]
             ids = predict(run.network, image, inference, dtype=dtype, progress=progress).cpu()
         except DataError as error:
             failures.append(str(error) if job.image.name in str(error) else f"{job.image}: {error}")
@@ -142,7 +146,7 @@ def predict_files(
 
 
 def _write(job: Job, image: Tensor, ids: Tensor, classes: Classes) -> None:
-    """Writes the three pictures of an image ``[3, H, W]`` and its class ids ``[H, W]``."""
+    """Writes the three pictures of an image ``[C, H, W]`` and its class ids ``[H, W]``."""
     picture_of_ids(ids.numpy(), classes.num_classes).save(job.targets["ids"])
     height, width = ids.shape
     picture = Image.new("RGB", (width, height))
@@ -151,6 +155,6 @@ def _write(job: Job, image: Tensor, ids: Tensor, classes: Classes) -> None:
     picture.save(job.targets["colors"])
     for rows in bands(height, width):
         colors = picture.crop((0, rows.start, width, rows.stop))
-        below = VF.to_pil_image(image[:, rows])
+        below = VF.to_pil_image(as_rgb(image[:, rows]))
         picture.paste(Image.blend(below, colors, _OVERLAY), (0, rows.start))
     picture.save(job.targets["overlays"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cac_ext.train.config import DataConfig
+from cac_ext.train.data.checks.channel_moments import channel_moments, channel_settings
 from cac_ext.train.data.checks.class_findings import (
     absent_classes,
     absent_remark,
@@ -31,6 +32,7 @@ from cac_ext.train.runtime.text_tables import aligned_table
 
 _SAMPLES = 3  # read of each part before a run
 _FAULTS_SHOWN = 5  # before a run; a check on demand shows all
+_RGB = 3  # channels, for which ImageNet's mean and deviation are usual
 _SMALLEST_SIDE = 8  # pixels: the stride of the compared features in the paper's networks
 
 
@@ -44,6 +46,7 @@ class PartReport:
         images_with: number of images in which a class occurs, ``[K]``.
         ignored: number of ignored pixels.
         tiny: name and size of each image that is hardly larger than a feature.
+        moments: sums of each channel over all pixels, white being 1: of ones, values, squares.
     """
 
     images: int
@@ -51,6 +54,7 @@ class PartReport:
     images_with: Tensor
     ignored: int
     tiny: list[str] = field(default_factory=list)
+    moments: Tensor | None = None  # [3, C] float64, for other than three channels
 
 
 @dataclass
@@ -215,6 +219,14 @@ def format_report(report: CheckReport, class_names: Sequence[str]) -> str:
             for k, class_name in enumerate(class_names)
         ]
         lines += ["", aligned_table(header, [*rows, ignored])]
+    moments = [
+        part.moments
+        for name, part in report.parts.items()
+        if name != "validation" and part.moments is not None
+    ]
+    if moments:
+        found = channel_settings(torch.stack(moments).sum(dim=0))
+        lines.append(f"mean and deviation of the training images' channels: {found}")
     lines += [f"remark: {remark}" for remark in report.remarks]
     lines += [f"problem: {problem}" for problem in report.problems]
     lines.append(f"{_counted('problem', report.problems)} found")
@@ -230,6 +242,7 @@ class _Finding(NamedTuple):
     pixels: Tensor  # [K] number of pixels of each class
     ignored: int = 0  # pixels
     tiny: str | None = None  # name and size of an image that is hardly larger than a feature
+    moments: Tensor | None = None  # [3, C], see `PartReport`
 
 
 class _Inspected(Dataset[_Finding]):
@@ -255,9 +268,10 @@ class _Inspected(Dataset[_Finding]):
         tiny = None
         if min(height, width) < _SMALLEST_SIDE:
             tiny = f"{sample['name']} ({width} x {height})"
+        moments = None if self.splits.channels == _RGB else channel_moments(sample["image"])
         if self.name == "unlabelled":
-            return _Finding(None, nothing, tiny=tiny)
-        return _Finding(None, *count_pixels(sample["mask"], self.splits), tiny)
+            return _Finding(None, nothing, tiny=tiny, moments=moments)
+        return _Finding(None, *count_pixels(sample["mask"], self.splits), tiny, moments)
 
 
 def _read_all(
@@ -270,6 +284,7 @@ def _read_all(
 ) -> PartReport:
     pixels = torch.zeros(splits.num_classes, dtype=torch.int64)
     images_with, ignored, tiny = pixels.clone(), 0, list[str]()
+    moments: Tensor | None = None
     loader = DataLoader(
         _Inspected(dataset, name, splits),
         batch_size=None,
@@ -282,7 +297,9 @@ def _read_all(
         images_with += found.pixels > 0
         ignored += found.ignored
         tiny += [found.tiny] if found.tiny is not None else []
-    return PartReport(len(dataset), pixels, images_with, ignored, tiny)
+        if found.moments is not None:
+            moments = found.moments if moments is None else moments + found.moments
+    return PartReport(len(dataset), pixels, images_with, ignored, tiny, moments)
 
 
 def _listed_twice(first: Entry, later: Entry) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cac_ext.train.data.files.image_files import ImageFiles
-from cac_ext.train.data.files.pictures import peculiarities, read_image
+from cac_ext.train.data.files.images import read_image
+from cac_ext.train.data.files.pictures import peculiarities
 from cac_ext.train.errors import DataError
 
 _NEARLY_BLACK = 16  # of 255; 12 of 16 bits stay below it
@@ -22,7 +23,9 @@ def picture_remarks(name: str, images: ImageFiles) -> list[str]:
             found = peculiarities(entry.image)
             if found.turned:
                 turned.append(entry.name)
-            if found.deep and read_image(entry.image, images.max_pixels).max() <= _NEARLY_BLACK:
+            if not found.deep or images.form.low is not None:
+                continue
+            if read_image(entry.image, images.max_pixels, images.form).max() <= _NEARLY_BLACK:
                 dark.append(entry.name)
         except DataError:
             continue
@@ -35,7 +38,8 @@ def picture_remarks(name: str, images: ImageFiles) -> list[str]:
     if dark:
         remarks.append(
             f"{_some_of(dark, name)} nearly black: no value of the file is above a sixteenth of "
-            "the range of 16 bits. If it uses fewer bits, scale the values to all 16, or to 8"
+            "the range of 16 bits. If it uses fewer bits, give the range by data.value_low and "
+            "data.value_high, or scale the values to all 16, or to 8"
         )
     return remarks
 

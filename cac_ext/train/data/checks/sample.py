@@ -20,8 +20,16 @@ def inspect_sample(sample: object, splits: DatasetSplits, name: str, index: int)
             f"sample {index} of the {name} images must be a dict of {', '.join(keys)}, but is {got}"
         )
     image, title = sample["image"], f"sample {index} of the {name} images ({sample['name']})"
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[:-2] != (3,):
-        raise DataError(f"{title}: image must be uint8 [3, H, W], but is {_described(image)}")
+    wanted = splits.channels
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
+        raise DataError(
+            f"{title}: image must be uint8 [{wanted}, H, W], but is {_described(image)}"
+        )
+    if len(image) != wanted:
+        raise DataError(
+            f"{title}: image must be uint8 [{wanted}, H, W], but is {_described(image)}: set "
+            f"data.channels={len(image)}, or give images of {wanted}"
+        )
     if name == "unlabelled":
         return
     mask = sample["mask"]

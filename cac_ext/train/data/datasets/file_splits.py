@@ -11,6 +11,7 @@ from cac_ext.train.config import DataConfig
 from cac_ext.train.data.contract import DatasetSplits
 from cac_ext.train.data.datasets.split import parse_ratio, split
 from cac_ext.train.data.files.image_files import ImageFiles
+from cac_ext.train.data.files.images import ImageForm
 from cac_ext.train.data.files.list_file import Entry, read_list, without_parents
 from cac_ext.train.data.files.mask_colors import MaskColors
 from cac_ext.train.errors import ConfigError
@@ -75,6 +76,7 @@ def build_file_splits(config: DataConfig, layout: FileLayout) -> DatasetSplits:
             ignore_index=config.ignore_index,
             max_pixels=config.max_image_pixels,
             mask_colors=layout.mask_colors,
+            form=ImageForm.of(config),
         )
 
     labelled = entries(config.labelled_list, layout.train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,13 +47,19 @@ def require_images(folder: Path, pattern: str) -> list[Path]:
     return images
 
 
-def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> FoundImages:
+def find_images(
+    folder: Path,
+    skip: Callable[[Path], bool] = lambda folder: False,
+    suffixes: Collection[str] | None = None,
+) -> FoundImages:
     """The images in a folder and in all below it, without hidden ones. Links are followed.
 
     Args:
         folder: where to look.
         skip: whether to leave out a folder and all below it, without a remark.
+        suffixes: of images, in lower case with the dot; by default those of pictures.
     """
+    suffixes = image_suffixes() if suffixes is None else suffixes
     found = FoundImages()
     seen: set[str] = set()  # real paths: a link may lead to a folder above it
 
@@ -74,7 +80,7 @@ def find_images(folder: Path, skip: Callable[[Path], bool] = lambda folder: Fals
             path = Path(place, name)
             if is_hidden(Path(name)):
                 continue
-            if path.suffix.lower() not in image_suffixes():
+            if path.suffix.lower() not in suffixes:
                 found.left_out[path.suffix.lower()] += 1
             elif path.exists():
                 found.images.append(path.relative_to(folder))

@@ -13,9 +13,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from cac_ext.train.data.contract import Sample, SegmentationDataset
+from cac_ext.train.data.files.images import RGB_FILES, ImageForm, read_image, read_size
 from cac_ext.train.data.files.list_file import Entry, line_hint
 from cac_ext.train.data.files.mask_colors import MaskColors
-from cac_ext.train.data.files.pictures import file_fault, read_ids, read_image, read_size
+from cac_ext.train.data.files.pictures import file_fault, read_ids
 from cac_ext.train.data.files.stored_samples import Ids
 from cac_ext.train.errors import DataError
 from cac_ext.train.runtime.bands import bands
@@ -31,6 +32,7 @@ class ImageFiles(SegmentationDataset):
         num_classes, ignore_index: a mask id must be below ``num_classes`` or be ``ignore_index``.
         max_pixels: most pixels of an image; None: any number.
         mask_colors: of the classes, if masks hold colors in place of ids.
+        form: channels and range of the image files.
 
     Reading a sample raises a DataError that names the file and its line in the list if the image or
     mask is missing or broken, their sizes differ, or an id is out of range.
@@ -46,6 +48,7 @@ class ImageFiles(SegmentationDataset):
         ignore_index: int,
         max_pixels: int | None = None,
         mask_colors: MaskColors | None = None,
+        form: ImageForm = RGB_FILES,
     ) -> None:
         self.root = root
         self.entries = list(entries)
@@ -54,6 +57,7 @@ class ImageFiles(SegmentationDataset):
         self.ignore_index = ignore_index
         self.max_pixels = max_pixels
         self.mask_colors = mask_colors
+        self.form = form
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -61,7 +65,7 @@ class ImageFiles(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
         try:
-            image = read_image(entry.image, self.max_pixels)  # [3, H, W]
+            image = read_image(entry.image, self.max_pixels, self.form)  # [C, H, W]
             sample: Sample = {"image": tv_tensors.Image(image), "name": entry.name}
             if self.with_masks:
                 size = (image.shape[1], image.shape[2])
@@ -77,7 +81,7 @@ class ImageFiles(SegmentationDataset):
             return None
         try:
             # The size is in the file's header: the image is not decoded.
-            return self._read_mask(entry, read_size(entry.image))
+            return self._read_mask(entry, read_size(entry.image, self.form))
         except DataError as error:
             raise self._listed(entry, error) from error.__cause__
 

@@ -22,32 +22,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from cac_ext.train.data.files.mask_colors import MaskColors
-from cac_ext.train.data.files.stored_samples import Ids, Storage, gray_of, ids_of, require_faithful
+from cac_ext.train.data.files.orientation import (
+    as_stored,
+    file_of,
+    header_orientation,
+    is_turned,
+    pending_orientation,
+    swaps_sides,
+    turned_upright,
+    upright,
+)
+from cac_ext.train.data.files.stored_samples import (
+    Ids,
+    Storage,
+    gray_of,
+    ids_of,
+    is_narrowed,
+    require_faithful,
+)
 from cac_ext.train.errors import DataError
 from cac_ext.train.runtime.bands import bands
-
-_ORIENTATION = ExifTags.Base.Orientation
-_TO_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDES_CHANGE_PLACES = (5, 6, 7, 8)
-_FIRST_ROW_LAST = (3, 4, 6, 7)  # the first stored row is shown at the bottom or the right
-_FIRST_COLUMN_LAST = (2, 3, 7, 8)  # the first stored column is shown there
 
 _PAGED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames count as pages
 _NO_PAGE = 1 | 4  # bits of a TIFF's NewSubfileType: a reduced copy, a transparency mask
@@ -55,6 +58,7 @@ _NEW_SUBFILE_TYPE = 254  # tag of a TIFF
 #: Formats that Pillow knows, but that hold no pixels. It gives an EPS, which is a program, to
 #: Ghostscript, whatever the name of the file ends in.
 _NOT_RASTER = ("EPS", "MPEG")
+_SAMPLED = ("L", "LA", "RGB", "RGBA", "I", "F")  # modes whose samples are channels
 
 #: Pillow's own limits are globals; `read_image` has its own. They are lifted while a picture is
 #: read, by one thread at a time.
@@ -74,18 +78,69 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
     """
     title = f"the image {path}"
     with _opened(path, "image") as picture:
-        width, height = picture.size
-        if max_pixels is not None and width * height > max_pixels:
-            raise DataError(
-                f"{title} has {width} x {height} = {width * height:,} pixels, more than the "
-                f"{max_pixels:,} allowed: if it should be so large, set "
-                f"data.max_image_pixels={width * height} (`cac-ext predict`: "
-                f"--max-image-pixels {width * height})"
-            )
-        _require_one_page(picture, title)
-        storage = Storage.of(picture)
-        picture.load()
+        storage = _load(picture, title, max_pixels)
         return torch.from_numpy(_upright_rgb(picture, storage, title)).permute(2, 0, 1)
+
+
+def read_samples(path: Path, max_pixels: int | None = None, *, scaled: bool) -> npt.NDArray[Any]:
+    """The samples of a picture, upright, ``[H, W, C]``: 1 for gray, 2 with alpha, 3 RGB, 4 RGBA.
+
+    Args:
+        path: of the file.
+        max_pixels: see `read_image`.
+        scaled: to 8 bits by the range of their type; otherwise as they are stored.
+
+    Raises:
+        DataError: as `read_image`, or the colors are of another kind (a palette, CMYK, ...).
+    """
+    title = f"the image {path}"
+    with _opened(path, "image") as picture:
+        storage = _load(picture, title, max_pixels)
+        narrowed = is_narrowed(picture, storage) or storage.maximum not in (None, 255, 65535)
+        if narrowed and not scaled:
+            raise DataError(
+                f"{title} holds values that Pillow can only read scaled to 8 bits, so they cannot "
+                "be compared with data.value_low and data.value_high: save it as a TIFF or as an "
+                ".npy file"
+            )
+        shown: Image.Image = picture
+        if storage.white != 255 and scaled:
+            shown = gray_of(picture, storage, title)
+        elif picture.mode == "1":
+            shown = picture.convert("L")
+        if shown.mode not in _SAMPLED and not shown.mode.startswith("I;16"):
+            raise DataError(
+                f"{title} has colors of the kind {shown.mode}, whose channels are not what it "
+                "shows: save it as gray, RGB or RGBA"
+            )
+        samples: npt.NDArray[Any] = np.asarray(shown)  # [H, W] or [H, W, C]
+        if shown.mode == "L" and storage.signed:
+            samples = samples.view(np.int8)
+        elif shown.mode == "I" and storage.signed is False:
+            samples = samples.view(np.uint32)
+        samples = samples[..., None] if samples.ndim == 2 else samples
+        return turned_upright(samples, pending_orientation(picture))
+
+
+def too_large(title: str, height: int, width: int, max_pixels: int) -> str:
+    """The error of an image with more pixels than ``max_pixels``."""
+    return (
+        f"{title} has {width} x {height} = {width * height:,} pixels, more than the "
+        f"{max_pixels:,} allowed: if it should be so large, set "
+        f"data.max_image_pixels={width * height} (`cac-ext predict`: "
+        f"--max-image-pixels {width * height})"
+    )
+
+
+def _load(picture: ImageFile.ImageFile, title: str, max_pixels: int | None) -> Storage:
+    """Decodes an image that may be; says how its samples are stored."""
+    width, height = picture.size
+    if max_pixels is not None and width * height > max_pixels:
+        raise DataError(too_large(title, height, width, max_pixels))
+    _require_one_page(picture, title)
+    storage = Storage.of(picture)
+    picture.load()
+    return storage
 
 
 def read_ids(
@@ -120,8 +175,8 @@ def read_ids(
         require_faithful(picture, storage, title)
         _require_one_page(picture, title)
         picture.load()
-        upright = _upright(picture)
-        return ids_of(upright, storage, title) if colors is None else colors.ids_of(upright, title)
+        turned = upright(picture)
+        return ids_of(turned, storage, title) if colors is None else colors.ids_of(turned, title)
 
 
 def read_size(path: Path, kind: str = "image") -> tuple[int, int]:
@@ -147,7 +202,7 @@ def peculiarities(path: Path) -> Peculiarities:
     """Reads them from an image's header; DataError if that is broken."""
     with _opened(path, "image") as picture:
         deep = Storage.of(picture).white != 255
-        return Peculiarities(_header_orientation(picture) in _TO_UPRIGHT, deep)
+        return Peculiarities(is_turned(picture), deep)
 
 
 def picture_of_ids(ids: Ids, count: int) -> Image.Image:
@@ -237,13 +292,6 @@ def _without_limits() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, text
 
 
-def _file_of(picture: ImageFile.ImageFile) -> IO[bytes]:
-    """The open file of a picture that is not decoded yet."""
-    if picture.fp is None:
-        raise ValueError("its file is closed")
-    return picture.fp
-
-
 def _unknown(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(24)
@@ -256,7 +304,7 @@ def _require_right_bmp(picture: ImageFile.ImageFile) -> None:
     """Raises for a BMP with a gray palette if Pillow assumes another size of its samples."""
     if picture.format != "BMP" or picture.mode not in ("1", "L"):
         return
-    file = _file_of(picture)
+    file = file_of(picture)
     position = file.tell()
     file.seek(14)
     header = file.read(16)
@@ -284,51 +332,6 @@ def _require_one_page(picture: ImageFile.ImageFile, title: str) -> None:
         )
 
 
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 if there is none or it is invalid."""
-    try:
-        # Pillow's own method for a PNG would decode all of it.
-        value = Image.Image.getexif(picture).get(_ORIENTATION, 1)
-    except Exception:  # broken metadata can raise nearly anything
-        return 1
-    return value if value in _TO_UPRIGHT else 1
-
-
-def _header_orientation(picture: ImageFile.ImageFile) -> int:
-    """`_orientation` of a picture that is not decoded yet."""
-    if picture.format == "PNG" and "exif" not in picture.info and _has_late_metadata(picture):
-        picture.load()
-    return _orientation(picture)
-
-
-def _has_late_metadata(picture: ImageFile.ImageFile) -> bool:
-    """Whether a PNG has metadata behind its pixels, as some programs write it."""
-    file, pixels = _file_of(picture), False
-    position = file.tell()
-    file.seek(8)
-    try:
-        while len(header := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", header)
-            if pixels and name in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
-                return True
-            pixels = pixels or name == b"IDAT"
-            file.seek(length + 4, os.SEEK_CUR)
-        return False
-    finally:
-        file.seek(position)
-
-
-def _pending_orientation(picture: Image.Image) -> int:
-    """The orientation of a decoded picture, 1 to 8. Pillow has already turned a TIFF."""
-    return 1 if picture.format == "TIFF" else _orientation(picture)
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """A decoded picture, turned by its orientation."""
-    method = _TO_UPRIGHT.get(_pending_orientation(picture))
-    return picture if method is None else picture.transpose(method)
-
-
 def _upright_rgb(
     picture: ImageFile.ImageFile, storage: Storage, title: str
 ) -> npt.NDArray[np.uint8]:
@@ -336,35 +339,33 @@ def _upright_rgb(
 
     Converted by bands, each into its place in the result, so that one copy is made of the image.
     """
-    orientation = _pending_orientation(picture)
+    orientation = pending_orientation(picture)
     decoded = picture if storage.white == 255 else gray_of(picture, storage, title)
     width, height = decoded.size
-    sides = (width, height) if orientation in _SIDES_CHANGE_PLACES else (height, width)
-    upright = np.empty((*sides, 3), np.uint8)
-    stored = _as_stored(upright, orientation)
+    sides = (width, height) if swaps_sides(orientation) else (height, width)
+    turned = np.empty((*sides, 3), np.uint8)
+    stored = as_stored(turned, orientation)
     for rows in bands(height, width):
         band = decoded.crop((0, rows.start, width, rows.stop))
         stored[rows] = np.asarray(_rgb(band, title))
-    return upright
-
-
-def _as_stored(upright: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """The view of an upright picture ``[H, W, 3]`` that ``orientation`` turns into it."""
-    view = upright.transpose(1, 0, 2) if orientation in _SIDES_CHANGE_PLACES else upright
-    rows = -1 if orientation in _FIRST_ROW_LAST else 1
-    columns = -1 if orientation in _FIRST_COLUMN_LAST else 1
-    return view[::rows, ::columns]
+    return turned
 
 
 def _upright_size(picture: ImageFile.ImageFile) -> tuple[int, int]:
     width, height = picture.size
-    if picture.format != "TIFF" and _header_orientation(picture) in _SIDES_CHANGE_PLACES:
+    if picture.format != "TIFF" and swaps_sides(header_orientation(picture)):
         return width, height
     return height, width
 
 
 def _turned_hint(image: Path | str, found: tuple[int, int], size: tuple[int, int]) -> str:
-    if found != size[::-1] or not isinstance(image, Path) or not peculiarities(image).turned:
+    if found != size[::-1] or not isinstance(image, Path):
+        return ""
+    try:
+        turned = peculiarities(image).turned
+    except DataError:  # of an array
+        turned = False
+    if not turned:
         return ""
     return (
         ": the image is turned by its EXIF orientation, but the mask fits the picture as stored. "

@@ -87,7 +87,7 @@ def gray_of(picture: Image.Image, storage: Storage, title: str) -> Image.Image:
         raise DataError(
             f"{title} has the mode {picture.mode} ({values.dtype.name}) with values from "
             f"{values.min():g} to {values.max():g}, and nothing says which value is white: scale "
-            "it to 8 or 16 bits without sign"
+            "it to 8 or 16 bits without sign, or set data.value_low and data.value_high"
         )
     gray = np.empty(values.shape, np.uint8)
     for rows in bands(*values.shape):  # the uint32 values take 4 times the memory
@@ -95,6 +95,12 @@ def gray_of(picture: Image.Image, storage: Storage, title: str) -> Image.Image:
         band = storage.white - band if storage.negative else band
         gray[rows] = (band * 255 + storage.white // 2) // storage.white
     return Image.fromarray(gray)
+
+
+def is_narrowed(picture: Image.Image, storage: Storage) -> bool:
+    """Whether a picture has samples of 16 bits of which Pillow reads the upper 8."""
+    deep = storage.raw_mode.endswith((";16B", ";16L", ";16N"))
+    return deep and not picture.mode.startswith("I")
 
 
 def require_faithful(picture: Image.Image, storage: Storage, title: str) -> None:
@@ -109,7 +115,7 @@ def require_faithful(picture: Image.Image, storage: Storage, title: str) -> None
             f"{title} is a GIF with a palette, and programs that write GIFs renumber the colors: "
             f"{_AS_PNG} when you make it"
         )
-    if storage.raw_mode.endswith((";16B", ";16L", ";16N")) and not picture.mode.startswith("I"):
+    if is_narrowed(picture, storage):
         raise DataError(
             f"{title} has several channels of 16 bits, or one in a format of which only the upper "
             f"8 bits can be read: {_AS_PNG}"

@@ -57,7 +57,10 @@ class Cct(Method):
                 unlabelled,
                 images=pseudo_labelled(splits, config.weak.pseudo_labels, "weak.pseudo_labels"),
                 augment=WholeCropAugment(
-                    config.augment, strong=0, ignore_index=splits.ignore_index
+                    config.augment,
+                    strong=0,
+                    ignore_index=splits.ignore_index,
+                    normalization=self.context.network.normalization,
                 ),
             )
         return {**self.supervised_streams(), "unlabelled": unlabelled}

@@ -39,12 +39,13 @@ class FlawDetector(nn.Module):
 
     Args:
         num_classes: K.
+        channels: of an image.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, channels: int = 3) -> None:
         super().__init__()
         stages: list[nn.Module] = []
-        inputs = 3 + num_classes
+        inputs = channels + num_classes
         for factor, stride in _STAGES:
             outputs = factor * _CHANNELS
             # With stride 1 one more pixel of padding than the authors have, so that maps do not
@@ -66,7 +67,7 @@ class FlawDetector(nn.Module):
         counts one.
 
         Args:
-            images: ``[B, 3, S, S]``, normalized.
+            images: ``[B, C, S, S]``, normalized.
             predictions: class probabilities of the images, ``[B, K, S, S]`` each.
         """
         return [self._flaws(torch.cat([images, x], dim=1)) for x in predictions]
