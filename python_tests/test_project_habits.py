@@ -130,10 +130,8 @@ def test_the_matrix_says_how_far_a_pair_came(
         return matrix.examine(pair, "few", True)
 
     run = matrix.stage
-    fine, wrong = "pass", "raise SystemExit(3)"
-    missing = (
-        "print('ERROR: No matching distribution found for torch==2.11.*'); raise SystemExit(1)"
-    )
+    fine, wrong = "true", "exit 3"
+    missing = "echo 'ERROR: No matching distribution found for torch==2.11.*'; exit 1"
     log = f"see python{here}-torch2.11/log.txt"
     assert outcome(fine, fine, missing) == (
         "skipped: No matching distribution found for torch==2.11.*",
