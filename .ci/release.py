@@ -134,7 +134,7 @@ def build_wheels(sdist: Path, folder: Path) -> dict[str, Path]:
     wheels = {}
     for variant, cuda in variants.items():
         step(f"wheel {variant}")
-        command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", source]
+        command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", source)
         run(*command, "--outdir", DIST / variant, CAC_CUDA=cuda)
         (wheels[variant],) = (DIST / variant).glob("*.whl")
     if len(variants) == 1:

@@ -16,6 +16,18 @@ import cac_ext
 from cac_ext._load import check_torch_version
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What an sdist holds: sources, tests, benchmarks without results, and what setuptools adds.
+SDIST = {"cac_ext", "csrc", "python_tests", "benchmarks", "examples"}
+SDIST |= {
+    "CMakeLists.txt",
+    "MANIFEST.in",
+    "Makefile",
+    "pyproject.toml",
+    "setup.py",
+    ".clang-format",
+}
+SDIST |= {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md"}
+SDIST |= {"PKG-INFO", "cac_ext.egg-info", "setup.cfg"}
 
 
 def test_build_info_reports_what_runs():
@@ -94,6 +106,8 @@ def test_the_sdist_holds_all_sources_and_builds_a_wheel_that_holds_none(tmp_path
     (unpacked,) = (p for p in tmp_path.iterdir() if p.is_dir())
     for path in (ROOT / "csrc").rglob("*.*"):
         assert (unpacked / path.relative_to(ROOT)).exists(), path
+    assert {path.name for path in unpacked.iterdir()} == SDIST
+    assert not (unpacked / "benchmarks" / "results").exists()
     built = build("wheel", unpacked, tmp_path)
     minor = ".".join(torch.__version__.split(".")[:2])
     assert f"Requires-Dist: torch=={minor}.*\n" in metadata_of(built)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -78,3 +81,85 @@ def test_every_file_that_is_named_exists(name: str) -> None:
         assert (ROOT / path).is_file(), path
     for test in re.findall(r"`(test_\w+\.py)`", text):
         assert (ROOT / "python_tests" / test).is_file(), test
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of .ci as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@in_the_repository
+def test_the_matrix_has_a_line_for_each_pair_and_skips_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = script("matrix", monkeypatch)
+    assert all((ROOT / name).is_file() for name in matrix.FEW)
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["matrix.py", "--python", "3.98", "3.99", "--torch", "2.11"])
+    assert matrix.main() == 0
+    skipped = "torch 2.11  skipped: there is no Python"
+    lines = [f"python 3.9{n}  {skipped} 3.9{n} on this machine" for n in (8, 9)]
+    assert capsys.readouterr().out.strip().splitlines()[-2:] == lines
+
+
+@in_the_repository
+def test_the_matrix_says_how_far_a_pair_came(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    matrix = script("matrix", monkeypatch)
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path)
+    monkeypatch.setattr(matrix, "ROOT", tmp_path)
+    monkeypatch.setattr(matrix, "copy_tree", lambda pair: tmp_path)
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    pair = matrix.Pair(here, "2.11")
+
+    def outcome(*programs: str) -> tuple[str, bool]:
+        """Of a pair whose stages are these programs."""
+        codes = iter(programs)
+
+        def stage(pair: object, name: str, *_: object, **__: object) -> None:
+            run(pair, name, ["sh", "-c", next(codes)], tmp_path)
+
+        monkeypatch.setattr(matrix, "stage", stage)
+        return matrix.examine(pair, "few", True)
+
+    run = matrix.stage
+    fine, wrong = "true", "exit 3"
+    missing = "echo 'ERROR: No matching distribution found for torch==2.11.*'; exit 1"
+    log = f"see python{here}-torch2.11/log.txt"
+    assert outcome(fine, fine, missing) == (
+        "skipped: No matching distribution found for torch==2.11.*",
+        False,
+    )
+    assert outcome(fine, fine, wrong) == (f"then: packages ended with 3, {log}", True)
+    assert outcome(fine, fine, fine, wrong) == (
+        f"installed, then: pip install ended with 3, {log}",
+        True,
+    )
+    assert outcome(*[fine] * 5, wrong) == (
+        f"installed, built, then: pytest ended with 3, {log}",
+        True,
+    )
+    text, failed = outcome(*[fine] * 5, "echo 12 passed, 1 skipped in 2.5s")
+    assert text.startswith("installed, built, passed: 12 passed, 1 skipped in 2.5s; ")
+    assert not failed
+
+
+@in_the_repository
+def test_a_version_without_a_section_is_not_released(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    release = script("release", monkeypatch)
+    assert release.described_version() == cac_ext.__version__
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    (tmp_path / "cac_ext").mkdir()
+    (tmp_path / "cac_ext" / "_version.py").write_text('__version__ = "9.9"')
+    (tmp_path / "CHANGELOG.md").write_text((ROOT / "CHANGELOG.md").read_text())
+    with pytest.raises(release.ReleaseError, match=r"no section \[9\.9\], but"):
+        release.described_version()
