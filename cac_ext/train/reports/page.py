@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 import cac_ext
 from cac_ext.train.errors import ConfigError, listed
@@ -112,6 +114,12 @@ def _target(folders: Sequence[Path], output: Path | None) -> Path:
     return path
 
 
+def _breakable(text: str) -> Markup:
+    """The escaped text, with places in keys and paths where a line may end."""
+    parts = re.split(r"(?<=[./_-])(?=[A-Za-z])", text)
+    return Markup("<wbr>").join(parts)
+
+
 def _render(
     runs: Sequence[RunFacts], groups: Sequence[PictureGroup], missing: Sequence[str]
 ) -> str:
@@ -122,6 +130,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     negatives, without_negatives = sections.negative_charts(runs)
     return environment.get_template("page.html").render(
         generator=_GENERATOR,

@@ -272,7 +272,7 @@ def settings(runs: Runs) -> Table:
         ]
         rows.append(Row(setting.key, [*cells, Cell(default)], meaning=setting.meaning))
     columns = [*(run.title for run in runs), f"default ({', '.join(names)})"]
-    notes = ["Every other setting is the default."]
+    notes = ["Bold values differ from the default; every other setting is the default."]
     if not rows:
         notes = ["Every setting is the default."]
     return Table("setting", columns, [*range(len(runs)), None], rows, notes)

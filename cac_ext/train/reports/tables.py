@@ -14,13 +14,11 @@ class Cell(NamedTuple):
         text: what it shows.
         strong: whether it stands out.
         share: in [0, 1], the length of the bar behind a number; None for a cell without a bar.
-        note: small print behind the text.
     """
 
     text: str
     strong: bool = False
     share: float | None = None
-    note: str = ""
 
 
 class Row(NamedTuple):
