@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-matrix bench lint format release clean
+.PHONY: help train test test-slow test-matrix bench docs lint format release clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-matrix: ## build and test with Python 3.10 to 3.14, torch 2.11 to the newes
 # The budget counts all that is measured; with the start and the end it is less than 3 minutes.
 bench: $(VENV)/installed ## time and memory of the loss against its rivals, in less than 3 minutes
 	$(BIN)/python -m benchmarks loss --time-budget 120
+
+docs: $(VENV)/docs ## build the documentation into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/linters $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .
@@ -65,4 +68,8 @@ $(VENV)/installed: $(VENV)/dependencies $(SOURCES)
 
 $(VENV)/linters: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --group lint
+	touch $@
+
+$(VENV)/docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --group docs
 	touch $@

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from cac_ext.train.data import DatasetSplits, build_datasets
 from cac_ext.train.errors import UserError
-from cac_ext.train.figures.panels import class_colors, color_mask, confusion_figure, spread
+from cac_ext.train.figures.panels import (
+    as_rgb,
+    class_colors,
+    color_mask,
+    confusion_figure,
+    spread,
+)
 from cac_ext.train.inference import configured_inference, predict, smallest_dtype
 from cac_ext.train.reports.facts import RunFacts
 from cac_ext.train.runs.folder import Run, load_run, require_same_classes
@@ -160,8 +166,8 @@ def _prediction(run: Run, splits: DatasetSplits, image: Tensor, text: str) -> Pi
 
 
 def _photo(image: Tensor, text: str) -> Picture:
-    """``[3, H, W]`` uint8 as JPEG."""
-    photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+    """``[C, H, W]`` uint8 as JPEG."""
+    photo = Image.fromarray(as_rgb(image).permute(1, 2, 0).contiguous().numpy())
     photo = photo.resize(_size(photo), Image.Resampling.BOX)
     return _encoded(photo, "jpeg", text)
 
