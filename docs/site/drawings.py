@@ -17,7 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 # As wide as a phone shows, so that text is never smaller than it is drawn.
 _WIDTH = 4.6  # inches
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # rcParams
     "svg.hashsalt": "cac_ext",  # the same file each time
     "svg.fonttype": "path",  # no font is needed to show it
     "font.size": 9,
