@@ -192,8 +192,9 @@ def print_uploads(version: str, sdist: Path, wheels: Mapping[str, Path]) -> None
     print(
         f"\nPackage index: twine upload {sdist.relative_to(ROOT)}\n"
         "Page of the release: the wheels, by folder. Each fits one minor version of torch and one "
-        "of Python.\nAn index takes no wheel tagged linux_x86_64, and auditwheel cannot make "
-        "manylinux wheels of these:\nit would copy torch's own libraries into them."
+        "of Python.\nAn index takes none of them: it refuses the tag linux_x86_64, and a wheel's "
+        "name cannot say for\nwhich torch it is. (`auditwheel repair` would have to leave out "
+        "torch's libraries, by --exclude.)"
     )
 
 
