@@ -106,6 +106,14 @@ def test_a_tiff_of_several_pages_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tif", None, form(4))
 
 
+def test_a_tiff_with_a_palette_is_refused(tmp_path: Path) -> None:
+    """Its indices would pass for gray."""
+    pytest.importorskip("tifffile")
+    Image.new("P", SIZE).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="colors of the kind PALETTE"):
+        read_image(tmp_path / "a.tif", None, form(3, 0, 9))
+
+
 def test_without_tifffile_the_package_is_named(tmp_path: Path, monkeypatch) -> None:
     Image.new("RGBA", SIZE).save(tmp_path / "a.tif")
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)

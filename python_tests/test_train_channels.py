@@ -17,7 +17,9 @@ from torch import nn
 from cac_ext import train
 from cac_ext.train.cli.main import main
 from cac_ext.train.config import NetworkConfig
+from cac_ext.train.data import build_datasets
 from cac_ext.train.errors import ConfigError, DataError
+from cac_ext.train.figures.contexts import draw_crops, grad_cam_figure
 from cac_ext.train.figures.panels import as_rgb
 from cac_ext.train.networks import build_network
 from cac_ext.train.networks.normalization import usual_normalization
@@ -88,6 +90,10 @@ def test_a_program_takes_the_channels_of_the_run(tmp_path: Path, rng: np.random.
     logits = torch.export.load(tmp_path / "net.pt2").module()(images)
     agree = (logits[0].argmax(0).numpy() == train.predict(run, values)).mean()
     assert agree > 0.99  # up to rounding of equal scores
+    splits = build_datasets(run.config.data)
+    crops = draw_crops(run.config, splits, run.network.pooled_grid, count=1, seed=0)
+    assert crops[0].picture(0).shape == (17, 17, 3)
+    assert len(grad_cam_figure(splits, {"run": run.network}, crops).axes) == 4
     with pytest.raises(ConfigError, match="the network has been trained with the run's own"):
         train.load_run(tmp_path / "run", ["data.mean=[0,0,0,0]"])
 

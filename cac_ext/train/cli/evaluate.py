@@ -173,13 +173,15 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from cac_ext.train.data.files.images import ImageForm
+    from cac_ext.train.data.files.images import RGB_FILES, ImageForm
     from cac_ext.train.inference import configured_inference
-    from cac_ext.train.runs.folder import load_run, read_config
+    from cac_ext.train.runs.folder import CONFIG_FILE, load_run, read_config
     from cac_ext.train.runs.predictions import plan, predict_files
 
     scales, overrides = _scales(options), _overrides(options)
-    form = ImageForm.of(read_config(options.folder).data)
+    form = RGB_FILES
+    if (options.folder / CONFIG_FILE).is_file():  # `load_run` says what is missing
+        form = ImageForm.of(read_config(options.folder).data)
     found = plan(options.images, options.output, overwrite=options.overwrite, form=form)
     if options.device:
         overrides.append(f"device={options.device}")

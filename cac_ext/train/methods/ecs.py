@@ -79,7 +79,9 @@ class Ecs(Method):
         super().__init__(context)
         self.settings = context.config.ecs
         with seeded(context.config.seed, "corrector", 0):
-            self.corrector = Corrector(context.splits.num_classes, context.splits.channels)
+            self.corrector = Corrector(
+                context.splits.num_classes, context.network.normalization.channels
+            )
         self.trained["network"] = context.network
         self.trained["corrector"] = self.corrector
 

@@ -37,6 +37,7 @@ _ARRAYS = ".npy"
 _TIFFS = (".tif", ".tiff")
 _ORIENTATION = 274  # tag of a TIFF
 _NO_PAGE = 1 | 4  # bits of NewSubfileType: a reduced copy, a transparency mask
+_SHOWN_AS_STORED = (0, 1, 2, 6)  # kinds of colors: gray, RGB, YCbCr, which becomes RGB
 _LAYOUTS = {"YX": (1, 2, 0), "YXS": (0, 1, 2), "SYX": (1, 2, 0)}  # of a TIFF's page -> [H, W, C]
 
 
@@ -230,6 +231,11 @@ def _read_tiff(path: Path, title: str, max_pixels: int | None) -> npt.NDArray[An
         axes = str(page.axes)
         if axes not in _LAYOUTS:
             raise DataError(f"{title} is a TIFF with the axes {axes}, not an image")
+        if int(page.photometric) not in _SHOWN_AS_STORED:
+            raise DataError(
+                f"{title} has colors of the kind {page.photometric.name}, whose channels are not "
+                "what it shows: save it as gray or RGB"
+            )
         _require_pixels(title, int(page.imagelength), int(page.imagewidth), max_pixels)
         try:
             values: npt.NDArray[Any] = page.asarray()

@@ -80,7 +80,9 @@ class Gct(Method):
         super().__init__(context)
         self.settings = context.config.gct
         with seeded(context.config.seed, "flaw detector", 0):
-            self.detector = FlawDetector(context.splits.num_classes, context.splits.channels)
+            self.detector = FlawDetector(
+                context.splits.num_classes, context.network.normalization.channels
+            )
         self.trained["first"] = context.network
         self.trained["second"] = context.another_network("second network")
         self.trained["detector"] = self.detector
