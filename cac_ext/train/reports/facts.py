@@ -164,7 +164,7 @@ def _stored_evaluation(folder: Path, config: Config, iteration: int) -> StoredEv
     inference = str(configured_inference(config))
     paths = [folder / VALIDATION_FILE, *sorted(folder.glob(f"evaluation/*/{EVALUATION_FILE}"))]
     for path in paths:
-        if not path.is_file() or path.parent.name.startswith("best-"):
+        if not path.is_file():
             continue
         stored = load_evaluation(path)
         same = stored.record["inference"] == inference

@@ -90,7 +90,7 @@ def draw_pictures(
         for number in numbers:
             try:
                 _add_run(group, runs[number], number, overrides, count)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 failures[number] = str(error)
                 drawn = _drawn_at_the_end(runs[number])
                 group.finished += [drawn] if drawn is not None else []

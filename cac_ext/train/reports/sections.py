@@ -327,11 +327,17 @@ def _network(run: RunFacts) -> str:
 
 
 def _method(run: RunFacts) -> str:
-    method = run.config.method
-    pairs = method.unsupervised_weight > 0 or run.config.weak.pseudo_labels
-    if method.name == "cac" and not pairs:
-        return "cac, without its loss on unlabelled images"
-    return method.name
+    method, weak = run.config.method, run.config.weak.pseudo_labels
+    parts = [method.name]
+    if method.name == "cac" and method.unsupervised_weight == 0 and weak is None:
+        parts.append("without its loss on unlabelled images")
+    if method.directional_contrast:
+        parts.append("with the directional contrastive loss")
+    if run.config.self_training.pseudo_labels is not None:
+        parts.append("with a teacher's pseudo labels")
+    if weak is not None:
+        parts.append("with image-level labels")
+    return ", ".join(parts)
 
 
 def _last_miou(run: RunFacts) -> float | None:
