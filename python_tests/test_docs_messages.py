@@ -108,7 +108,9 @@ def texts_of_the_code() -> tuple[set[str], set[str]]:
                 if called_by in names:
                     raised.add(shown(text))
     # What begins with a gap and a full stop adds a sentence to a message that is documented itself.
-    return texts, {m for m in raised if len(m.replace(GAP, "")) > 10 and not m.startswith(f"{GAP}.")}
+    return texts, {
+        m for m in raised if len(m.replace(GAP, "")) > 10 and not m.startswith(f"{GAP}.")
+    }
 
 
 def test_documented_messages_are_those_of_the_code() -> None:

@@ -16,7 +16,7 @@ from cac_ext.train.config.explain import find_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 
 def test_the_example_runs_and_gives_gradients():
@@ -44,9 +44,23 @@ def test_the_three_seeds_are_those_of_the_committed_runs():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_path_in_the_text_exists(document):
-    text = document.read_text()
-    for path in re.findall(r"\]\(([^)#]+)\)", text):
-        assert path.startswith("http") or (document.parent / path).exists(), path
+    drawings = re.findall(
+        r"^    \"([a-z-]+)\": ", (ROOT / "docs/site/drawings.py").read_text(), re.M
+    )
+    for path, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+        if path.startswith("drawings/"):  # drawn while the site is built
+            assert Path(path).stem in drawings, path
+        elif not path.startswith("http"):
+            target = document.parent / path if path else document
+            assert target.exists(), path
+            assert not anchor or anchor in anchors_of(target), f"{path}#{anchor}"
+
+
+def anchors_of(document: Path) -> set[str]:
+    """What links call the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    words = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", text) for text in words}
 
 
 def test_the_map_of_the_tree_names_what_is_there():

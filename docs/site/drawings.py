@@ -17,12 +17,6 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 # As wide as a phone shows, so that text is never smaller than it is drawn.
 _WIDTH = 4.6  # inches
-_STYLE = {
-    "svg.hashsalt": "cac_ext",  # the same file each time
-    "svg.fonttype": "path",  # no font is needed to show it
-    "font.size": 9,
-    "axes.titlesize": 9,
-}
 _MASKED, _COUNTED = "#f0f0f0", "#3f6fb5"
 _BOUNDARY = "#e8a33d"
 _ACCENT, _BOX = "#b5453f", "#e8eef7"
@@ -43,7 +37,8 @@ def draw_all() -> dict[str, str]:
 
 @contextmanager
 def _figure(height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes], io.StringIO]]:
-    with rc_context(_STYLE):
+    # Salt: the same file each time. Letters as paths: no font is needed to show it.
+    with rc_context({"svg.hashsalt": "cac_ext", "svg.fonttype": "path", "font.size": 9}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
         text = io.StringIO()
@@ -72,7 +67,9 @@ def anchors() -> str:
         axes.fill([threshold, threshold, 1, 1], [0, threshold, 1, 0], color=_BOUNDARY)
         axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
         axes.text(0.4, 0.88, "1 → 2: pixel of view 1 learns", ha="center", color="white")
-        axes.text(0.88, 0.37, "2 → 1: pixel of view 2 learns", ha="center", va="center", rotation=90)
+        axes.text(
+            0.88, 0.37, "2 → 1: pixel of view 2 learns", ha="center", va="center", rotation=90
+        )
         axes.text(0.27, 0.5, "no anchor", ha="center")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.set_xticks([0, threshold, 1], ["0", "γ", "1"])
@@ -92,7 +89,7 @@ def intervals() -> str:
         ):
             counts = a[:, None] != n[None, :]  # [A, N]
             drawn.imshow(counts, cmap=ListedColormap([_MASKED, _COUNTED]), aspect="auto")
-            drawn.set_title(title)
+            drawn.set_title(title, fontsize=9)
             drawn.set_xlabel("negatives")
             _clear(drawn)
         axes[0].set_ylabel("anchors")
@@ -166,7 +163,9 @@ def one_pass() -> str:
         ):
             _arrow(axes, start, end, "black")
         _arrow(axes, (9.3, 8.5), (9.3, 2.9), _ACCENT)
-        axes.text(9.15, 5.6, "the same\nunit is\nused\nagain", ha="right", va="center", color=_ACCENT)
+        axes.text(
+            9.15, 5.6, "the same\nunit is\nused\nagain", ha="right", va="center", color=_ACCENT
+        )
         axes.text(5, 0.4, "the next unit follows; no s and no p is kept", ha="center")
     return text.getvalue()
 

@@ -76,4 +76,6 @@ def _file(path: str, config: Any) -> File:
         language = {".py": "python", ".yaml": "yaml", ".sh": "bash"}.get(source.suffix, "text")
         text = f"# {source.name}\n\n`{path}`\n\n``````{language}\n{text}\n``````\n"
     searched = "" if path in PLACES else "search:\n  exclude: true\n"
-    return File.generated(config, _place(path), content=f"---\norigin: {path}\n{searched}---\n{text}")
+    return File.generated(
+        config, _place(path), content=f"---\norigin: {path}\n{searched}---\n{text}"
+    )
