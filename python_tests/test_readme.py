@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the repository")
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "README.md",
 ]
 
@@ -50,9 +50,23 @@ def test_the_three_seeds_are_those_of_the_committed_runs():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_path_in_the_text_exists(document):
-    text = document.read_text()
-    for path in re.findall(r"\]\(([^)#]+)\)", text):
-        assert path.startswith("http") or (document.parent / path).exists(), path
+    drawings = re.findall(
+        r"^    \"([a-z-]+)\": ", (ROOT / "docs/site/drawings.py").read_text(), re.M
+    )
+    for path, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+        if path.startswith("drawings/"):  # drawn while the site is built
+            assert Path(path).stem in drawings, path
+        elif not path.startswith("http"):
+            target = document.parent / path if path else document
+            assert target.exists(), path
+            assert not anchor or anchor in anchors_of(target), f"{path}#{anchor}"
+
+
+def anchors_of(document: Path) -> set[str]:
+    """What links call the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    words = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", text) for text in words}
 
 
 def test_the_map_of_the_tree_names_what_is_there():

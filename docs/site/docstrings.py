@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: tables and code blocks are written in reStructuredText there."""
+"""Docstrings as Markdown: they are written in reStructuredText."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class Markdown(griffe.Extension):
 
 
 def as_markdown(text: str) -> str:
-    """Simple tables become tables of Markdown, and ``::`` before a code block a colon."""
-    return _TABLE.sub(_table, re.sub(r"::$", ":", text, flags=re.MULTILINE))
+    """Tables, ``::`` before a code block, and lists inside of lists in the form of Markdown."""
+    text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+    text = re.sub(r"^  - ", "    - ", text, flags=re.MULTILINE)
+    return _TABLE.sub(_table, text)
 
 
 def _table(match: re.Match[str]) -> str:

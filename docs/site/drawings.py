@@ -17,12 +17,6 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 # As wide as a phone shows, so that text is never smaller than it is drawn.
 _WIDTH = 4.6  # inches
-_STYLE: dict[Any, Any] = {  # rcParams
-    "svg.hashsalt": "cac_ext",  # the same file each time
-    "svg.fonttype": "path",  # no font is needed to show it
-    "font.size": 9,
-    "axes.titlesize": 9,
-}
 _MASKED, _COUNTED = "#f0f0f0", "#3f6fb5"
 _BOUNDARY = "#e8a33d"
 _ACCENT, _BOX = "#b5453f", "#e8eef7"
@@ -43,7 +37,8 @@ def draw_all() -> dict[str, str]:
 
 @contextmanager
 def _figure(height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes], io.StringIO]]:
-    with rc_context(_STYLE):
+    # Salt: the same file each time. Letters as paths: no font is needed to show it.
+    with rc_context({"svg.hashsalt": "cac_ext", "svg.fonttype": "path", "font.size": 9}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
         text = io.StringIO()
@@ -94,7 +89,7 @@ def intervals() -> str:
         ):
             counts = a[:, None] != n[None, :]  # [A, N]
             drawn.imshow(counts, cmap=ListedColormap([_MASKED, _COUNTED]), aspect="auto")
-            drawn.set_title(title)
+            drawn.set_title(title, fontsize=9)
             drawn.set_xlabel("negatives")
             _clear(drawn)
         axes[0].set_ylabel("anchors")
