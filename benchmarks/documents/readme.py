@@ -46,15 +46,16 @@ FEW_SIGN, OTHER_TYPE_SIGN = "\\*", "\\*\\*"
 
 
 def case_markdown(results: Results, case: str, implementations: Sequence[str] = ()) -> str:
-    """One case of a `loss` result: time, ratios, share of the matrix-product rate, memory.
+    """One case of a `loss` result: time, ratios, shares of the matrix-product rate and the peak, memory.
 
     With ``implementations`` only their rows.
     """
     if case not in results.cases:
         raise UsageError(f"the result has no case {case!r}; it has: {', '.join(results.cases)}")
     header = ["implementation", "type", "loss + gradient", "vs official", "vs tiled"]
-    header += ["of matmul rate", "memory"]
     shown = [row for row in results.rows if row.case == case and row.phase == "both"]
+    has_peak = any(row.share_of_peak is not None for row in shown)  # older files have none
+    header += ["of matmul rate", *(["of peak"] if has_peak else []), "memory"]
     measured = {row.implementation: None for row in shown}
     if unknown := [name for name in implementations if name not in measured]:
         raise UsageError(
@@ -70,10 +71,11 @@ def case_markdown(results: Results, case: str, implementations: Sequence[str] = 
                 _ratio(results, row, "official"),
                 _ratio(results, row, "tiled"),
                 units.percent(row.share_of_matrix_rate),
+                *([units.percent(row.share_of_peak)] if has_peak else []),
                 units.size(row.extra_memory),
             ]
         else:
-            cells += [row.status.replace("_", " "), *["-"] * 4]
+            cells += [row.status.replace("_", " "), *["-"] * (len(header) - 3)]
         lines.append(cells)
     sizes = results.cases[case]
     caption = f"A = {sizes['A']:,}, N = {sizes['N']:,}, C = {sizes['C']}, both directions."
