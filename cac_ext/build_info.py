@@ -37,7 +37,7 @@ def build_info() -> dict[str, Any]:
 def cpu_peak(
     dtype: torch.dtype, instruction_set: str | None = None, threads: int | None = None
 ) -> float:
-    """Operations a second of multiply-adds on registers: what a kernel on the CPU can reach at most.
+    """Operations a second of multiply-adds on registers, which no kernel on this CPU can exceed.
 
     The loop has enough independent sums to hide the latency of its instructions, and touches no
     memory. It takes about 50 ms; the figure is that of the best 2 ms, on all threads together.
@@ -53,8 +53,8 @@ def cpu_peak(
 
     Raises:
         TypeError: ``dtype`` is no floating-point type of features.
-        ValueError: The set is unknown, or has no instructions that multiply ``dtype`` (the loss then
-            multiplies such features as float32); ``threads`` is not from 1 to the number of
+        ValueError: The set is unknown, or has no instructions that multiply ``dtype`` (the loss
+            then multiplies such features as float32); ``threads`` is not from 1 to the number of
             processors.
     """
     if dtype not in DTYPE_NUMBERS:

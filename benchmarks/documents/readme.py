@@ -9,7 +9,8 @@ A document marks the place of a table and the source of its figures:
 alone. Other tables are ``scaling`` (its cases that differ in N alone), ``exponents`` (of time and
 memory in each size), ``ranks=STEP.json`` (a calculation for several processes, with a `step` result
 beside the file), ``step`` (a `step` result), ``largest`` (the sizes that fit into memory),
-``parts`` (a `parts` result) and ``data`` (a `data` result).
+``parts`` (a `parts` result), ``data`` (a `data` result) and ``sets`` (a result of
+`loss --instruction-sets`).
 
 The command writes the table in between, with its footnotes; with ``--check`` it only reports
 whether the document is up to date. Paths are relative to the document.
@@ -25,6 +26,7 @@ from pathlib import Path
 from benchmarks.documents.scaling import exponents_table, ranks_table
 from benchmarks.errors import UsageError
 from benchmarks.loss.scaling import series_in
+from benchmarks.loss.sets import HEADER, set_lines
 from benchmarks.loss.table import SHORT_DTYPE, speed_up
 from benchmarks.measure import units
 from benchmarks.measure.records import Machine
@@ -33,7 +35,7 @@ from benchmarks.step.parts_table import parts_lines, share_beside
 from benchmarks.step.search import describe
 from cac_ext.train.runtime.text_tables import markdown_table
 
-_PLAIN = "scaling|exponents|step|largest|parts|data"
+_PLAIN = "scaling|exponents|step|largest|parts|data|sets"
 _BLOCK = re.compile(
     rf"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|ranks=\S+|{_PLAIN}) -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end benchmark -->)",
@@ -46,7 +48,7 @@ FEW_SIGN, OTHER_TYPE_SIGN = "\\*", "\\*\\*"
 
 
 def case_markdown(results: Results, case: str, implementations: Sequence[str] = ()) -> str:
-    """One case of a `loss` result: time, ratios, shares of the matrix-product rate and the peak, memory.
+    """One case of a `loss` result: time, ratios, shares of two rates, memory.
 
     With ``implementations`` only their rows.
     """
@@ -166,6 +168,12 @@ def data_markdown(results: Results) -> str:
     return _block(results, ["pictures", "task", *pipelines], lines, 2, caption, shown)
 
 
+def sets_markdown(results: Results) -> str:
+    """A result of `loss --instruction-sets`: each set and type, and what bounds it."""
+    caption = "loss and gradient of both directions."
+    return _block(results, HEADER, set_lines(results), 4, caption, {"": results.rows})
+
+
 def _training(results: Results) -> str:
     return f"`{results.settings['config']}` with {' '.join(results.settings['overrides'])}"
 
@@ -275,6 +283,8 @@ def updated(document: Path) -> str:
             body = largest_markdown(results)
         elif match["what"] == "data":
             body = data_markdown(results)
+        elif match["what"] == "sets":
+            body = sets_markdown(results)
         else:
             case, _, names = match["what"].removeprefix("case=").partition(":")
             body = case_markdown(results, case, names.split(",") if names else ())

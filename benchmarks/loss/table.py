@@ -24,8 +24,9 @@ COLUMNS = (
     "loss+grad: both directions, median; vs official / tiled: times faster, same type where"
     " measured, else fp32;\nop/s: operations really executed; of matmul: against torch's matrix"
     " product of that type in the same case;\nof peak: every product that"
-    " the processor executes, against multiply-adds on registers alone; of bandwidth: inputs and outputs moved once;"
-    " memory: peak beyond the inputs, gradients included;\nforward: without gradient"
+    " the processor executes, against multiply-adds on registers alone;\nof bandwidth: inputs and"
+    " outputs moved once; memory: peak beyond the inputs, gradients included;\nforward: without"
+    " gradient"
 )
 
 
