@@ -12,6 +12,19 @@ PHASES = ("both", "forward", "backward")
 
 
 @dataclass(frozen=True)
+class Multiplication:
+    """How the processor multiplies two features: as ``products`` products of narrower numbers."""
+
+    dtype: str  # of the factors, as torch names it
+    instruction_set: str  # that multiplies them; one of cac_ext.build_info()["cpu_capabilities"]
+    products: int = 1
+
+    def __str__(self) -> str:
+        times = f"{self.products} products of " if self.products > 1 else ""
+        return f"{times}{self.dtype} by {self.instruction_set}"
+
+
+@dataclass(frozen=True)
 class Workload:
     """The counts that every number of operations follows from."""
 

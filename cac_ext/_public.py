@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cac_ext.ops as ops
 import cac_ext.reference as reference
-from cac_ext.build_info import build_info
+from cac_ext.build_info import build_info, cpu_peak
 from cac_ext.functional import directional_contrastive_loss
 from cac_ext.loss import DirectionalContrastiveLoss
 from cac_ext.masked import masked_contrastive_loss, masked_logsumexp
@@ -15,6 +15,7 @@ __all__ = [
     "DirectionalContrastiveLoss",
     "PreparedNegatives",
     "build_info",
+    "cpu_peak",
     "directional_contrastive_loss",
     "masked_contrastive_loss",
     "masked_logsumexp",

@@ -17,6 +17,8 @@ from torch import Tensor
 
 import cac_ext
 from cac_ext import reference
+from cac_ext._load import _C
+from cac_ext.ops import DTYPE_NUMBERS
 
 #: Largest relative error of values and gradients, by the type of the features. Several times the
 #: rounding of the type, far below what a wrong kernel gives.
@@ -84,6 +86,7 @@ def _versions() -> Iterator[Line]:
         f"CPU: {info['cpu_capability']} in use, of {', '.join(info['cpu_capabilities'])}; "
         f"{torch.get_num_threads()} threads"
     )
+    yield Line(f"  at most, without memory: {_peaks()}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found = ", ".join(gpus) or "none found"
     if info["cuda"]:
@@ -104,6 +107,19 @@ def _versions() -> Iterator[Line]:
             remedy="for a GPU: install torch for CUDA and the toolkit of its version, then "
             "reinstall cac_ext",
         )
+
+
+def _peaks() -> str:
+    """Operations a second of the instruction sets that multiply each type themselves."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        rates = [
+            f"{cac_ext.cpu_peak(dtype, name) / 1e9:.0f} ({name})"
+            for name in _C.cpu_peak_capabilities(DTYPE_NUMBERS[dtype])
+        ]
+        if rates:
+            found.append(f"{str(dtype).removeprefix('torch.')} {', '.join(rates)}")
+    return f"{'; '.join(found)} Gop/s"
 
 
 def _devices() -> list[torch.device]:

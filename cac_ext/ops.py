@@ -102,8 +102,9 @@ class AlongTangent(torch.autograd.Function):
 
 def scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
     # Selected, not multiplied by 0: the factor may be infinite. A row without gradient stays so.
-    keep = kept[:, None] & (gradient != 0)
-    return torch.where(keep, gradient * scale[:, None], 0.0).to(dtype)
+    dropped = ~kept[:, None] | (gradient == 0)  # [A, C]
+    # In place: `torch.where` would hold the rows twice.
+    return (gradient * scale[:, None]).masked_fill_(dropped, 0.0).to(dtype)
 
 
 def _scale_rows(anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ A document marks the place of a table and the source of its figures:
 alone. Other tables are ``scaling`` (its cases that differ in N alone), ``exponents`` (of time and
 memory in each size), ``ranks=STEP.json`` (a calculation for several processes, with a `step` result
 beside the file), ``step`` (a `step` result), ``largest`` (the sizes that fit into memory),
-``parts`` (a `parts` result) and ``data`` (a `data` result).
+``parts`` (a `parts` result), ``data`` (a `data` result) and ``sets`` (a result of
+`loss --instruction-sets`).
 
 The command writes the table in between, with its footnotes; with ``--check`` it only reports
 whether the document is up to date. Paths are relative to the document.
@@ -25,6 +26,7 @@ from pathlib import Path
 from benchmarks.documents.scaling import exponents_table, ranks_table
 from benchmarks.errors import UsageError
 from benchmarks.loss.scaling import series_in
+from benchmarks.loss.sets import HEADER, set_lines
 from benchmarks.loss.table import SHORT_DTYPE, speed_up
 from benchmarks.measure import units
 from benchmarks.measure.records import Machine
@@ -33,7 +35,7 @@ from benchmarks.step.parts_table import parts_lines, share_beside
 from benchmarks.step.search import describe
 from cac_ext.train.runtime.text_tables import markdown_table
 
-_PLAIN = "scaling|exponents|step|largest|parts|data"
+_PLAIN = "scaling|exponents|step|largest|parts|data|sets"
 _BLOCK = re.compile(
     rf"(?P<start><!-- benchmark: (?P<file>\S+) (?P<what>case=\S+|ranks=\S+|{_PLAIN}) -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end benchmark -->)",
@@ -46,15 +48,16 @@ FEW_SIGN, OTHER_TYPE_SIGN = "\\*", "\\*\\*"
 
 
 def case_markdown(results: Results, case: str, implementations: Sequence[str] = ()) -> str:
-    """One case of a `loss` result: time, ratios, share of the matrix-product rate, memory.
+    """One case of a `loss` result: time, ratios, shares of two rates, memory.
 
     With ``implementations`` only their rows.
     """
     if case not in results.cases:
         raise UsageError(f"the result has no case {case!r}; it has: {', '.join(results.cases)}")
     header = ["implementation", "type", "loss + gradient", "vs official", "vs tiled"]
-    header += ["of matmul rate", "memory"]
     shown = [row for row in results.rows if row.case == case and row.phase == "both"]
+    has_peak = any(row.share_of_peak is not None for row in shown)  # older files have none
+    header += ["of matmul rate", *(["of peak"] if has_peak else []), "memory"]
     measured = {row.implementation: None for row in shown}
     if unknown := [name for name in implementations if name not in measured]:
         raise UsageError(
@@ -70,10 +73,11 @@ def case_markdown(results: Results, case: str, implementations: Sequence[str] = 
                 _ratio(results, row, "official"),
                 _ratio(results, row, "tiled"),
                 units.percent(row.share_of_matrix_rate),
+                *([units.percent(row.share_of_peak)] if has_peak else []),
                 units.size(row.extra_memory),
             ]
         else:
-            cells += [row.status.replace("_", " "), *["-"] * 4]
+            cells += [row.status.replace("_", " "), *["-"] * (len(header) - 3)]
         lines.append(cells)
     sizes = results.cases[case]
     caption = f"A = {sizes['A']:,}, N = {sizes['N']:,}, C = {sizes['C']}, both directions."
@@ -162,6 +166,12 @@ def data_markdown(results: Results) -> str:
             shown[f"{pixels}, {phase}"] = [row for row in found if row is not None]
     caption = "images a second; the peak memory of one labelled image at scale 2."
     return _block(results, ["pictures", "task", *pipelines], lines, 2, caption, shown)
+
+
+def sets_markdown(results: Results) -> str:
+    """A result of `loss --instruction-sets`: each set and type, and what bounds it."""
+    caption = "loss and gradient of both directions."
+    return _block(results, HEADER, set_lines(results), 4, caption, {"": results.rows})
 
 
 def _training(results: Results) -> str:
@@ -273,6 +283,8 @@ def updated(document: Path) -> str:
             body = largest_markdown(results)
         elif match["what"] == "data":
             body = data_markdown(results)
+        elif match["what"] == "sets":
+            body = sets_markdown(results)
         else:
             case, _, names = match["what"].removeprefix("case=").partition(":")
             body = case_markdown(results, case, names.split(",") if names else ())

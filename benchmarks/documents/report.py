@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.convergence.table import convergence_table
 from benchmarks.data.table import data_table
+from benchmarks.loss.family import family_table
+from benchmarks.loss.sets import sets_table
 from benchmarks.loss.table import loss_table
 from benchmarks.measure.results import Results
 from benchmarks.step.parts_table import parts_table
@@ -40,6 +42,10 @@ def text_of(results: Results) -> str:
         return data_table(results)
     if results.kind == "parts":
         return parts_table(results)
+    if results.kind == "family":
+        return family_table(results)
+    if results.kind == "sets":
+        return sets_table(results)
     return convergence_table(results)
 
 
@@ -51,7 +57,7 @@ def figures_of(results: Results) -> dict[str, Figure]:
         return plots.loss_figures(results) | law_plots.law_figures(results)
     if results.kind == "step":
         return plots.step_figures(results)
-    if results.kind in ("parts", "data"):
+    if results.kind in ("parts", "data", "family", "sets"):
         return {}
     return plots.convergence_figures(results)
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Inputs
-from benchmarks.operations import Workload
+from benchmarks.operations import Multiplication, Workload
+from cac_ext import _C
+from cac_ext.ops import DTYPE_NUMBERS
 
 
 class Implementation(ABC):
@@ -42,3 +44,15 @@ class Implementation(ABC):
         if device.type == "cpu" and dtype == torch.float16:
             return "float16 matrix products are not accelerated on this kind of processor"
         return None
+
+    def multiplication(self, device: torch.device, dtype: torch.dtype) -> Multiplication | None:
+        """How features are multiplied, under the present precision; None if that is not known.
+
+        Torch's products are taken to use the most capable instructions of the type. Those of
+        float32 under the precision "medium" may be products of bfloat16, or not.
+        """
+        sets = _C.cpu_peak_capabilities(DTYPE_NUMBERS[dtype])
+        unsure = dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
+        if device.type != "cpu" or not sets or unsure:
+            return None
+        return Multiplication(str(dtype).removeprefix("torch."), sets[-1])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 import cac_ext
 from benchmarks.cases import CONFIDENCE_THRESHOLD, TEMPERATURE, Inputs
 from benchmarks.implementations.base import Implementation
-from benchmarks.operations import Workload
+from benchmarks.operations import Multiplication, Workload
 from cac_ext import _C
+from cac_ext.ops import DTYPE_NUMBERS
 
 
 class Ours(Implementation):
@@ -34,31 +38,59 @@ class Ours(Implementation):
     def executed_operations(self, workload: Workload, phase: str) -> int:
         return workload.one_pass_operations(phase)
 
+    def multiplication(self, device: torch.device, dtype: torch.dtype) -> Multiplication | None:
+        if device.type != "cpu":
+            return None
+        instruction_set, factor, products = _C.cpu_multiplication(DTYPE_NUMBERS[dtype])
+        (name,) = [str(one) for one, number in DTYPE_NUMBERS.items() if number == factor]
+        return Multiplication(name.removeprefix("torch."), instruction_set, products)
 
-class OursAvx512(Ours):
-    """As on a processor without AMX; rivals keep every instruction set of this one."""
 
-    capability = "avx512"
-    name = "ours-avx512"
-    description = "ours with AVX-512 alone, as on a processor without AMX"
+class OursUpTo(Ours):
+    """As on a processor without the more capable sets; rivals keep every instruction set."""
+
     devices = ("cpu",)
-    cpu_dtypes = ("float32",)
+
+    def __init__(self, capability: str) -> None:
+        self.capability = capability  # one of cac_ext.build_info()["cpu_capabilities"]
+        self.name = capability
 
     def loss(self, inputs: Inputs) -> Tensor:
-        before = _C.cpu_capability()
-        _C.limit_cpu_capability(self.capability)
-        try:
+        with self._limited():
             return super().loss(inputs)
-        finally:
-            _C.limit_cpu_capability(before)
 
     def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if self.capability not in _C.cpu_capabilities():
             return f"this processor has no {self.capability}"
         return super().unsupported(device, dtype)
 
+    def multiplication(self, device: torch.device, dtype: torch.dtype) -> Multiplication | None:
+        with self._limited():
+            return super().multiplication(device, dtype)
 
-class OursAvx2(OursAvx512):
-    capability = "avx2"
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        before = _C.cpu_capability()
+        _C.limit_cpu_capability(self.capability)
+        try:
+            yield
+        finally:
+            _C.limit_cpu_capability(before)
+
+
+class OursAvx512(OursUpTo):
+    name = "ours-avx512"
+    description = "ours with AVX-512 alone, as on a processor without AMX"
+    cpu_dtypes = ("float32",)
+
+    def __init__(self) -> None:
+        self.capability = "avx512"
+
+
+class OursAvx2(OursUpTo):
     name = "ours-avx2"
     description = "ours with AVX2 alone"
+    cpu_dtypes = ("float32",)
+
+    def __init__(self) -> None:
+        self.capability = "avx2"

@@ -20,6 +20,7 @@ from benchmarks.measure.memory import (
     measure_in_child,
     measure_on_gpu,
 )
+from benchmarks.measure.peaks import Peaks
 from benchmarks.measure.records import case_record
 from benchmarks.measure.results import Results, Row
 from benchmarks.measure.steps import Steps
@@ -117,6 +118,7 @@ class LossCase:
             seconds=RATES_SHARE * max(self._left(), 0.0),
             deadline=deadline,
         )
+        self._peaks = Peaks(options.device)
         self._jobs: list[_Job] = []
         self._memory: dict[str, MemoryUse] = {}
         self._start_up = START_UP
@@ -131,6 +133,7 @@ class LossCase:
             self._first_round()
             self._later_rounds()
             self._rates.sample()
+            self._peaks.sample()
         finally:
             self.finish()
 
@@ -186,6 +189,7 @@ class LossCase:
                 inputs = self._inputs.to(self.options.device, contender.dtype)
             self._by_dtype[contender.dtype] = inputs
         self._rates.add(contender.dtype_name)
+        self._peaks.add(contender)
 
     def _refusal(self, contender: Contender, left: float, calls: float) -> tuple[str, str] | None:
         """``(status, reason)`` if that many calls do not fit into the time, or None."""
@@ -284,6 +288,7 @@ class LossCase:
         while ready := [job for job in self._jobs if allowed(job)]:
             self.steps.begin(f"{self.case.name}: matrix products")
             self._rates.sample()
+            self._peaks.sample()
             for job in order.sample(ready, len(ready)):
                 if allowed(job):
                     self._call(job)
@@ -332,11 +337,13 @@ class LossCase:
         of_case["matrix_rate"] = {
             name: rate["operations_per_second"] for name, rate in rates.items()
         }
+        of_case["peak"] = self._peaks.results()
         of_case["smaller_products"] = [name for name, rate in rates.items() if rate["smaller"]]
         for name, reason in self._rates.missing.items():
             self.results.skip(f"{self.case.name}, matrix products in {name}", reason)
         bandwidth = self.results.limits.get("memory_bandwidth")
         for row in self._rows:
+            self._peaks.judge(row)
             if row.samples and row.executed_operations and row.dtype in rates:
                 best_rate = rates[row.dtype]["operations_per_second"]
                 row.share_of_matrix_rate = row.executed_operations / row.median / best_rate

@@ -8,7 +8,7 @@ import time
 import torch
 
 from benchmarks.arguments import positive_float, positive_int
-from benchmarks.cases import CASES, find_cases
+from benchmarks.cases import CASES, Case, find_cases
 from benchmarks.errors import UsageError
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.implementations.contenders import TYPES, make_contenders
@@ -16,6 +16,7 @@ from benchmarks.loss.case import LossOptions
 from benchmarks.loss.family import CASES as FAMILY
 from benchmarks.loss.family import FamilyOptions, family_table, measure_family
 from benchmarks.loss.run import LossRun
+from benchmarks.loss.sets import SetOptions, contenders_of, measure_sets, sets_table
 from benchmarks.loss.table import loss_table
 from benchmarks.measure.memory import free_bytes
 from benchmarks.measure.results import Results, keeping
@@ -41,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LOSS",
         help="measure other losses of the field instead (docs/losses.md), ours against whole "
         f"matrices, eager and compiled; default: {' '.join(case.name for case in FAMILY)}",
+    )
+    parser.add_argument(
+        "--instruction-sets",
+        nargs="*",
+        metavar="SET",
+        help="measure our CPU kernel alone with each instruction set of this processor, and what "
+        "bounds it; default: all",
     )
     parser.add_argument(
         "--implementations",
@@ -77,16 +85,15 @@ def run(arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device)
     if arguments.family is not None:
         return _run_family(arguments, device)
+    if arguments.instruction_sets is not None:
+        return _run_sets(arguments, device)
     names = arguments.implementations or (
         DEFAULT_ON_CPU
         if device.type == "cpu"
         else [name for name, kind in IMPLEMENTATIONS.items() if "cuda" in kind.devices]
     )
     contenders = make_contenders(names, device)
-    try:
-        cases = find_cases(arguments.cases)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    cases = _cases(arguments)
     settings = {
         "cases": arguments.cases,
         "implementations": [contender.label() for contender in contenders],
@@ -112,6 +119,37 @@ def run(arguments: argparse.Namespace) -> int:
         # compiled rivals would be timed uncompiled.
         with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
             measurement.run(cases, kept, kept.end_process if arguments.own_process else None)
+    return 0
+
+
+def _cases(arguments: argparse.Namespace) -> list[Case]:
+    try:
+        return find_cases(arguments.cases)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _run_sets(arguments: argparse.Namespace, device: torch.device) -> int:
+    if device.type != "cpu":
+        raise UsageError(f"--instruction-sets are those of the CPU, but the device is {device}")
+    cases = _cases(arguments)
+    contenders_of(tuple(arguments.instruction_sets))  # refuses unknown sets before the results
+    options = SetOptions(
+        sets=tuple(arguments.instruction_sets),
+        seed=arguments.seed,
+        repeats=arguments.repeats,
+        deadline=(arguments.started or time.monotonic()) + arguments.time_budget,
+    )
+    settings = {
+        "cases": arguments.cases,
+        "instruction_sets": arguments.instruction_sets,
+        "repeats": arguments.repeats,
+        "time_budget": arguments.time_budget,
+        "seed": arguments.seed,
+    }
+    results = Results.start("sets", settings, device, arguments.command_line)
+    with keeping(results, arguments.output, sets_table) as kept:
+        measure_sets(results, cases, options, kept)
     return 0
 
 

@@ -23,8 +23,10 @@ SHORT_DTYPE = {
 COLUMNS = (
     "loss+grad: both directions, median; vs official / tiled: times faster, same type where"
     " measured, else fp32;\nop/s: operations really executed; of matmul: against torch's matrix"
-    " product of that type in the same case;\nof bandwidth: inputs and outputs moved once;"
-    " memory: peak beyond the inputs, gradients included;\nforward: without gradient"
+    " product of that type in the same case;\nof peak: every product that"
+    " the processor executes, against multiply-adds on registers alone;\nof bandwidth: inputs and"
+    " outputs moved once; memory: peak beyond the inputs, gradients included;\nforward: without"
+    " gradient"
 )
 
 
@@ -50,6 +52,7 @@ def loss_table(results: Results) -> str:
         "vs tiled",
         "op/s",
         "of matmul",
+        "of peak",
         "of bandwidth",
         "memory",
         "forward",
@@ -79,12 +82,13 @@ def loss_table(results: Results) -> str:
                 units.ratio(speed_up(results, row, "tiled")),
                 units.rate(executed_rate),
                 units.percent(row.share_of_matrix_rate),
+                units.percent(row.share_of_peak),
                 units.percent(row.share_of_bandwidth),
                 units.size(row.extra_memory),
                 *(units.seconds(phase.median if phase else None) for phase in phases),
             ]
         )
-    notes += _executed(results)
+    notes += _executed(results) + multiplied(results)
     parts = [describe_run(results), COLUMNS, aligned_table(header, lines, left=3)]
     if any(not row.warmed_up for row in results.rows):
         notes.append("* slow calls are timed without a warm-up call")
@@ -113,6 +117,17 @@ def _executed(results: Results) -> list[str]:
     return [text] if ranges else []
 
 
+def multiplied(results: Results) -> list[str]:
+    """How each row that has a share of the peak multiplies."""
+    ways: dict[str, list[str]] = {}
+    for row in results.rows:
+        if row.multiplied_as is not None:
+            name = f"{row.implementation} {SHORT_DTYPE.get(row.dtype, row.dtype)}"
+            names = ways.setdefault(row.multiplied_as, [])
+            names += [name] if name not in names else []
+    return [f"multiplied as {way}: {', '.join(names)}" for way, names in ways.items()]
+
+
 def describe_run(results: Results) -> str:
     """Machine, versions, sizes and limits."""
     machine, software = results.machine, results.software
@@ -137,6 +152,9 @@ def describe_run(results: Results) -> str:
         ]
         if rates:
             lines.append(f"    matrix product: {', '.join(rates)}")
+        if peaks := case.get("peak"):
+            shown = (f"{units.rate(rate)}op/s {way}" for way, rate in peaks.items())
+            lines.append(f"    peak: {', '.join(shown)}")
     if "memory_bandwidth" in results.limits:
         lines.append(f"memory bandwidth: {results.limits['memory_bandwidth'] / 1e9:.0f} GB/s")
     lines += _checked(results)

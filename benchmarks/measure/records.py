@@ -71,6 +71,7 @@ class CaseRecord(TypedDict, total=False):
     group: str
     workload: WorkloadCounts  # missing if the case was skipped
     matrix_rate: dict[str, float]  # input type -> operations a second of torch's matrix product
+    peak: dict[str, float]  # a `Multiplication` -> operations a second of a loop on registers
     smaller_products: list[str]  # input types with smaller products than usual, for lack of time
     # of `step`
     negatives: int

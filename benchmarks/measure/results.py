@@ -63,6 +63,8 @@ class Row:
     nominal_operations: int | None = None
     compulsory_bytes: int | None = None
     share_of_matrix_rate: float | None = None
+    multiplied_as: str | None = None  # a `Multiplication`, on the CPU
+    share_of_peak: float | None = None  # of its rate on registers, every executed product counted
     share_of_bandwidth: float | None = None
 
     @property
@@ -97,7 +99,7 @@ class Row:
 class Results:
     """A whole run: how, where, with which versions, and its figures."""
 
-    kind: str  # the command: loss, step, data or convergence
+    kind: str  # the command: loss, family, sets, step, parts, data or convergence
     settings: dict[str, Any]
     machine: Machine
     software: Software

@@ -14,10 +14,14 @@ class AlignedBuffer {
  public:
   explicit AlignedBuffer(size_t bytes)
       : data_(static_cast<std::byte*>(::operator new(std::max<size_t>(bytes, 1), kAlignment))) {}
-  ~AlignedBuffer() { ::operator delete(data_, kAlignment); }
+  ~AlignedBuffer() { free(); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
   std::byte* at(size_t offset) const { return data_ + offset; }
+  void free() {
+    ::operator delete(data_, kAlignment);
+    data_ = nullptr;
+  }
 
  private:
   static constexpr std::align_val_t kAlignment{64};

@@ -15,6 +15,7 @@ struct Capability {
   const char* name;
   bool supported;
   const TileKernel* (*find)(Arithmetic);
+  const PeakLoop* (*find_peak)(DType);
 };
 
 #if defined(CAC_X86_KERNELS)
@@ -35,7 +36,7 @@ bool has_amx() {
 
 const std::vector<Capability>& capabilities() {
   static const std::vector<Capability> all = [] {
-    std::vector<Capability> found = {{"portable", true, portable_kernel}};
+    std::vector<Capability> found = {{"portable", true, portable_kernel, portable_peak}};
 #if defined(CAC_X86_KERNELS)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -43,10 +44,10 @@ const std::vector<Capability>& capabilities() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
     const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    found.push_back({"avx2", avx2, avx2_kernel});
-    found.push_back({"avx512", avx512, avx512_kernel});
-    found.push_back({"avx512_bf16", avx512_bf16, avx512_bf16_kernel});
-    found.push_back({"amx", avx512_bf16 && has_amx(), amx_kernel});
+    found.push_back({"avx2", avx2, avx2_kernel, avx2_peak});
+    found.push_back({"avx512", avx512, avx512_kernel, avx512_peak});
+    found.push_back({"avx512_bf16", avx512_bf16, avx512_bf16_kernel, avx512_bf16_peak});
+    found.push_back({"amx", avx512_bf16 && has_amx(), amx_kernel, amx_peak});
 #endif
     std::vector<Capability> supported;
     for (const Capability& capability : found) {
@@ -62,6 +63,17 @@ size_t& limit() {
   return index;
 }
 
+// The place of a set among capabilities().
+size_t index_of(const std::string& name) {
+  const std::vector<Capability>& all = capabilities();
+  std::string names;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (name == all[i].name) return i;
+    names += std::string(i ? ", " : "") + all[i].name;
+  }
+  throw std::invalid_argument("capability must be one of " + names + ", but got '" + name + "'");
+}
+
 }  // namespace
 
 std::vector<std::string> cpu_capabilities() {
@@ -70,24 +82,28 @@ std::vector<std::string> cpu_capabilities() {
   return names;
 }
 
-void limit_cpu_capability(const std::string& name) {
-  const std::vector<Capability>& all = capabilities();
-  std::string names;
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (name == all[i].name) {
-      limit() = i;
-      return;
-    }
-    names += std::string(i ? ", " : "") + all[i].name;
-  }
-  throw std::invalid_argument("capability must be one of " + names + ", but got '" + name + "'");
-}
+void limit_cpu_capability(const std::string& name) { limit() = index_of(name); }
 
 std::string cpu_capability() { return capabilities()[limit()].name; }
 
 const TileKernel* find_tile_kernel(Arithmetic arithmetic) {
   for (size_t i = limit() + 1; i-- > 0;) {
     if (const TileKernel* kernel = capabilities()[i].find(arithmetic)) return kernel;
+  }
+  return nullptr;
+}
+
+std::vector<std::string> peak_capabilities(DType type) {
+  std::vector<std::string> names;
+  for (const Capability& capability : capabilities()) {
+    if (capability.find_peak(type) != nullptr) names.emplace_back(capability.name);
+  }
+  return names;
+}
+
+const PeakLoop* find_peak_loop(DType type, const std::string& name) {
+  for (size_t i = index_of(name) + 1; i-- > 0;) {
+    if (const PeakLoop* loop = capabilities()[i].find_peak(type)) return loop;
   }
   return nullptr;
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/peak.h"
 #include "kernels/cpu/tile_kernel.h"
 
 namespace cac::cpu {
@@ -20,5 +21,12 @@ std::string cpu_capability();
 
 // Null if no kernel in use multiplies so (bf16 without such instructions).
 const TileKernel* find_tile_kernel(Arithmetic arithmetic);
+
+// Those of cpu_capabilities() with instructions of their own that multiply this type.
+std::vector<std::string> peak_capabilities(DType type);
+
+// The fastest multiply-adds of a type with this set and those below it; null if none of them
+// multiplies it (bf16 without such instructions). Throws as limit_cpu_capability() does.
+const PeakLoop* find_peak_loop(DType type, const std::string& name);
 
 }  // namespace cac::cpu

@@ -38,12 +38,13 @@ float widen(float value) { return value; }
 float widen(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
 float widen(Float16 value) {
   // Exponent and mantissa shifted into place are the value times 2^-112, exactly, also for
-  // subnormal numbers; infinity and nan need the largest exponent set by hand.
+  // subnormal numbers; infinity and nan need the largest exponent set by hand. Without a branch, so
+  // that loops over rows become vectors.
+  const uint32_t sign = uint32_t(value.bits & 0x8000) << 16;
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
-  const float scaled = from_bits(magnitude) * 0x1p+112f;
-  const float finite_or_special =
-      (value.bits & 0x7c00) == 0x7c00 ? from_bits(magnitude | 0x7f800000) : scaled;
-  return (value.bits & 0x8000) ? -finite_or_special : finite_or_special;
+  const uint32_t scaled = to_bits(from_bits(magnitude) * 0x1p+112f);
+  const uint32_t special = magnitude >= 0x0f800000 ? 0x7f800000 : 0;
+  return from_bits(scaled | special | sign);
 }
 
 void narrow(double value, double& out) { out = value; }

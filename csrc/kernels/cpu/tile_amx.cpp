@@ -1,13 +1,13 @@
 #include "kernels/cpu/bf16_isa.h"
+#include "kernels/cpu/peak.h"
 
 namespace cac::cpu {
 namespace {
 
-// Products by AMX, whose registers hold 16 x 16 float32. Registers 0-3 hold a block of C, 4-5 one
-// of A, 6-7 one of B.
-class AmxProduct {
+// All eight registers, each 16 rows of 64 bytes, while it lives.
+class AmxRegisters {
  public:
-  AmxProduct() {
+  AmxRegisters() {
     struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -16,8 +16,13 @@ class AmxProduct {
     static_assert(sizeof(shape) == 64);
     _tile_loadconfig(&shape);
   }
-  ~AmxProduct() { _tile_release(); }
+  ~AmxRegisters() { _tile_release(); }
+};
 
+// Products by AMX, whose registers hold 16 x 16 float32. Registers 0-3 hold a block of C, 4-5 one
+// of A, 6-7 one of B.
+class AmxProduct {
+ public:
   template <int kParts, bool kAccumulate, class Between>
   void multiply(const Operand& a, int64_t rows, int64_t depth, const uint16_t* b, float* c,
                 int64_t c_rows, Between&& between) {
@@ -145,7 +150,42 @@ class AmxProduct {
     _tile_stored(2, c2, kRowBytes);
     _tile_stored(3, c3, kRowBytes);
   }
+
+  AmxRegisters registers_;
 };
+
+// Six sums that do not wait for one another, in registers 0-5. The products add up to zero.
+double run_peak(int64_t repetitions, double half) {
+  const AmxRegisters registers;
+  const __m512 positive = _mm512_set1_ps(static_cast<float>(half));
+  const __m512 negative = _mm512_set1_ps(static_cast<float>(-half));
+  alignas(64) uint16_t halves[16 * 32], pairs[16 * 32];
+  for (int row = 0; row < 16; ++row) {
+    _mm512_store_si512(halves + row * 32, round_to_bf16(positive, positive));
+    _mm512_store_si512(pairs + row * 32, interleave(round_to_bf16(positive, negative)));
+  }
+  asm volatile("" ::: "memory");
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_loadd(6, halves, 64);
+  _tile_loadd(7, pairs, 64);
+  for (int64_t i = 0; i < repetitions; ++i) {
+    _tile_dpbf16ps(0, 6, 7);
+    _tile_dpbf16ps(1, 6, 7);
+    _tile_dpbf16ps(2, 6, 7);
+    _tile_dpbf16ps(3, 6, 7);
+    _tile_dpbf16ps(4, 6, 7);
+    _tile_dpbf16ps(5, 6, 7);
+  }
+  alignas(64) float sums[16 * 16];
+  _tile_stored(0, sums, 64);
+  asm volatile("" ::: "memory");
+  return sums[0];
+}
 
 }  // namespace
 
@@ -160,6 +200,11 @@ const TileKernel* amx_kernel(Arithmetic arithmetic) {
     default:
       return nullptr;
   }
+}
+
+const PeakLoop* amx_peak(DType type) {
+  static constexpr PeakLoop loop = {6 * 2.0 * 16 * 16 * 32, &run_peak};
+  return type == DType::kBFloat16 ? &loop : nullptr;
 }
 
 }  // namespace cac::cpu

@@ -1,4 +1,5 @@
 #include "kernels/cpu/bf16_isa.h"
+#include "kernels/cpu/peak.h"
 
 namespace cac::cpu {
 namespace {
@@ -54,12 +55,47 @@ class DotProduct {
   }
 };
 
+constexpr int kPeakRows = 8;
+constexpr int kPeakVectors = 3;
+
+double run_peak(int64_t repetitions, double half) {
+  // Sums that do not wait for one another, as many as fit into registers. Each pair of products
+  // adds up to zero.
+  const __m512 positive = _mm512_set1_ps(static_cast<float>(half));
+  const __m512 negative = _mm512_set1_ps(static_cast<float>(-half));
+  const __m512bh halves = (__m512bh)round_to_bf16(positive, positive);
+  const __m512bh pairs = (__m512bh)interleave(round_to_bf16(positive, negative));
+  __m512 sums[kPeakRows][kPeakVectors];
+  for (int r = 0; r < kPeakRows; ++r) {
+    for (int v = 0; v < kPeakVectors; ++v) {
+      sums[r][v] = _mm512_set1_ps(static_cast<float>(half * (r * kPeakVectors + v)));
+    }
+  }
+  for (int64_t i = 0; i < repetitions; ++i) {
+    for (int r = 0; r < kPeakRows; ++r) {
+      for (int v = 0; v < kPeakVectors; ++v) {
+        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], pairs, halves);
+      }
+    }
+  }
+  __m512 total = _mm512_setzero_ps();
+  for (int r = 0; r < kPeakRows; ++r) {
+    for (int v = 0; v < kPeakVectors; ++v) total = _mm512_add_ps(total, sums[r][v]);
+  }
+  return _mm512_reduce_add_ps(total);
+}
+
 }  // namespace
 
 // Not for split numbers: they need three products, and vdpbf16ps multiplies at most twice as fast
 // as float32 instructions do.
 const TileKernel* avx512_bf16_kernel(Arithmetic arithmetic) {
   return arithmetic == Arithmetic::kBFloat16 ? bf16_kernel<DotProduct, 1>("avx512_bf16") : nullptr;
+}
+
+const PeakLoop* avx512_bf16_peak(DType type) {
+  static constexpr PeakLoop loop = {2.0 * kPeakRows * kPeakVectors * 32, &run_peak};
+  return type == DType::kBFloat16 ? &loop : nullptr;
 }
 
 }  // namespace cac::cpu
