@@ -6,8 +6,9 @@
 
 Each pair has an environment and a copy of the tracked files below `build/matrix`; a second run uses
 the environments again (`--fresh` makes them anew). A Python that this machine lacks, or a pair for
-which torch has no wheel, is skipped with the reason. Interpreters are looked for on the PATH, among
-those of pyenv and of uv (`uv python install 3.14`, `pyenv install 3.14` bring one).
+which pip finds no packages that fit together, is skipped with the reason. Interpreters are looked
+for on the PATH, among those of pyenv and of uv (`uv python install 3.14` or `pyenv install 3.14`
+brings one).
 
 An environment takes 1 GB with a torch for CPUs, several with one for CUDA; pip's own variables
 choose between them (`PIP_INDEX_URL`). CUDA kernels are built with `CAC_CUDA=ON` alone.
@@ -121,7 +122,7 @@ def examine(pair: Pair, tests: str, fresh: bool) -> tuple[str, bool]:
         done += "built, "
         test(pair, python, tree, tests)
     except StageError as error:
-        missing = last_match(pair, r"ERROR: (No matching distribution.*)")
+        missing = last_match(pair, r"ERROR: ((?:No matching distribution|Cannot install) .*)")
         if missing and not done:
             return f"skipped: {missing}", False
         return f"{done}then: {error}", True
