@@ -297,7 +297,7 @@ def test_what_earlier_versions_did_not_store_is_named_and_can_be_measured(
     ]
     page = Page(report.path)
     assert "No run has stored a confusion matrix" in page.texts["confusion"]
-    assert "not recorded" in page.texts["environment"]
+    assert "No run has recorded its environment" in page.texts["environment"]
     assert "earlier versions did not" in page.texts["summary"]
 
     result = trainer.evaluate_run(trainer.load_run(run), progress=False)
@@ -363,6 +363,7 @@ def test_runs_stand_side_by_side_finished_or_not(run: Path, tmp_path: Path) -> N
     assert "running, random, epoch 1: 50" in page.dots
     assert "other has logged no precision of negatives" in page.texts["negatives"]
     settings = page.rows("settings")
+    assert page.rows("environment")["torch"] == [torch.__version__, *["not recorded"] * 3]
     assert settings["seed"] == ["0", "3", "0", "0", "0"]
     assert settings["setting"][-1] == "default (folder, synthetic)"
     assert settings["augment.crop_size"][-1] == "folder: 129; synthetic: 65"
