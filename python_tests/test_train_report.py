@@ -375,6 +375,39 @@ def test_runs_stand_side_by_side_finished_or_not(run: Path, tmp_path: Path) -> N
         assert re.search(rf"{name}.*: predictions: cannot read \S+classes.json", missing), name
 
 
+@pytest.mark.parametrize("count", [30, 31])
+def test_the_confusion_matrix_of_many_classes_is_a_picture(
+    tmp_path: Path, rng: np.random.Generator, count: int
+) -> None:
+    """The last class is absent: its row has no shares."""
+    names = [f"<{k}>" for k in range(count)]
+    run = made_up_run(tmp_path / "run", [evaluated(4, 0.5, **dict.fromkeys(names, 0.5))])
+    confusion = rng.integers(0, 100, (count, count))
+    confusion[-1] = 0
+    shares = {"iou": 0.5, "accuracy": 0.5, "precision": None}
+    record = {"iteration": 4, "inference": "scale 1", "images": 3, "miou": 0.5}
+    record |= {"pixel_accuracy": 0.25, "classes": dict.fromkeys(names, shares)}
+    record |= {"confusion": confusion.tolist(), "absent_classes": []}
+    (run / "validation.json").write_text(json.dumps(record))
+    page = page_of(run, images=0, output=tmp_path / "page.html")
+    assert page.rows("summary")["pixel accuracy (%)"] == ["25.00"]
+    assert page.rows("classes")["<3>"] == ["50.00", "50.00", "–"]
+    tables, pictures = page.tables["confusion"], page.images["confusion"]
+    assert (len(tables), len(pictures)) == ((2, 0) if count == 30 else (1, 1))
+    if count == 30:
+        assert page.rows("confusion")["<29>"] == ["–"] * 30
+    else:
+        assert min(pixels_of(pictures[0]).shape[:2]) > 400
+    common = page.rows("confusion", len(tables) - 1)
+    wrong = confusion - np.diag(confusion.diagonal())
+    assert len(tables[-1]) == 9
+    first = tables[-1][1]
+    true, predicted = names.index(first[0]), names.index(first[1])
+    assert wrong[true, predicted] == wrong.max()
+    assert first[3] == f"{100 * wrong.max() / wrong.sum():.2f}"
+    assert "true class" in common
+
+
 def test_a_run_without_patience_left_has_stopped_early(tmp_path: Path) -> None:
     entries = [evaluated(2, 0.5, a=0.5), evaluated(4, 0.25, a=0.25), evaluated(6, 0.5, a=0.5)]
     settings = ("schedule.epochs=4", "schedule.patience=2")
