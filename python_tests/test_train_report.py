@@ -297,7 +297,7 @@ def test_what_earlier_versions_did_not_store_is_named_and_can_be_measured(
     ]
     page = Page(report.path)
     assert "No run has stored a confusion matrix" in page.texts["confusion"]
-    assert "not recorded" in page.texts["environment"]
+    assert "No run has recorded its environment" in page.texts["environment"]
     assert "earlier versions did not" in page.texts["summary"]
 
     result = trainer.evaluate_run(trainer.load_run(run), progress=False)
@@ -363,6 +363,7 @@ def test_runs_stand_side_by_side_finished_or_not(run: Path, tmp_path: Path) -> N
     assert "running, random, epoch 1: 50" in page.dots
     assert "other has logged no precision of negatives" in page.texts["negatives"]
     settings = page.rows("settings")
+    assert page.rows("environment")["torch"] == [torch.__version__, *["not recorded"] * 3]
     assert settings["seed"] == ["0", "3", "0", "0", "0"]
     assert settings["setting"][-1] == "default (folder, synthetic)"
     assert settings["augment.crop_size"][-1] == "folder: 129; synthetic: 65"
@@ -372,6 +373,39 @@ def test_runs_stand_side_by_side_finished_or_not(run: Path, tmp_path: Path) -> N
     assert "running, other, new: environment: not recorded" in missing
     for name in ("running", "other", "new"):
         assert re.search(rf"{name}.*: predictions: cannot read \S+classes.json", missing), name
+
+
+@pytest.mark.parametrize("count", [30, 31])
+def test_the_confusion_matrix_of_many_classes_is_a_picture(
+    tmp_path: Path, rng: np.random.Generator, count: int
+) -> None:
+    """The last class is absent: its row has no shares."""
+    names = [f"<{k}>" for k in range(count)]
+    run = made_up_run(tmp_path / "run", [evaluated(4, 0.5, **dict.fromkeys(names, 0.5))])
+    confusion = rng.integers(0, 100, (count, count))
+    confusion[-1] = 0
+    shares = {"iou": 0.5, "accuracy": 0.5, "precision": None}
+    record = {"iteration": 4, "inference": "scale 1", "images": 3, "miou": 0.5}
+    record |= {"pixel_accuracy": 0.25, "classes": dict.fromkeys(names, shares)}
+    record |= {"confusion": confusion.tolist(), "absent_classes": []}
+    (run / "validation.json").write_text(json.dumps(record))
+    page = page_of(run, images=0, output=tmp_path / "page.html")
+    assert page.rows("summary")["pixel accuracy (%)"] == ["25.00"]
+    assert page.rows("classes")["<3>"] == ["50.00", "50.00", "–"]
+    tables, pictures = page.tables["confusion"], page.images["confusion"]
+    assert (len(tables), len(pictures)) == ((2, 0) if count == 30 else (1, 1))
+    if count == 30:
+        assert page.rows("confusion")["<29>"] == ["–"] * 30
+    else:
+        assert min(pixels_of(pictures[0]).shape[:2]) > 400
+    common = page.rows("confusion", len(tables) - 1)
+    wrong = confusion - np.diag(confusion.diagonal())
+    assert len(tables[-1]) == 9
+    first = tables[-1][1]
+    true, predicted = names.index(first[0]), names.index(first[1])
+    assert wrong[true, predicted] == wrong.max()
+    assert first[3] == f"{100 * wrong.max() / wrong.sum():.2f}"
+    assert "true class" in common
 
 
 def test_a_run_without_patience_left_has_stopped_early(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def whole_settings(runs: Runs) -> list[tuple[str, str]]:
 
 
 def environment(runs: Runs) -> Table:
-    """On what the runs were trained."""
+    """On what the runs were trained; without rows if none has recorded it."""
     packages = dict.fromkeys(
         name for run in runs for session in run.sessions for name in session["packages"]
     )
@@ -300,7 +300,7 @@ def environment(runs: Runs) -> Table:
         _row(runs, "system", _by_session(lambda x: x["platform"])),
         _row(runs, "began", _by_session(lambda x: x["began"])),
     ]
-    return _table("environment", runs, rows)
+    return _table("environment", runs, rows if packages else [])
 
 
 def _table(corner: str, runs: Runs, rows: Sequence[Row], notes: Sequence[str] = ()) -> Table:
