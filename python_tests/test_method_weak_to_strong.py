@@ -51,7 +51,7 @@ def test_the_loss_is_the_sum_over_confident_pixels_by_the_count_outside_padding(
     loss = confident_cross_entropy(logits, targets, 0.95, ALONE)
     # By 3, the pixels outside padding: not by 4, and not by 2, the confident ones.
     assert loss.item() == pytest.approx((sure + at_the_threshold) / 3)
-    assert targets.confident_share(0.95).item() == pytest.approx(2 / 3)
+    assert targets.confident_share(0.95, ALONE).item() == pytest.approx(2 / 3)
     everything = confident_cross_entropy(logits, targets, 0.0, ALONE)
     unsure = math.log(math.exp(-1.0) + math.exp(1.0)) - 1.0
     assert everything.item() == pytest.approx((sure + at_the_threshold + unsure) / 3)

@@ -24,6 +24,8 @@ from cac_ext.train.config import load
 from cac_ext.train.errors import ConfigError
 from cac_ext.train.evaluate import evaluate
 from cac_ext.train.loop import train
+from cac_ext.train.methods.consistency import Anchors
+from cac_ext.train.methods.weak_to_strong import PseudoLabels
 from cac_ext.train.runs.checkpoint import read_checkpoint
 from cac_ext.train.runs.log import read_metrics
 from cac_ext.train.runtime.distributed import (
@@ -64,7 +66,7 @@ def _metrics(folder: Path, key: str) -> list[float]:
 
 
 @pytest.mark.parametrize("normalizer", ["overlap", "active"])
-def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
+def test_two_groupwith_half_the_batch_equal_one_with_the_whole(
     normalizer: str, tmp_path: Path, seed: int
 ) -> None:
     # Rounding may carry a pixel over a threshold, so that it is an anchor in one of the two
@@ -95,6 +97,22 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(
     assert (update - expected).norm() <= 10 * TOLERANCE * expected.norm()
 
 
+def _shares() -> tuple[float, float]:
+    """Of 4 pixels that all count in one process, and of 12 that do not in the other."""
+    with process_group("cpu") as group:
+        first = group.rank == 0
+        mask = torch.full((4 if first else 12,), first)
+        anchors = Anchors(mask, torch.zeros_like(mask)).share(group)
+        confidences = mask.float().view(1, 2, -1)
+        labels = PseudoLabels(confidences.long(), confidences, torch.ones_like(confidences).bool())
+        confident = labels.confident_share(0.5, group)
+        return group.mean(anchors).item(), group.mean(confident).item()
+
+
+def test_logged_shares_are_those_of_the_pixels_of_all_processes() -> None:
+    assert processes.run_together(2, _shares) == [(0.25, 0.25)] * 2
+
+
 def test_without_normalizing_over_ranks_the_loss_is_another(tmp_path: Path, seed: int) -> None:
     overrides = [*TINY, f"seed={seed}", "method.normalizer=active", "schedule.epochs=2"]
     losses = []
@@ -107,7 +125,7 @@ def test_without_normalizing_over_ranks_the_loss_is_another(tmp_path: Path, seed
     assert losses[0] != pytest.approx(losses[1], rel=TOLERANCE)
 
 
-def test_two_processes_resume_bit_for_bit(tmp_path: Path, seed: int) -> None:
+def test_two_groupresume_bit_for_bit(tmp_path: Path, seed: int) -> None:
     overrides = [*TINY, f"seed={seed}", "network.dropout=0.5", "method.selected_num=9"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     processes.run_together(2, _train, overrides, whole)
@@ -130,7 +148,7 @@ def _train_until(overrides: list[str], folder: Path, iteration: int) -> None:
         _train(overrides, folder)
 
 
-def test_negatives_of_all_processes_arrive_in_the_order_of_ranks(seed: int) -> None:
+def test_negatives_of_all_grouparrive_in_the_order_of_ranks(seed: int) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         received = processes.run_together(3, _gather, seed, dtype)
         expected = [_negatives(seed, rank, dtype) for rank in range(3)]

@@ -39,10 +39,13 @@ class Anchors(NamedTuple):
         """Active anchors of each direction, ``[2]`` int64."""
         return torch.stack([mask.sum() for mask in self])
 
-    def share(self) -> Tensor:
-        """Share of the overlap that is an anchor in either direction; a scalar, 0 if A is 0."""
+    def share(self, processes: Processes) -> Tensor:
+        """Share of the overlap that is an anchor in either direction; a scalar, 0 if A is 0.
+
+        Averaged over the processes, whose overlaps differ in size, it is the share of them all.
+        """
         either = self.first_to_second | self.second_to_first  # [A]
-        return either.float().mean() if len(either) else either.new_zeros(()).float()
+        return either.sum() / processes.mean_count(torch.full_like(either, True).sum())
 
 
 def consistency_loss(

@@ -178,7 +178,8 @@ class DirectionalContrast:
                 processes.gather_in_chunks(features, labels, self._most_gathered),
                 self.context.normalizing,
             )
-        metrics: dict[str, Tensor | float] = {"active_share": anchors.share(), "negatives": count}
+        share = anchors.share(processes)
+        metrics: dict[str, Tensor | float] = {"active_share": share, "negatives": count}
         truth = _truth_of(pairs, rows.chosen)
         if truth is not None:
             metrics |= self._precision(rows, truth, anchors)

@@ -74,5 +74,9 @@ class FixMatch(StudentMethod):
             step,
             seen,
             [Term("strong", config.weight, loss, finite)],
-            {"confident_share": own.confident_share(config.confidence_threshold)},
+            {
+                "confident_share": own.confident_share(
+                    config.confidence_threshold, self.context.processes
+                )
+            },
         )

@@ -83,5 +83,5 @@ class UniMatch(StudentMethod):
                     finite_outside_padding(logits, targets.valid),
                 )
             )
-        share = own.confident_share(threshold)
+        share = own.confident_share(threshold, self.context.processes)
         yield from self.phase(step, seen, terms, {"confident_share": share})

@@ -38,9 +38,12 @@ class PseudoLabels(NamedTuple):
         """Those of one strong version, ``[U, S, S]`` each."""
         return PseudoLabels(*(part[index] for part in self))
 
-    def confident_share(self, threshold: float) -> Tensor:
-        """Share of the pixels outside padding that are learned, a scalar."""
-        return self.confident(threshold).sum() / self.valid.sum().clamp(min=1)
+    def confident_share(self, threshold: float, processes: Processes) -> Tensor:
+        """Share of the pixels outside padding that are learned, a scalar; 0 if there are none.
+
+        Averaged over the processes, which pad differently, it is the share of them all.
+        """
+        return self.confident(threshold).sum() / processes.mean_count(self.valid.sum())
 
 
 @torch.no_grad()
