@@ -4,7 +4,7 @@ Every set of this processor is tried in every input type that it multiplies by o
 than the sets below it. A row divides its time, loss and gradient, into three parts:
 
 * multiply-adds: what the executed products take at their peak on registers (`cac_ext.cpu_peak`);
-* operands: what the products take beyond that, because they load and store;
+* operands: what the products take beyond that: loads, stores, padding at the edges of classes;
 * beside products: what does not grow with the number of channels, above all the exponentials.
 
 The last part is found by timing the same case with a quarter of the channels: the line through both
@@ -208,8 +208,8 @@ def set_lines(results: Results) -> list[list[str]]:
                 f"{len(row.samples)}",
                 units.rate(products * (row.executed_operations or 0) / row.median),
                 units.percent(row.share_of_peak),
-                units.percent(parts and parts.operands),
-                units.percent(parts and parts.beside_products),
+                units.percent(parts.operands if parts else None),
+                units.percent(parts.beside_products if parts else None),
                 parts.largest() if parts else "-",
             ]
         )

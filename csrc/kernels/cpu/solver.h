@@ -20,9 +20,9 @@ struct Magnitudes {
 Magnitudes measure_magnitudes(const ContrastiveProblem& problem, const ParallelFor& parallel_for);
 
 // Solves the problem with `kernel`, whose element type is the negatives'. Results do not depend on
-// the number of threads. Beside the inputs and outputs it holds packed features and partials [Cp]
-// of anchors: those of some 30,000 at most or, if there are more, of 512 or 768 for each thread.
-// The partials take at most half of the memory of the negatives, or are one an anchor.
+// the number of threads. Beside the inputs and outputs it holds packed anchors and partials [Cp] of
+// 64 groups of tiles at most; if there are more, of one group for each thread. The partials take at
+// most half of the memory of the negatives, or are one an anchor.
 //
 // largest_logit: an upper bound of the logits; not read with `normalize`.
 void solve(const ContrastiveProblem& problem, double largest_logit, const TileKernel& kernel,
