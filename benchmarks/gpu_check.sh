@@ -177,7 +177,9 @@ kinds = [(torch.float32, "high")]
 kinds += [(dtype, "highest") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
 for dtype, precision in kinds:
     torch.set_float32_matmul_precision(precision)
-    for channels, anchors, negatives in ((5, 131, 66), (100, 70, 300), (250, 33, 130)):
+    for channels, anchors, negatives in (
+        (5, 131, 66), (100, 70, 300), (250, 33, 130), (384, 70, 90), (1024, 33, 50),
+    ):
         for temperature, eps in ((0.1, 0.0), (0.01, 1e-3)):
             torch.manual_seed(0)
             features = [

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -147,3 +148,13 @@ def mutate(csrc: Path, folder: Path, change: Callable[[str, str], str]) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(change(path.name, path.read_text()))
     return target
+
+
+def with_one_shape(text: str, shape: str) -> str:
+    """``stream.cuh`` with one of the selections in ``select_variant`` (for example
+    ``select_wide<Arithmetic>``): the other kernels need not be compiled."""
+    selections = re.findall(r"(?:  if \(channels <= \d+\) |  )return select_\w+<Arith.*;\n", text)
+    (kept,) = [line for line in selections if shape in line]
+    everything = "".join(selections)
+    assert everything in text
+    return text.replace(everything, "  " + kept[kept.index("return") :])

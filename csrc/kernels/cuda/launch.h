@@ -24,7 +24,7 @@ enum class Arithmetic : int32_t {
 };
 
 // More channels are not supported. Rows of negatives are padded to whole 16 bytes.
-constexpr int64_t kMaxPaddedChannels = 256;
+constexpr int64_t kMaxPaddedChannels = 1024;
 
 // How a call is divided. Fields may be lowered before workspace_bytes is called.
 struct LaunchPlan {
@@ -38,8 +38,9 @@ struct LaunchPlan {
   int64_t channels;     // row length of the partials' weighted sums
 };
 
-// Whether a block of the current device has enough shared memory for this problem. All that the
-// limits above permit fits everywhere, except kFloat32 beyond 128 channels on sm_75.
+// Whether the current device runs this problem: a block has enough shared memory, and float32
+// beyond 256 channels has matrix units. All that the limits above permit fits from sm_80 on; on
+// sm_75 kFloat32 fits up to 128 channels, kFloat16 up to 640.
 bool fits_device(const ContrastiveProblem& problem, Arithmetic arithmetic);
 
 // For the current device. Throws std::runtime_error if the problem exceeds the limits above or the
