@@ -66,7 +66,7 @@ def loops_of(instructions: list[Instruction]) -> list[Loop]:
 def column_of(name: str) -> str | None:
     for column, beginnings in COLUMNS.items():
         # LDSM begins like LDS.
-        if any(name.split(".")[0] == b or name.startswith(b + ".") for b in beginnings):
+        if any(name == b or name.startswith(b + ".") for b in beginnings):
             return column
     return None
 

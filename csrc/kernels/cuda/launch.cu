@@ -45,7 +45,6 @@ bool has_weighted(const ContrastiveProblem& problem) {
 
 StreamVariant variant_for(const ContrastiveProblem& problem, const LaunchPlan& plan) {
   const StreamKind kind = has_given_shifts(problem) ? StreamKind::kGiven
-                          : plan.general            ? StreamKind::kGeneral
                           : plan.online             ? StreamKind::kOnline
                                                     : StreamKind::kBounded;
   return variant_for(plan.arithmetic, problem.padded_channels, kind, has_weighted(problem));
@@ -53,8 +52,7 @@ StreamVariant variant_for(const ContrastiveProblem& problem, const LaunchPlan& p
 
 // The kernel that finds the row maximum over the leading negatives.
 StreamVariant row_max_variant(const ContrastiveProblem& problem, const LaunchPlan& plan) {
-  return variant_for(plan.arithmetic, problem.padded_channels,
-                     plan.general ? StreamKind::kGeneral : StreamKind::kOnline, false);
+  return variant_for(plan.arithmetic, problem.padded_channels, StreamKind::kOnline, false);
 }
 
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
@@ -141,11 +139,11 @@ LaunchPlan plan_launch(const ContrastiveProblem& problem, Arithmetic arithmetic)
   LaunchPlan plan = {};
   plan.arithmetic = arithmetic;
   // Vectors of unit length have bounded scores.
-  plan.online = !problem.normalize || problem.temperature < (arithmetic == Arithmetic::kFloat16
-                                                                 ? kFloat16BoundedShiftTemperature
-                                                                 : kBoundedShiftTemperature);
-  plan.general = problem.interval_counts || problem.excluded != nullptr ||
-                 problem.temperature_on_device != nullptr;
+  plan.online =
+      !problem.normalize || problem.interval_counts || problem.excluded != nullptr ||
+      problem.temperature_on_device != nullptr ||
+      problem.temperature < (arithmetic == Arithmetic::kFloat16 ? kFloat16BoundedShiftTemperature
+                                                                : kBoundedShiftTemperature);
   const bool gradient = has_weighted(problem);
   const StreamVariant variant = variant_for(problem, plan);
   const int compiled_for = device::code_architecture(variant.kernel);

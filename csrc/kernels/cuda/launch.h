@@ -29,8 +29,7 @@ constexpr int64_t kMaxPaddedChannels = 1024;
 // How a call is divided. Fields may be lowered before workspace_bytes is called.
 struct LaunchPlan {
   Arithmetic arithmetic;
-  bool online;          // running maximum instead of the bounded shift
-  bool general;         // masks of every kind, or the temperature on the device
+  bool online;          // running maximum instead of the bounded shift; it has masks of every kind
   int64_t tile_slots;   // slots of a tile
   int64_t max_tiles;    // with every anchor active
   int64_t wave_tiles;   // tiles of a wave

@@ -58,9 +58,9 @@ __device__ __forceinline__ bool may_be_masked(const StreamParams& params, const 
 template <bool kMasksAll>
 class SlotMask {
  public:
-  __device__ __forceinline__ SlotMask(const StreamParams& params, int slot) : params_(params) {
-    // num_active is read here, because the loop over units has no register for it.
-    const bool is_anchor = params.wave.mask_labels && slot < *params.schedule.num_active;
+  __device__ __forceinline__ SlotMask(const StreamParams& params, int slot, int num_active)
+      : params_(params) {
+    const bool is_anchor = params.wave.mask_labels && slot < num_active;
     if (is_anchor) same_class_ = params.schedule.intervals[slot];
     if constexpr (kMasksAll) {
       counts_ = is_anchor && params.problem.interval_counts;

@@ -19,12 +19,13 @@ template <class Shape, bool kMasksAll>
 __device__ __forceinline__ void mask_scores(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
     int first_slot, int first_negative, int num_negatives, int warp, int lane) {
+  const int num_active = *params.schedule.num_active;  // read here: the loop has no register for it
 #pragma unroll
   for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int slot = first_slot + warp * Shape::kWarpSlots + 16 * m + 8 * half + lane / 4;
-      const SlotMask<kMasksAll> mask(params, slot);
+      const SlotMask<kMasksAll> mask(params, slot, num_active);
 #pragma unroll
       for (int n = 0; n < Shape::kColumnBlocks; ++n) {
 #pragma unroll
@@ -65,8 +66,8 @@ __device__ __forceinline__ void replace_by_slopes(
 // Leaves the sums of this worker's share of one tile in `partials`.
 template <class Arithmetic, class Shape, StreamKind kKind, bool kGradient>
 __device__ __forceinline__ void stream_share(const StreamParams& params, const TileShare& share) {
-  constexpr bool kOnline = kKind == StreamKind::kOnline || kKind == StreamKind::kGeneral;
-  constexpr bool kMasksAll = kKind == StreamKind::kGeneral || kKind == StreamKind::kGiven;
+  constexpr bool kOnline = kKind == StreamKind::kOnline;
+  constexpr bool kMasksAll = kKind != StreamKind::kBounded;
   char* tile_memory = device::dynamic_shared_memory();
   const device::SharedAddress tile = device::shared_address(tile_memory);
   const device::SharedAddress stages = tile + Shape::kTileBytes;
@@ -125,7 +126,7 @@ __device__ __forceinline__ void stream_share(const StreamParams& params, const T
     const device::SharedAddress stage = stages + unit % Shape::kStages * Shape::kStageBytes;
     const int first_negative = share.first_negative(unit, Shape::kUnitNegatives);
     float scores[Shape::kBlocksOf16][Shape::kColumnBlocks][4];
-    const AnchorsInMemory<Shape> anchors = {tile + warp * Shape::kWarpSlots * Shape::kRowBytes};
+    const AnchorsInMemory<Shape> anchors(tile, warp * Shape::kWarpSlots, lane);
     multiply_scores<Shape, Arithmetic>(scores, anchors, stage, lane);
 
     if (may_be_masked<kMasksAll>(params, share, first_negative, Shape::kUnitNegatives)) {
@@ -143,33 +144,32 @@ __device__ __forceinline__ void stream_share(const StreamParams& params, const T
     if constexpr (kKind == StreamKind::kGiven) {
       replace_by_slopes<Arithmetic, Shape>(scores, sums, margins, shifts, params, scale,
                                            first_negative, share.num_negatives, lane);
-      add_weighted<Shape, Arithmetic>(weighted, scores, stage, lane);
-      continue;
-    }
+    } else {
 #pragma unroll
-    for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+      for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const auto score = [&](int i) -> float& { return scores[m][i / 2][2 * half + i % 2]; };
-        Powers powers = {scale, shifts[m][half] - Arithmetic::kExponentOffset, 1.0f};
-        if constexpr (kOnline) {
-          powers = raise_shift<Arithmetic, 2 * Shape::kColumnBlocks>(
-              score,
-              [](float x) {
-                x = fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, 1));
-                return fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, 2));
-              },
-              scale, shifts[m][half]);
-          sums[m][half] *= powers.rescale;
-          if constexpr (kGradient) {
+        for (int half = 0; half < 2; ++half) {
+          const auto score = [&](int i) -> float& { return scores[m][i / 2][2 * half + i % 2]; };
+          Powers powers = {scale, shifts[m][half] - Arithmetic::kExponentOffset, 1.0f};
+          if constexpr (kOnline) {
+            powers = raise_shift<Arithmetic, 2 * Shape::kColumnBlocks>(
+                score,
+                [](float x) {
+                  x = fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, 1));
+                  return fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, 2));
+                },
+                scale, shifts[m][half]);
+            sums[m][half] *= powers.rescale;
+            if constexpr (kGradient) {
 #pragma unroll
-            for (int c = 0; c < Shape::kChannelBlocks; ++c) {
-              weighted[m][c][2 * half] *= powers.rescale;
-              weighted[m][c][2 * half + 1] *= powers.rescale;
+              for (int c = 0; c < Shape::kChannelBlocks; ++c) {
+                weighted[m][c][2 * half] *= powers.rescale;
+                weighted[m][c][2 * half + 1] *= powers.rescale;
+              }
             }
           }
+          sums[m][half] += replace_by_powers<2 * Shape::kColumnBlocks>(score, powers);
         }
-        sums[m][half] += replace_by_powers<2 * Shape::kColumnBlocks>(score, powers);
       }
     }
     if constexpr (kGradient) {
@@ -271,14 +271,11 @@ template <class Arithmetic, class Shape>
 StreamVariant::Kernel select_kernel(StreamKind kind, bool gradient) {
   switch (kind) {
     case StreamKind::kBounded:
-      return gradient ? stream_kernel<Arithmetic, Shape, StreamKind::kBounded, true>
-                      : stream_kernel<Arithmetic, Shape, StreamKind::kOnline, false>;
+      if (gradient) return stream_kernel<Arithmetic, Shape, StreamKind::kBounded, true>;
+      return stream_kernel<Arithmetic, Shape, StreamKind::kOnline, false>;
     case StreamKind::kOnline:
       return gradient ? stream_kernel<Arithmetic, Shape, StreamKind::kOnline, true>
                       : stream_kernel<Arithmetic, Shape, StreamKind::kOnline, false>;
-    case StreamKind::kGeneral:
-      return gradient ? stream_kernel<Arithmetic, Shape, StreamKind::kGeneral, true>
-                      : stream_kernel<Arithmetic, Shape, StreamKind::kGeneral, false>;
     case StreamKind::kGiven:
       return stream_kernel<Arithmetic, Shape, StreamKind::kGiven, true>;
   }

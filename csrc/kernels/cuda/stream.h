@@ -18,11 +18,10 @@ struct StreamParams {
 
 // What a kernel subtracts from the scores, and what it can mask.
 enum class StreamKind {
-  kBounded,  // a bound of all scores
-  kOnline,   // the running maximum
-  kGeneral,  // the same; also masks all but the intervals and what is excluded, and reads the
-             // temperature from the device
-  kGiven,    // given numbers (kMarginSum and the gradients of columns); masks like kGeneral
+  kBounded,  // a bound of all scores; masks intervals
+  kOnline,  // the running maximum; masks intervals or all but them, and what is excluded, and reads
+            // the temperature from the device if it is there
+  kGiven,   // given numbers (kMarginSum and the gradients of columns); otherwise like kOnline
 };
 
 struct StreamVariant {

@@ -185,35 +185,39 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
 }
 
 // The first operand of the scores, as multiply_scores reads it: from shared memory at every use, or
-// kept in registers. `rows`: the warp's first row.
+// kept in registers. `first_row`: of the warp, among the rows at `rows`.
 template <class Shape>
-struct AnchorsInMemory {
-  device::SharedAddress rows;
+class AnchorsInMemory {
+ public:
+  __device__ __forceinline__ AnchorsInMemory(device::SharedAddress rows, int first_row, int lane)
+      : address_(rows + swizzled<Shape>(first_row + lane % 16, lane / 16)) {}
 
-  __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int step, int lane) const {
-    const device::SharedAddress first = rows + swizzled<Shape>(lane % 16, lane / 16);
-    device::load_matrices(a, further(first, 2 * step) + 16 * m * Shape::kRowBytes);
+  __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int step) const {
+    device::load_matrices(a, further(address_, 2 * step) + 16 * m * Shape::kRowBytes);
   }
+
+ private:
+  device::SharedAddress address_;
 };
 
 template <class Shape>
-struct AnchorsInRegisters {
-  uint32_t fragments[Shape::kBlocksOf16][Shape::kSteps][4];
-
-  __device__ __forceinline__ AnchorsInRegisters(device::SharedAddress rows, int lane) {
-    const AnchorsInMemory<Shape> memory = {rows};
+class AnchorsInRegisters {
+ public:
+  __device__ __forceinline__ explicit AnchorsInRegisters(const AnchorsInMemory<Shape>& anchors) {
 #pragma unroll
     for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
-      for (int step = 0; step < Shape::kSteps; ++step) {
-        memory.load(fragments[m][step], m, step, lane);
-      }
+      for (int step = 0; step < Shape::kSteps; ++step) anchors.load(fragments_[m][step], m, step);
     }
   }
-  __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int step, int) const {
+
+  __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int step) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[i] = fragments[m][step][i];
+    for (int i = 0; i < 4; ++i) a[i] = fragments_[m][step][i];
   }
+
+ private:
+  uint32_t fragments_[Shape::kBlocksOf16][Shape::kSteps][4];
 };
 
 // scores = A N^T of the warp's slots and one unit or strip.
@@ -232,7 +236,7 @@ __device__ __forceinline__ void multiply_scores(
       uint32_t a[Shape::kBlocksOf16][4];
 #pragma unroll
       for (int m = 0; m < Shape::kBlocksOf16; ++m) {
-        anchors.load(a[m], m, step, lane);
+        anchors.load(a[m], m, step);
       }
 #pragma unroll
       for (int n = 0; n < Shape::kColumnBlocks; n += 2) {

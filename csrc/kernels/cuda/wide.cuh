@@ -68,8 +68,8 @@ struct WideMemory {
 template <class Arithmetic, class Shape, StreamKind kKind, bool kGradient>
 __device__ __forceinline__ void stream_wide_share(const StreamParams& params,
                                                   const TileShare& share) {
-  constexpr bool kOnline = kKind == StreamKind::kOnline || kKind == StreamKind::kGeneral;
-  constexpr bool kMasksAll = kKind == StreamKind::kGeneral || kKind == StreamKind::kGiven;
+  constexpr bool kOnline = kKind == StreamKind::kOnline;
+  constexpr bool kMasksAll = kKind != StreamKind::kBounded;
   constexpr int kCount = 2 * Shape::kMaxStrips;  // scores of a slot that a lane adds up
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -120,7 +120,7 @@ __device__ __forceinline__ void stream_wide_share(const StreamParams& params,
     }
   });
   __syncthreads();
-  const AnchorsInRegisters<Shape> anchors(part, lane);
+  const AnchorsInRegisters<Shape> anchors(AnchorsInMemory<Shape>(part, 0, lane));
   // Now all lanes have read the anchors that the copies overwrite.
   __syncwarp();
   for (int ahead = 0; ahead < layout.stages; ++ahead) {
@@ -205,7 +205,8 @@ __device__ __forceinline__ void stream_wide_share(const StreamParams& params,
         return first_negative + i / 2 * Shape::kUnitNegatives + column + i % 2;
       };
       if (masked) {
-        const SlotMask<kMasksAll> mask(params, share.tile * Shape::kTileSlots + slot);
+        const SlotMask<kMasksAll> mask(params, share.tile * Shape::kTileSlots + slot,
+                                       *params.schedule.num_active);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
           if (mask.masks(negative_of(i), share.num_negatives)) scores[i] = -INFINITY;
