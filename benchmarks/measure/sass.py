@@ -2,9 +2,9 @@
 
     cuobjdump -sass FILE.cubin | python -m benchmarks.measure.sass [NAME]
 
-One row for each loop that multiplies matrices, in kernels whose mangled name contains NAME: what a
-warp issues in one pass. Instructions of loops inside are not counted. ``spills`` are loads and stores
-of local memory.
+One row for each loop that multiplies matrices, and for each loop inside those, in kernels whose
+mangled name contains NAME: the instructions of all its branches, without those of the loops inside.
+``spills`` are loads and stores of local memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from typing import NamedTuple, TextIO
 
-INSTRUCTION = re.compile(r"/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)(.*?);")
+INSTRUCTION = re.compile(r"/\*([0-9a-f]+)\*/\s+(@!?U?P\w+ )?([A-Z0-9_.]+)(.*?);")
 
 #: Column -> beginnings of the names of its instructions.
 COLUMNS = {
@@ -31,7 +31,7 @@ COLUMNS = {
 class Instruction(NamedTuple):
     address: int
     name: str
-    target: int | None  # of a branch
+    target: int | None  # of a conditional branch
 
 
 class Loop(NamedTuple):
@@ -46,8 +46,10 @@ def read_kernels(text: TextIO) -> dict[str, list[Instruction]]:
         if "Function :" in line:
             instructions = kernels.setdefault(line.split(":")[1].strip(), [])
         elif match := INSTRUCTION.search(line):
-            address, name, operands = match.groups()
-            to = re.search(r"0x([0-9a-f]+)\s*$", operands) if name.startswith("BRA") else None
+            address, condition, name, operands = match.groups()
+            # Unconditional branches backwards return from code that lies behind the kernel's end.
+            is_branch = name.startswith("BRA") and condition is not None
+            to = re.search(r"0x([0-9a-f]+)\s*$", operands) if is_branch else None
             instructions.append(
                 Instruction(int(address, 16), name, int(to.group(1), 16) if to else None)
             )
@@ -94,9 +96,10 @@ def table(kernels: dict[str, list[Instruction]], name: str = "") -> str:
         if name not in kernel:
             continue
         loops = loops_of(instructions)
+        multiply = [x for x in loops if count(instructions, x, [x])["mma"] > 0]
         for loop in loops:
-            counts = count(instructions, loop, loops)
-            if counts["mma"] > 0:
+            if any(x.first <= loop.first and loop.last <= x.last for x in multiply):
+                counts = count(instructions, loop, loops)
                 figures = [str(counts[column]) for column in columns]
                 rows.append([kernel, f"{loop.first:#x}-{loop.last:#x}", *figures])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
