@@ -139,6 +139,18 @@ def test_masks_that_begin_and_end_at_tile_borders(seed, emulator, arithmetic):
     check(emulator, *calls)
 
 
+def test_launches_of_a_call(seed, emulator):
+    calls = [
+        make_call(seed, 300, 200, channels, **options)
+        for channels in (16, 300)
+        for options in ({}, {"eps": 1e-3}, {"with_gradient": False}, {"wave_tiles": 1})
+    ]
+    launches = [outcome.launches for outcome in emulator.run(calls)]
+    # Prepare, schedule, stream, combine; eps adds a stream and the row maximum. Each further wave
+    # has a stream and a combine: 3 tiles of 128 slots, and 10 of 32.
+    assert launches == [4, 6, 4, 2 + 2 * 3, 4, 6, 4, 2 + 2 * 10]
+
+
 def test_no_anchor_active_one_and_all(seed, emulator):
     nobody, one, everybody = (make_call(seed, 200, 130, 16) for _ in range(3))
     nobody.direction.zero_()

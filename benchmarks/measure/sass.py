@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping, Set
 from typing import NamedTuple, TextIO
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]+)\*/\s+(@!?U?P\w+ )?([A-Z0-9_.]+)(.*?);")
@@ -29,79 +30,84 @@ COLUMNS = {
 
 
 class Instruction(NamedTuple):
-    address: int
     name: str
-    target: int | None  # of a conditional branch
+    successors: tuple[int, ...]  # addresses
 
 
 class Loop(NamedTuple):
     first: int
-    last: int
+    body: Set[int]  # addresses
 
 
-def read_kernels(text: TextIO) -> dict[str, list[Instruction]]:
-    """The instructions of each function, by its mangled name."""
-    kernels: dict[str, list[Instruction]] = {}
+def read_kernels(text: TextIO) -> dict[str, dict[int, Instruction]]:
+    """The instructions of each function by their addresses, by its mangled name."""
+    kernels: dict[str, dict[int, Instruction]] = {}
     for line in text:
         if "Function :" in line:
-            instructions = kernels.setdefault(line.split(":")[1].strip(), [])
+            kernel = kernels.setdefault(line.split(":")[1].strip(), {})
         elif match := INSTRUCTION.search(line):
-            address, condition, name, operands = match.groups()
-            # Unconditional branches backwards return from code that lies behind the kernel's end.
-            is_branch = name.startswith("BRA") and condition is not None
-            to = re.search(r"0x([0-9a-f]+)\s*$", operands) if is_branch else None
-            instructions.append(
-                Instruction(int(address, 16), name, int(to.group(1), 16) if to else None)
-            )
+            place, condition, name, operands = match.groups()
+            address = int(place, 16)
+            ends = condition is None and name.split(".")[0] in {"EXIT", "RET", "BRA"}
+            successors = () if ends and name != "BRA.DIV" else (address + 16,)
+            to = re.search(r"0x([0-9a-f]+)\s*$", operands)
+            if name.startswith("BRA") and to is not None:
+                successors += (int(to.group(1), 16),)
+            kernel[address] = Instruction(name, successors)
     return kernels
 
 
-def loops_of(instructions: list[Instruction]) -> list[Loop]:
-    """From each target of a branch backwards to the last such branch."""
-    ends: dict[int, int] = {}
-    for address, _, target in instructions:
-        if target is not None and target < address:
-            ends[target] = max(ends.get(target, 0), address)
-    return [Loop(first, last) for first, last in sorted(ends.items())]
+def reached(start: int, edges: Mapping[int, Set[int]], without: int) -> set[int]:
+    """Addresses on the ways from ``start`` that do not pass ``without``."""
+    found, waiting = {without}, [start]
+    while waiting:
+        address = waiting.pop()
+        if address not in found:
+            found.add(address)
+            waiting += edges.get(address, set())
+    return found - {without}
+
+
+def loops_of(kernel: Mapping[int, Instruction]) -> list[Loop]:
+    """The natural loops. Code that lies behind the kernel's end and returns is none."""
+    after: dict[int, set[int]] = {}
+    before: dict[int, set[int]] = {}
+    for address, instruction in kernel.items():
+        for successor in instruction.successors:
+            if successor in kernel:
+                after.setdefault(address, set()).add(successor)
+                before.setdefault(successor, set()).add(address)
+    bodies: dict[int, set[int]] = {}
+    for address, instruction in kernel.items():
+        for first in instruction.successors:
+            if first < address and address not in reached(0, after, without=first):
+                body = reached(address, before, without=first) | {first}
+                bodies.setdefault(first, set()).update(body)
+    return [Loop(first, body) for first, body in sorted(bodies.items())]
 
 
 def column_of(name: str) -> str | None:
     for column, beginnings in COLUMNS.items():
         # LDSM begins like LDS.
-        if any(name == b or name.startswith(b + ".") for b in beginnings):
+        if any(name == x or name.startswith(x + ".") for x in beginnings):
             return column
     return None
 
 
-def count(instructions: list[Instruction], loop: Loop, loops: list[Loop]) -> Counter[str]:
-    """Instructions of a loop without those of the loops inside it, by column and in all."""
-    inside = [x for x in loops if x != loop and loop.first <= x.first and x.last <= loop.last]
-    counts: Counter[str] = Counter()
-    for address, name, _ in instructions:
-        if not loop.first <= address <= loop.last or name == "NOP":
-            continue
-        if any(x.first <= address <= x.last for x in inside):
-            continue
-        counts["all"] += 1
-        column = column_of(name)
-        if column is not None:
-            counts[column] += 1
-    return counts
-
-
-def table(kernels: dict[str, list[Instruction]], name: str = "") -> str:
+def table(kernels: Mapping[str, Mapping[int, Instruction]], name: str = "") -> str:
     columns = ["all", *COLUMNS]
     rows = [["kernel", "loop", *columns], ["---", "---", *["---:"] * len(columns)]]
-    for kernel, instructions in kernels.items():
-        if name not in kernel:
-            continue
+    for kernel in (x for x in kernels if name in x):
+        instructions = kernels[kernel]
         loops = loops_of(instructions)
-        multiply = [x for x in loops if count(instructions, x, [x])["mma"] > 0]
-        for loop in loops:
-            if any(x.first <= loop.first and loop.last <= x.last for x in multiply):
-                counts = count(instructions, loop, loops)
-                figures = [str(counts[column]) for column in columns]
-                rows.append([kernel, f"{loop.first:#x}-{loop.last:#x}", *figures])
+        mma = {a for a, instruction in instructions.items() if column_of(instruction.name) == "mma"}
+        outer = [loop for loop in loops if loop.body & mma]
+        for loop in (x for x in loops if any(x.body <= y.body for y in outer)):
+            own = set(loop.body).difference(*(x.body for x in loops if x.body < loop.body))
+            names = [instructions[a].name for a in own if instructions[a].name != "NOP"]
+            counts = Counter(map(column_of, names))
+            figures = [len(names), *(counts[column] for column in COLUMNS)]
+            rows.append([kernel, f"{loop.first:#x}", *map(str, figures)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
