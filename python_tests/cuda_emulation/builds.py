@@ -69,12 +69,15 @@ def build(
     with ThreadPoolExecutor(max_workers=2) as pool:
         # The longest first.
         stems = sorted(kernels + emulation, key=lambda stem: not stem.startswith("stream"))
-        objects = sorted(pool.map(compile_one, stems))
+        objects = dict(zip(stems, pool.map(compile_one, stems), strict=True))
+    # Changed sources first: of functions that several objects define, the linker takes the first.
+    order = sorted(stems, key=lambda stem: (only is None or stem not in only, stem))
+    linked = [str(objects[stem]) for stem in order]
 
     def link(target: Path) -> None:
-        run_command([compiler(), *common, *map(str, objects), "-o", str(target)])
+        run_command([compiler(), *common, *linked, "-o", str(target)])
 
-    return kept("emulate", hash_of("link", *common, *(path.name for path in objects)), link)
+    return kept("emulate", hash_of("link", *common, *linked), link)
 
 
 def compiled(source: Path, csrc: Path, flags: Sequence[str]) -> Path:
