@@ -49,7 +49,7 @@ def read_kernels(text: TextIO) -> dict[str, dict[int, Instruction]]:
             place, condition, name, operands = match.groups()
             address = int(place, 16)
             ends = condition is None and name.split(".")[0] in {"EXIT", "RET", "BRA"}
-            successors = () if ends and name != "BRA.DIV" else (address + 16,)
+            successors: tuple[int, ...] = () if ends and name != "BRA.DIV" else (address + 16,)
             to = re.search(r"0x([0-9a-f]+)\s*$", operands)
             if name.startswith("BRA") and to is not None:
                 successors += (int(to.group(1), 16),)
