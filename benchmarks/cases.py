@@ -63,6 +63,8 @@ def _scaling() -> dict[str, list[Case]]:
         ],
         "scale-a": [Case(f"a-{a}", A=a) for a in (400, 1_600, 6_400, 25_600)],
         "channels": [Case(f"c-{c}", C=c) for c in (64, 96, 128, 192, 256)],
+        # Of DINOv2, CIRKD and ProtoSeg.
+        "wide": [Case(f"c-{c}", C=c) for c in (384, 512, 720, 768, 1024)],
         "classes": [Case(f"k-{k}", K=k) for k in (2, 5, 21, 50, 150)],
         "active": [Case(f"active-{s}", active_share=s) for s in (0.02, 0.1, 0.38, 0.5)],
         "skew": [Case(f"skew-{s}", background_share=s) for s in (0.05, 0.3, 0.57, 0.9)],

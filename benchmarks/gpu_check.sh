@@ -141,7 +141,7 @@ fi
 
 if [[ -z $gpu ]]; then
   reason="this torch finds no CUDA device"
-  for name in device_tests trainer_tests benchmark_{loss,precision} memcheck racecheck synccheck \
+  for name in device_tests trainer_tests benchmark_{loss,precision,wide} captured memcheck racecheck synccheck \
     benchmark_{step,convergence,compiled}; do
     skip "$name" "$reason"
   done
@@ -164,10 +164,52 @@ else
 fi
 
 # --- The loss against its rivals; the matrix-product rate is measured in the same run -----------------
-benchmark benchmark_loss $((budget * 4 / 5)) loss --cases voc cityscapes scale-n \
+benchmark benchmark_loss $((budget * 7 / 10)) loss --cases voc cityscapes scale-n \
   --implementations ours official tiled naive flex-attention:bfloat16
-benchmark benchmark_precision $((budget / 5)) loss --cases voc \
+benchmark benchmark_precision $((budget / 10)) loss --cases voc \
   --implementations {ours,official,tiled}:float32-high --no-memory
+benchmark benchmark_wide $((budget / 8)) loss --cases wide --implementations {ours,tiled}:bfloat16 \
+  --no-memory
+
+# --- Launches and time of one step, as usual and replayed from a CUDA graph ---------------------------
+cat > "$tree/captured.py" << 'PYTHON'
+import torch, cac_ext
+from benchmarks.cases import find_cases, make_inputs
+
+for name in ("voc", "c-768"):
+    inputs = make_inputs(find_cases([name])[0], 0).to("cuda", torch.bfloat16).requiring_grad()
+
+    def step():
+        inputs.features1.grad = inputs.features2.grad = None
+        cac_ext.directional_contrastive_loss(*vars(inputs).values()).backward()
+
+    def milliseconds(run, repeats=50):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / repeats
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        step()
+        torch.cuda.synchronize()
+    events = [e.name for e in recorded.events() if "cuda" in str(e.device_type).lower()]
+    graph = torch.cuda.CUDAGraph()
+    inputs.features1.grad = inputs.features2.grad = None
+    with torch.cuda.graph(graph):
+        step()
+    print(f"{name}: {len(events)} launches and copies, {milliseconds(step):.3f} ms a step, "
+          f"{milliseconds(graph.replay):.3f} ms replayed", *events, sep="\n  ")
+PYTHON
+step captured 60 "$python" captured.py && grep -v '^  ' "$output/captured.log"
 
 # --- compute-sanitizer on small shapes, our kernels only ---------------------------------------------
 cat > "$tree/small_shapes.py" << 'PYTHON'
@@ -177,7 +219,9 @@ kinds = [(torch.float32, "high")]
 kinds += [(dtype, "highest") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
 for dtype, precision in kinds:
     torch.set_float32_matmul_precision(precision)
-    for channels, anchors, negatives in ((5, 131, 66), (100, 70, 300), (250, 33, 130)):
+    for channels, anchors, negatives in (
+        (5, 131, 66), (100, 70, 300), (250, 33, 130), (384, 70, 90), (1024, 33, 50),
+    ):
         for temperature, eps in ((0.1, 0.0), (0.01, 1e-3)):
             torch.manual_seed(0)
             features = [

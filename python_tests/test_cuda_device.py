@@ -216,7 +216,7 @@ def test_nan_reaches_only_the_losses_of_other_classes(seed, precision, dtype):
 @pytest.mark.parametrize(("make_loss", "kind"), EVERY)
 @pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)
 def test_the_family_of_losses_equals_the_oracle(seed, dtype, make_loss, kind):
-    for channels in (37, 200, 384):  # the last one by plain ATen
+    for channels in (37, 200, 384, 1024, 1030):  # the last one by plain ATen
         case = make_family_case(seed, 300, 700, channels, 5, dtype, "cuda")
         for options in options_of(case):
             check(make_loss, kind, case, 0.1, **options)

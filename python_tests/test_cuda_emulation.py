@@ -18,6 +18,9 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 #: One of each bucket of channels (64, 128, 256), none of them full.
 CHANNELS = [5, 100, 250]
 
+#: Rows that warps divide among each other: just too long for one, and those of networks in use.
+WIDE = [257, 384, 512, 720, 768, 1024]
+
 #: "No worse than eager PyTorch at the same input type, times this." tf32 is missing, because eager
 #: PyTorch does not use it on the CPU, even with torch.set_float32_matmul_precision("high").
 NO_WORSE_THAN_EAGER = {"bf16": 1.0, "fp16": 1.0, "fp32": 4.0}
@@ -48,6 +51,34 @@ def test_every_instance_equals_the_oracle(seed, emulator, arithmetic, channels):
         emulator,
         *(make_call(seed + i, 90, 150, channels, arithmetic, **o) for i, o in enumerate(options)),
     )
+
+
+@pytest.mark.parametrize("channels", WIDE)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_wide_rows_equal_the_oracle(seed, emulator, arithmetic, channels):
+    options = [
+        {"temperature": 0.1},
+        {"temperature": 0.02, "eps": 1e-3},  # running maximum
+        {"temperature": 0.5, "logsumexp": True, "with_gradient": False},
+        # Of an H100: units of two strips.
+        {"temperature": 0.1, "shared_kib": 227, "normalize": False},
+    ]
+    check(
+        emulator,
+        *(make_call(seed + i, 50, 70, channels, arithmetic, **o) for i, o in enumerate(options)),
+    )
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
+@pytest.mark.parametrize("shared_kib", [99, 163, 227])
+def test_wide_tiles_that_end_anywhere(seed, emulator, arithmetic, shared_kib):
+    sizes = [(1, 1), (32, 16), (33, 17), (31, 31), (16, 33), (40, 0), (1, 200)]
+    calls = [
+        make_call(seed, anchors, negatives, 264, arithmetic, shared_kib=shared_kib, **options)
+        for anchors, negatives in sizes
+        for options in ({}, {"temperature": 0.01, "eps": 1e-4})
+    ]
+    check(emulator, *calls)
 
 
 def test_the_exact_outcome_equals_the_oracle(seed):
@@ -108,6 +139,18 @@ def test_masks_that_begin_and_end_at_tile_borders(seed, emulator, arithmetic):
     check(emulator, *calls)
 
 
+def test_launches_of_a_call(seed, emulator):
+    calls = [
+        make_call(seed, 300, 200, channels, **options)
+        for channels in (16, 300)
+        for options in ({}, {"eps": 1e-3}, {"with_gradient": False}, {"wave_tiles": 1})
+    ]
+    launches = [outcome.launches for outcome in emulator.run(calls)]
+    # Prepare, schedule, stream, combine; eps adds a stream and the row maximum. Each further wave
+    # has a stream and a combine: 3 tiles of 128 slots, and 10 of 32.
+    assert launches == [4, 6, 4, 2 + 2 * 3, 4, 6, 4, 2 + 2 * 10]
+
+
 def test_no_anchor_active_one_and_all(seed, emulator):
     nobody, one, everybody = (make_call(seed, 200, 130, 16) for _ in range(3))
     nobody.direction.zero_()
@@ -156,15 +199,18 @@ def test_work_divided_in_any_way_gives_the_same(seed, emulator, arithmetic):
     options = [{"max_workers": w, "wave_tiles": t} for w, t in [(1, 0), (2, 2), (5, 1), (11, 0)]]
     options += [{"max_workers": 5, "wave_tiles": 1, "eps": 1e-3, "temperature": 0.05}]
     calls = [make_call(seed, 300, 700, 8, arithmetic, **o) for o in options]
+    calls += [make_call(seed, 90, 150, 300, arithmetic, **o) for o in options]
     check(emulator, *calls)
 
 
+@pytest.mark.parametrize(("anchors", "negatives", "channels"), [(200, 500, 20), (60, 100, 400)])
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp32"])
-def test_bitwise_the_same_in_every_order_of_warps_and_blocks(seed, emulator, arithmetic):
+def test_bitwise_the_same_in_every_order_of_warps_and_blocks(
+    seed, emulator, arithmetic, anchors, negatives, channels
+):
+    options = {"max_workers": 3, "wave_tiles": 1}
     calls = [
-        make_call(
-            seed, 200, 500, 20, arithmetic, max_workers=3, wave_tiles=1, execution_order=order
-        )
+        make_call(seed, anchors, negatives, channels, arithmetic, execution_order=order, **options)
         for order in (0, 1, seed + 2, seed + 3)
     ]
     first, *others = emulator.run(calls)
@@ -193,7 +239,7 @@ def test_every_multiprocessor_has_work_if_memory_allows(emulator):
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
-@pytest.mark.parametrize("channels", [64, 128, 256])
+@pytest.mark.parametrize("channels", [64, 128, 256, 768])
 def test_the_workspace_is_bounded_by_the_negatives(emulator, arithmetic, channels):
     for anchors in (1, 500, 6400, 100_000, 3_000_000):
         for negatives in (1, 500, 51_200, 500_000):
@@ -223,12 +269,21 @@ def test_a_gpu_without_tf32_multiplies_float32_and_float16(seed, turing):
         make_call(seed, 40, 90, 30, "fp32"),
         make_call(seed, 20, 40, 128, "fp32"),
         make_call(seed, 40, 90, 250, "fp16"),
+        make_call(seed, 40, 90, 640, "fp16"),
     )
 
 
-def test_a_problem_that_exceeds_the_shared_memory_does_not_fit(seed, turing):
+@pytest.mark.parametrize(
+    ("channels", "arithmetic"), [(129, "fp32"), (300, "fp32"), (641, "fp16"), (1024, "fp16")]
+)
+def test_a_problem_beyond_the_device_does_not_fit(seed, turing, channels, arithmetic):
     with pytest.raises(EmulationError, match="does not fit the device"):
-        turing.run([make_call(seed, 20, 40, 129, "fp32")])
+        turing.run([make_call(seed, 20, 40, channels, arithmetic)])
+
+
+def test_more_channels_than_the_kernels_take_are_refused(emulator):
+    with pytest.raises(EmulationError, match="at most 1024 channels, but got 1025"):
+        emulator.plan(20, 40, 1025, "bf16", multiprocessors=1)
 
 
 def test_code_of_too_old_an_architecture_is_refused(seed, turing):
@@ -251,13 +306,15 @@ def sanitized() -> Emulator:
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_no_access_out_of_bounds_nor_undefined(seed, sanitized, arithmetic):
     calls = []
-    for channels, anchors, negatives in [(3, 131, 66), (72, 30, 130), (136, 65, 17), (256, 33, 32)]:
+    sizes = [(3, 131, 66), (72, 30, 130), (136, 65, 17), (256, 33, 32), (265, 33, 40)]
+    for channels, anchors, negatives in sizes:
         calls += [
             make_call(seed, anchors, negatives, channels, arithmetic),
             make_call(seed, anchors, negatives, channels, arithmetic, temperature=0.01, eps=1e-3),
         ]
     calls += [make_call(seed, 1, 1, 1, arithmetic), make_call(seed, 20, 0, 8, arithmetic)]
     calls += [make_call(seed, 150, 200, 16, arithmetic, max_workers=5, wave_tiles=1)]
+    calls += [make_call(seed, 40, 40, 1024, arithmetic, shared_kib=kib) for kib in (99, 227)]
     check(sanitized, *calls)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_emulation import EmulationError, Emulator
-from cuda_emulation.builds import CSRC, build, compiler, mutate
+from cuda_emulation.builds import CSRC, build, compiler, mutate, with_one_shape
 from cuda_emulation.cases import assert_equals_oracle, make_call
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
@@ -29,9 +29,9 @@ MUTATIONS = {
         "stream_fp32",
     ),
     "mask off by one": (
-        "tile.cuh",
-        "negative < same_class.y;",
-        "negative <= same_class.y;",
+        "scores.cuh",
+        "negative < same_class_.y;",
+        "negative <= same_class_.y;",
         "stream_fp32",
     ),
     "wait for the copies left out": (
@@ -67,10 +67,49 @@ MUTATIONS = {
 }
 
 
-OTHER_KERNELS = """\
-  if (channels <= 128) return select_variant<Arithmetic, 128>(kind, gradient);
-  return select_variant<Arithmetic, 256>(kind, gradient);
-"""
+#: The same in the kernels for more than 256 channels; all are in wide.cuh.
+WIDE_MUTATIONS = {
+    "barrier between anchors and their fragments removed": (
+        "  __syncthreads();\n  const AnchorsInRegisters",
+        "  const AnchorsInRegisters",
+    ),
+    "barrier before parts of scores are added removed": (
+        "    // Now all parts of the scores are there, and all warps are done with the last "
+        "probabilities.\n    __syncthreads();\n",
+        "",
+    ),
+    "barrier before probabilities are read removed": (
+        "    // Now all probabilities are there, and all parts of the scores have been read.\n"
+        "    __syncthreads();\n",
+        "",
+    ),
+    "wait for one copy too few": ("wait_for_copies<1>", "wait_for_copies<2>"),
+    "channels of the first warp copied by all": ("warp * Shape::kRowBytes,", "0,"),
+    "last part of the scores left out": ("if (i < layout.warps) {", "if (i + 1 < layout.warps) {"),
+    "weighted sums keep the old maximum": ("weighted[m][c][2 * half] *= rescale;", ""),
+    "second strip is the first once more": ("* Shape::kStripBytes, lane);", "* 0, lane);"),
+}
+
+
+def check_wide(program: Path, seed: int) -> None:
+    """The same for 300 channels: both numbers of strips, bounded shift and running maximum."""
+    calls = [
+        make_call(seed + order, 60, 90, 300, "fp32", execution_order=order, **options)
+        for order, options in enumerate(
+            [
+                {"max_workers": 1},
+                {"max_workers": 2, "temperature": 0.02},
+                {"max_workers": 3, "shared_kib": 227},
+            ]
+        )
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    for call in calls:
+        for name in ("features1", "features2", "negatives"):
+            setattr(call, name, torch.randn(getattr(call, name).shape, generator=generator))
+        call.direction.fill_(1)
+    for call, outcome in zip(calls, Emulator(program).run(calls), strict=True):
+        assert_equals_oracle(call, outcome)
 
 
 def check(program: Path, seed: int) -> None:
@@ -99,6 +138,7 @@ def check(program: Path, seed: int) -> None:
 
 def test_without_a_mutation_the_check_passes(seed):
     check(build(), seed)
+    check_wide(build(), seed)
 
 
 @pytest.mark.parametrize("planted", MUTATIONS)
@@ -107,9 +147,7 @@ def test_planted_error_is_found(seed, tmp_path, planted):
 
     def change(name: str, text: str) -> str:
         if name == "stream.cuh":
-            # The check has 64 channels: kernels for more need not be compiled.
-            assert OTHER_KERNELS in text
-            text = text.replace(OTHER_KERNELS, "  return {};\n")
+            text = with_one_shape(text, "select_narrow<Arithmetic, 64>")
         if name != file:
             return text
         assert text.count(old) >= 1, f"{file} does not contain: {old}"
@@ -118,3 +156,20 @@ def test_planted_error_is_found(seed, tmp_path, planted):
     program = build(csrc=mutate(CSRC, tmp_path, change), only=[source])
     with pytest.raises((AssertionError, EmulationError)):
         check(program, seed)
+
+
+@pytest.mark.parametrize("planted", WIDE_MUTATIONS)
+def test_planted_error_in_wide_kernels_is_found(seed, tmp_path, planted):
+    old, new = WIDE_MUTATIONS[planted]
+
+    def change(name: str, text: str) -> str:
+        if name == "stream.cuh":
+            return with_one_shape(text, "select_wide<Arithmetic>")
+        if name == "wide.cuh":
+            assert text.count(old) >= 1, f"wide.cuh does not contain: {old}"
+            return text.replace(old, new)
+        return text
+
+    program = build(csrc=mutate(CSRC, tmp_path, change), only=["stream_fp32"])
+    with pytest.raises((AssertionError, EmulationError)):
+        check_wide(program, seed)

@@ -89,7 +89,7 @@ def random_call(generator: torch.Generator) -> Call:
         choose(*range(1000)),
         anchors,
         negatives,
-        choose(1, 5, 24, 64, 100, 130),
+        choose(1, 5, 24, 64, 100, 130, 300),
         arithmetic,
         dtype=torch.float32,
         classes=choose(1, 2, 4),
@@ -100,6 +100,7 @@ def random_call(generator: torch.Generator) -> Call:
         max_workers=choose(0, 0, 3),
     )
     call.normalize = normalize
+    call.shared_kib = choose(0, 227)
     # Any lengths that the type holds; lengths of raw vectors enter the logits.
     ends = (-1, 0.7) if not normalize else (-3, 3) if dtype == torch.float16 else (-30, 20)
     call.features1 = lengthen(call.features1, power(*ends, anchors), dtype)
@@ -201,14 +202,17 @@ def test_raw_scores_that_fall_and_rise(seed, emulator):
     # Each score is larger or smaller than all before, by more than the range of exp in float32.
     for arithmetic in ARITHMETICS:
         for order in (1, -1):
-            call = make_call(seed, 40, 260, 8, arithmetic, dtype=torch.float32, normalize=False)
-            call.features1 = torch.zeros(40, 8)
-            call.features1[:, 0] = torch.linspace(-2, 2, 40)
-            call.features2 = call.features1.clone()
-            call.negatives = torch.zeros(260, 8)
-            call.negatives[:, 0] = order * torch.linspace(-100, 100, 260)
-            call.negative_labels.zero_()
-            check(emulator, call)
+            for channels in (8, 264):
+                call = make_call(
+                    seed, 40, 260, channels, arithmetic, dtype=torch.float32, normalize=False
+                )
+                call.features1 = torch.zeros(40, channels)
+                call.features1[:, -1] = torch.linspace(-2, 2, 40)
+                call.features2 = call.features1.clone()
+                call.negatives = torch.zeros(260, channels)
+                call.negatives[:, -1] = order * torch.linspace(-100, 100, 260)
+                call.negative_labels.zero_()
+                check(emulator, call)
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 3e-3, 0.02, 0.03, 0.099, 0.5, 10.0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulation import ARITHMETICS, Call, Emulator, Outcome
-from cuda_emulation.builds import CSRC, build, compiler, mutate
+from cuda_emulation.builds import CSRC, build, compiler, mutate, with_one_shape
 from cuda_emulation.cases import COSINE_ERROR, make_call
 from torch import Tensor
 
@@ -117,7 +117,7 @@ def family_call(seed: int, channels: int, arithmetic: str, kind: str, **options)
     return call
 
 
-@pytest.mark.parametrize("channels", [5, 100, 250])
+@pytest.mark.parametrize("channels", [5, 100, 250, 300])
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_every_instance_equals_float64(seed, emulator, arithmetic, channels):
     calls = [
@@ -143,7 +143,11 @@ def test_work_divided_in_any_way_gives_the_same(seed, emulator):
         valid = torch.arange(150) < 120
         check(
             emulator,
-            *(family_call(seed, 8, "bf16", kind, mask="same", valid=valid, **o) for o in options),
+            *(
+                family_call(seed, channels, "bf16", kind, mask="same", valid=valid, **o)
+                for o in options
+                for channels in (8, 300)
+            ),
         )
 
 
@@ -179,7 +183,7 @@ def sanitized() -> Emulator:
 def test_no_access_out_of_bounds_nor_undefined(seed, sanitized, arithmetic):
     calls = [
         family_call(seed + i, channels, arithmetic, kind, mask=mask)
-        for i, channels in enumerate((3, 72, 136, 256))
+        for i, channels in enumerate((3, 72, 136, 256, 265))
         for kind, mask in (("sums", "same"), ("margins", "same"), ("exponential", "different"))
     ]
     check(sanitized, *calls)
@@ -200,8 +204,8 @@ def test_bitwise_the_same_in_every_order_of_warps_and_blocks(seed, emulator, kin
 #: Planted error -> (source file, text, its replacement, source to compile again, kind of call).
 MUTATIONS = {
     "nothing excluded": (
-        "tile.cuh",
-        "masked = masked || id == excluded;",
+        "scores.cuh",
+        "masked = masked || id == excluded_;",
         "",
         "stream_fp32",
         "exponential",
@@ -214,8 +218,8 @@ MUTATIONS = {
         "sums",
     ),
     "the outside of the interval counted": (
-        "tile.cuh",
-        "masked = masked != counts;",
+        "scores.cuh",
+        "masked = masked != counts_;",
         "",
         "stream_fp32",
         "margins",
@@ -228,24 +232,20 @@ MUTATIONS = {
         "margins",
     ),
     "weights of columns left out": (
-        "stream.cuh",
-        "weight = column_weights[negative];",
+        "scores.cuh",
+        "column.weight = column_weights[negative];",
         "",
         "stream_fp32",
         "logistic",
     ),
     "margins of masked negatives counted": (
-        "stream.cuh",
-        "if (!masked) margins[m][half] += margin;",
-        "margins[m][half] += margin;",
+        "scores.cuh",
+        "if (!masked) slot_margin += margin;",
+        "slot_margin += margin;",
         "stream_fp32",
         "margins",
     ),
 }
-#: The check has 20 channels: kernels for more need not be compiled.
-OTHER_KERNELS = """  if (channels <= 128) return select_variant<Arithmetic, 128>(kind, gradient);
-  return select_variant<Arithmetic, 256>(kind, gradient);
-"""
 
 
 @pytest.mark.parametrize("planted", MUTATIONS)
@@ -254,8 +254,7 @@ def test_planted_error_is_found(tmp_path, planted):
 
     def change(name: str, text: str) -> str:
         if name == "stream.cuh":
-            assert OTHER_KERNELS in text
-            text = text.replace(OTHER_KERNELS, "  return {};\n")
+            text = with_one_shape(text, "select_narrow<Arithmetic, 64>")  # for 20 channels
         if name != file:
             return text
         assert text.count(old) == 1, f"{file} does not contain once: {old}"

@@ -39,9 +39,15 @@ def nan_of(bits: int) -> Tensor:
     return torch.tensor([bits], dtype=torch.uint32).view(torch.float32)[0]
 
 
-def all_active(seed: int, arithmetic: str, options: dict, dtype: torch.dtype | None = None) -> Call:
+def all_active(
+    seed: int,
+    arithmetic: str,
+    options: dict,
+    dtype: torch.dtype | None = None,
+    channels: int = 24,
+) -> Call:
     """Three classes of negatives with borders inside units; all pixels are anchors."""
-    call = make_call(seed, 60, 150, 24, arithmetic, classes=3, dtype=dtype, **options)
+    call = make_call(seed, 60, 150, channels, arithmetic, classes=3, dtype=dtype, **options)
     call.direction = (1 + torch.arange(60) % 2).to(torch.int8)
     if call.features2 is None:
         call.direction.fill_(1)
@@ -105,10 +111,25 @@ def test_nan_in_a_negative_reaches_the_anchors_of_other_classes(seed, emulator, 
         assert_same_kinds(call, outcome)
 
 
+@pytest.mark.parametrize("channel", [5, 290])
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
-def test_a_unit_full_of_nan_leaves_no_trace_in_its_own_class(seed, emulator, arithmetic):
-    clean = all_active(seed, arithmetic, {}, torch.float32)
-    dirty = all_active(seed, arithmetic, {}, torch.float32)
+def test_nan_in_any_part_of_a_wide_row_reaches_the_same_losses(seed, emulator, arithmetic, channel):
+    calls = []
+    for options in OPTIONS:
+        call = all_active(seed, arithmetic, options, torch.float32, channels=300)
+        call.negatives[64, channel] = torch.nan  # of class 1
+        call.negatives[65, channel] = torch.inf  # of class 2
+        call.features1[14, channel] = torch.nan
+        calls.append(call)
+    # The low part of an infinite float32 is nan.
+    check(emulator, *calls, exactly=arithmetic != "fp32")
+
+
+@pytest.mark.parametrize("channels", [24, 300])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_a_unit_full_of_nan_leaves_no_trace_in_its_own_class(seed, emulator, arithmetic, channels):
+    clean = all_active(seed, arithmetic, {}, torch.float32, channels)
+    dirty = all_active(seed, arithmetic, {}, torch.float32, channels)
     own = clean.negative_labels == 0
     clean.negatives[own] = 0.0
     dirty.negatives[own] = torch.nan

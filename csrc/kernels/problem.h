@@ -9,6 +9,8 @@
 //   slot         place of an anchor; active anchors fill the first slots, class by class
 //   tile         consecutive slots, multiplied together (on the CPU the lanes of vector registers)
 //   unit         consecutive negatives, multiplied together
+//   wide         of tiles with more than 256 channels, which warps divide among each other (CUDA)
+//   strip        the half or the whole of a unit in wide tiles: 16 negatives
 //   interval     negatives [begin, end) of an anchor's own class, which are masked for it
 //   span         the negatives that a tile meets, and those that it may have to mask
 //   schedule     the anchors and intervals of all slots, the spans of all tiles

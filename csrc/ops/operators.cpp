@@ -6,7 +6,6 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <array>
@@ -73,7 +72,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> prepare_k
   check_features(keys, "negatives", -1, -1);
   const int64_t rows = keys.size(0);
   const at::Tensor given_labels =
-      labels.value_or(at::zeros({labels.has_value() ? 0 : rows}, keys.options().dtype(at::kLong)));
+      labels.has_value() ? *labels : at::zeros({rows}, keys.options().dtype(at::kLong));
   check_labels(given_labels, "negative_labels", rows, keys);
   const Backend& backend = backend_for(keys.device().type());
   at::Tensor counted = not_ignored(given_labels, ignore_index);
@@ -174,18 +173,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> directional_contrastive_loss(
     first_to_second.logical_and_(not_ignored(pseudo_labels1, ignore_index));
     second_to_first.logical_and_(not_ignored(pseudo_labels2, ignore_index));
   }
-  const at::Tensor direction = first_to_second.to(at::kChar)
-                                   .mul_(kFirstToSecond)
-                                   .add_(second_to_first.to(at::kChar), kSecondToFirst);  // [A]
+  static_assert(kFirstToSecond == 1, "a bool is a direction");
+  const at::Tensor direction =
+      first_to_second.to(at::kChar).add_(second_to_first, kSecondToFirst);  // [A]
   const at::Tensor anchor_labels =
       at::where(second_to_first, pseudo_labels2.to(at::kLong), pseudo_labels1.to(at::kLong));
   const auto [values, gradients] =
       solve({Objective::kContrastiveLoss, temperature, normalize, eps, with_gradient},
             {features1, features2}, direction, anchor_labels,
             {{negatives, negative_labels, num_valid, {}}, leading_rows});
-  const at::Tensor zeros = at::zeros_like(values);
-  const at::Tensor loss = at::stack(
-      {at::where(first_to_second, values, zeros), at::where(second_to_first, values, zeros)});
+  const at::Tensor loss = at::where(at::stack({first_to_second, second_to_first}), values,
+                                    at::zeros({}, values.options()));
   return {loss, gradients, direction};
 }
 

@@ -63,6 +63,7 @@ class Call:
     temperature_on_device: bool = False
     # How the device runs it.
     multiprocessors: int = 2
+    shared_kib: int = 0  # shared memory of a block; 0: the least of the architecture's GPUs
     execution_order: int = 0  # of warps and blocks: 0 first to last, 1 last to first, else a seed
     max_workers: int = 0  # 0: as planned
     wave_tiles: int = 0  # 0: as planned
@@ -73,6 +74,7 @@ class Outcome:
     values: Tensor  # [A] float32
     gradients: Tensor | None  # [A, C] float32
     matrix_products: int  # mma.sync instructions
+    launches: int  # of kernels, the preparation of the negatives among them
     statistics: Tensor | None = None  # [4, A] float32
 
 
@@ -129,7 +131,7 @@ def serialize(call: Call) -> bytes:
     leading_rows = given_order[:8000] if call.eps > 0 else given_order[:0]
     multiple = 16 // negative_dtype.itemsize
     header = struct.pack(
-        "28q2d",
+        "29q2d",
         int(call.features2 is not None) if call.objective is None else call.objective,
         FEATURE_DTYPES[call.features1.dtype],
         num_anchors,
@@ -158,6 +160,7 @@ def serialize(call: Call) -> bytes:
         call.log_sums is not None,
         call.columns is not None,
         call.temperature_on_device,
+        call.shared_kib,
         call.temperature,
         call.eps,
     )
@@ -231,6 +234,6 @@ class Emulator:
             values = take(torch.float32, num_anchors)
             gradients = take(torch.float32, num_anchors, channels) if call.with_gradient else None
             statistics = take(torch.float32, 4, num_anchors) if call.with_statistics else None
-            products = int(take(torch.int64, 1))
-            outcomes.append(Outcome(values, gradients, products, statistics))
+            products, launches = take(torch.int64, 2).tolist()
+            outcomes.append(Outcome(values, gradients, products, launches, statistics))
         return outcomes

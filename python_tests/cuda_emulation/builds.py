@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -68,12 +69,15 @@ def build(
     with ThreadPoolExecutor(max_workers=2) as pool:
         # The longest first.
         stems = sorted(kernels + emulation, key=lambda stem: not stem.startswith("stream"))
-        objects = sorted(pool.map(compile_one, stems))
+        objects = dict(zip(stems, pool.map(compile_one, stems), strict=True))
+    # Changed sources first: of functions that several objects define, the linker takes the first.
+    order = sorted(stems, key=lambda stem: (only is None or stem not in only, stem))
+    linked = [str(objects[stem]) for stem in order]
 
     def link(target: Path) -> None:
-        run_command([compiler(), *common, *map(str, objects), "-o", str(target)])
+        run_command([compiler(), *common, *linked, "-o", str(target)])
 
-    return kept("emulate", hash_of("link", *common, *(path.name for path in objects)), link)
+    return kept("emulate", hash_of("link", *common, *linked), link)
 
 
 def compiled(source: Path, csrc: Path, flags: Sequence[str]) -> Path:
@@ -147,3 +151,13 @@ def mutate(csrc: Path, folder: Path, change: Callable[[str, str], str]) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(change(path.name, path.read_text()))
     return target
+
+
+def with_one_shape(text: str, shape: str) -> str:
+    """``stream.cuh`` with one of the selections in ``select_variant`` (for example
+    ``select_wide<Arithmetic>``): the other kernels need not be compiled."""
+    selections = re.findall(r"(?:  if \(channels <= \d+\) |  )return select_\w+<Arith.*;\n", text)
+    (kept,) = [line for line in selections if shape in line]
+    everything = "".join(selections)
+    assert everything in text
+    return text.replace(everything, "  " + kept[kept.index("return") :])

@@ -48,6 +48,7 @@ cac_switch_stack:
 namespace cac::emulation {
 
 Settings settings;
+int64_t launches = 0;
 
 namespace {
 
@@ -265,6 +266,7 @@ void run_grid(int64_t blocks, int threads, int shared_bytes, void (*body)(const 
               const void* params) {
   if (threads <= 0 || threads > 1024 || threads % 32 != 0) fail("bad number of threads");
   if (blocks <= 0 || blocks > 2147483647) fail("bad number of blocks");
+  ++launches;
   block.threads = threads;
   block.grid = static_cast<unsigned>(blocks);
   block.body = body;

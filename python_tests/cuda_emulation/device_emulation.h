@@ -95,6 +95,8 @@ Index grid_size();
 struct Settings {
   int multiprocessors = 2;
   int resident_blocks = 1;
+  // Shared memory of a block in KiB; 0: the least that a GPU of the architecture has.
+  int shared_kib = 0;
   // Order in which the warps of a block and the blocks of a grid run: 0 first to last, 1 last to
   // first, otherwise the seed of a random order.
   uint64_t execution_order = 0;
@@ -103,6 +105,8 @@ extern Settings settings;
 
 // mma.sync instructions so far, for tests which promise that work is skipped.
 extern int64_t matrix_products;
+// Kernel launches so far.
+extern int64_t launches;
 
 // Every thread runs body(params).
 void run_grid(int64_t blocks, int threads, int shared_bytes, void (*body)(const void* params),
@@ -363,7 +367,10 @@ inline uint32_t pack_bf16(Float low, Float high) {
 inline void trap() { emulation::fail("trap"); }
 
 // 64 KiB on sm_75; otherwise the 99 KiB of sm_86, the minimum from sm_80 on.
-inline int max_shared_bytes() { return (kArchitecture < 800 ? 64 : 99) << 10; }
+inline int max_shared_bytes() {
+  const int given = emulation::settings.shared_kib;
+  return (given > 0 ? given : kArchitecture < 800 ? 64 : 99) << 10;
+}
 
 // The architecture of the calling code: kernels and host code must be compiled for the same one.
 template <class Kernel>

@@ -23,7 +23,7 @@ struct Header {
   int64_t multiprocessors, execution_order, max_workers, wave_tiles;
   int64_t num_valid;  // -1: all
   int64_t interval_counts, with_excluded, with_column_ids, with_statistics;
-  int64_t with_log_sums, with_columns, temperature_on_device;
+  int64_t with_log_sums, with_columns, temperature_on_device, shared_kib;
   double temperature, eps;
 };
 
@@ -88,7 +88,8 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
 
   emulation::settings.multiprocessors = static_cast<int>(header.multiprocessors);
   emulation::settings.execution_order = static_cast<uint64_t>(header.execution_order);
-  emulation::matrix_products = 0;
+  emulation::settings.shared_kib = static_cast<int>(header.shared_kib);
+  emulation::matrix_products = emulation::launches = 0;
 
   const Buffer negatives(header.num_negatives * header.padded_channels *
                          header.negative_element_bytes);
@@ -169,8 +170,8 @@ void run(const Header& header, std::FILE* request, std::FILE* result) {
   values.write(result);
   gradients.write(result);
   statistics.write(result);
-  const int64_t products = emulation::matrix_products;
-  std::fwrite(&products, sizeof(products), 1, result);
+  const int64_t counters[] = {emulation::matrix_products, emulation::launches};
+  std::fwrite(counters, sizeof(counters), 1, result);
 }
 
 void print_plan(char** numbers) {

@@ -85,7 +85,9 @@ __global__ __launch_bounds__(kThreads) void row_max_kernel(CombineParams params)
 }
 
 // Turns the gradient with respect to the unit row into the gradient with respect to the features.
-__device__ __forceinline__ void through_normalization(LaneRow& gradient, const LaneRow& unit,
+template <int kCount>
+__device__ __forceinline__ void through_normalization(LaneRow<kCount>& gradient,
+                                                      const LaneRow<kCount>& unit,
                                                       const RowNorm& norm) {
   if (!norm.has_direction) {
     gradient = {};
@@ -93,7 +95,7 @@ __device__ __forceinline__ void through_normalization(LaneRow& gradient, const L
   }
   const float radial = dot(gradient, unit);
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     gradient.values[i] = (gradient.values[i] - radial * unit.values[i]) * norm.inverse;
   }
 }
@@ -103,6 +105,7 @@ __device__ __forceinline__ void write_statistic(void* statistic, int64_t anchor,
   if (statistic != nullptr && lane == 0) static_cast<float*>(statistic)[anchor] = value;
 }
 
+template <int kCount>
 __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params) {
   const ContrastiveProblem& problem = params.problem;
   const RowStatistics& statistics = problem.statistics;
@@ -117,7 +120,9 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
 
   if (slot >= *params.schedule.num_active) {
     if (lane == 0) values[anchor] = 0.0f;
-    if (wants_gradient) store_floats(gradients + anchor * channels, channels, lane, {});
+    if (wants_gradient) {
+      store_floats(gradients + anchor * channels, channels, lane, LaneRow<kCount>{});
+    }
     write_statistic(statistics.log_sums, anchor, lane, 0.0f);
     write_statistic(statistics.negative_weights, anchor, lane, 0.0f);
     write_statistic(statistics.positive_weights, anchor, lane, 0.0f);
@@ -142,15 +147,15 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
   const float inverse_temperature = static_cast<float>(
       1.0 / (problem.temperature_on_device == nullptr ? problem.temperature
                                                       : *problem.temperature_on_device));
-  LaneRow unit = load_row(problem.feature_dtype, problem.features[view],
-                          anchor * problem.row_strides[view], channels, lane);
+  LaneRow<kCount> unit = load_row<kCount>(problem.feature_dtype, problem.features[view],
+                                          anchor * problem.row_strides[view], channels, lane);
   RowNorm norm = {};
   if (problem.normalize) norm = normalize_row(unit);
-  LaneRow positive = {};
+  LaneRow<kCount> positive = {};
   float positive_logit = 0.0f;
   if (has_positive) {
-    positive = load_row(problem.feature_dtype, problem.features[1 - view],
-                        anchor * problem.row_strides[1 - view], channels, lane);
+    positive = load_row<kCount>(problem.feature_dtype, problem.features[1 - view],
+                                anchor * problem.row_strides[1 - view], channels, lane);
     if (problem.normalize) normalize_row(positive);
     positive_logit = dot(unit, positive) * inverse_temperature;
   }
@@ -178,13 +183,13 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
   if (lane == 0) values[anchor] = result.value;
   if (!wants_gradient) return;
 
-  LaneRow gradient = {};
+  LaneRow<kCount> gradient = {};
   for (int i = 0; i < partials.count; ++i) {
     const int64_t index = partials.first + i * partials.stride;
     const float weight = weight_of_partial(params, index, largest);
     const float* weighted = params.partials.weighted + index * params.partial_channels;
 #pragma unroll
-    for (int j = 0; j < kLaneChannels; ++j) {
+    for (int j = 0; j < kCount; ++j) {
       const int channel = lane + 32 * j;
       if (channel < channels) {
         gradient.values[j] = fmaf(weight, weighted[channel], gradient.values[j]);
@@ -193,7 +198,7 @@ __global__ __launch_bounds__(kThreads) void combine_kernel(CombineParams params)
   }
   const float positive_weight = result.weight_positive * inverse_temperature;
 #pragma unroll
-  for (int j = 0; j < kLaneChannels; ++j) {
+  for (int j = 0; j < kCount; ++j) {
     gradient.values[j] =
         negatives_weight * gradient.values[j] - positive_weight * positive.values[j];
   }
@@ -220,7 +225,10 @@ void launch_row_max(const CombineParams& params, cudaStream_t stream) {
 }
 
 void launch_combine(const CombineParams& params, cudaStream_t stream) {
-  device::launch(combine_kernel, blocks_of(params), kThreads, 0, stream, params);
+  for_row_length(params.problem.channels, [&](auto count) {
+    device::launch(combine_kernel<decltype(count)::value>, blocks_of(params), kThreads, 0, stream,
+                   params);
+  });
 }
 
 }  // namespace cac::cuda

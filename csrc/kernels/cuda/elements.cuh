@@ -1,6 +1,8 @@
 // Feature elements of any type, read as float and written from float.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/device.cuh"
 #include "kernels/problem.h"
 #include "kernels/row_math.h"
@@ -88,55 +90,68 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// One row of at most kMaxChannels features: lane i of a warp holds the channels i, i + 32, ...
-constexpr int kMaxChannels = 256;
-constexpr int kLaneChannels = kMaxChannels / 32;
-
+// One row of at most 32 kCount features: lane i of a warp holds the channels i, i + 32, ...
+template <int kCount>
 struct LaneRow {
-  float values[kLaneChannels];
+  float values[kCount];
 };
 
-__device__ __forceinline__ LaneRow load_row(DType dtype, const void* base, int64_t first,
-                                            int channels, int lane) {
-  LaneRow row;
+template <int kCount>
+__device__ __forceinline__ LaneRow<kCount> load_row(DType dtype, const void* base, int64_t first,
+                                                    int channels, int lane) {
+  LaneRow<kCount> row;
   visit_type(dtype, [&](auto stored) {
     using Stored = decltype(stored);
     using Bits = typename Stored::Bits;
-    Bits bits[kLaneChannels];
+    Bits bits[kCount];
     load_bits(bits, static_cast<const Bits*>(base) + first, channels, lane);
 #pragma unroll
-    for (int i = 0; i < kLaneChannels; ++i) row.values[i] = Stored::decode(bits[i]);
+    for (int i = 0; i < kCount; ++i) row.values[i] = Stored::decode(bits[i]);
   });
   return row;
 }
 
+template <int kCount>
 __device__ __forceinline__ void store_row(DType dtype, void* base, int64_t first, int channels,
-                                          int lane, const LaneRow& row) {
+                                          int lane, const LaneRow<kCount>& row) {
   visit_type(dtype, [&](auto stored) {
     using Stored = decltype(stored);
     auto* target = static_cast<typename Stored::Bits*>(base) + first;
 #pragma unroll
-    for (int i = 0; i < kLaneChannels; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       const int channel = lane + 32 * i;
       if (channel < channels) target[channel] = Stored::encode(row.values[i]);
     }
   });
 }
 
+template <int kCount>
 __device__ __forceinline__ void store_floats(float* target, int channels, int lane,
-                                             const LaneRow& row) {
+                                             const LaneRow<kCount>& row) {
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     const int channel = lane + 32 * i;
     if (channel < channels) target[channel] = row.values[i];
   }
 }
 
-__device__ __forceinline__ float dot(const LaneRow& x, const LaneRow& y) {
+template <int kCount>
+__device__ __forceinline__ float dot(const LaneRow<kCount>& x, const LaneRow<kCount>& y) {
   float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kLaneChannels; ++i) sum = fmaf(x.values[i], y.values[i], sum);
+  for (int i = 0; i < kCount; ++i) sum = fmaf(x.values[i], y.values[i], sum);
   return warp_sum(sum);
+}
+
+// The kernels that hold whole rows in a warp are compiled for two lengths of a row. Calls
+// launch(std::integral_constant<int, kCount>{}) with the kCount of LaneRow.
+template <class Launch>
+void for_row_length(int64_t channels, Launch launch) {
+  if (channels <= 256) {
+    launch(std::integral_constant<int, 8>{});
+  } else {
+    launch(std::integral_constant<int, 32>{});
+  }
 }
 
 // The length of a row before normalization. A row of kMinNorm or less has no direction.
@@ -186,9 +201,10 @@ __device__ __forceinline__ void normalize_rows(float (&rows)[kRows][kCount],
   }
 }
 
-__device__ __forceinline__ RowNorm normalize_row(LaneRow& row) {
+template <int kCount>
+__device__ __forceinline__ RowNorm normalize_row(LaneRow<kCount>& row) {
   RowNorm norms[1];
-  normalize_rows(reinterpret_cast<float (&)[1][kLaneChannels]>(row.values), norms);
+  normalize_rows(reinterpret_cast<float (&)[1][kCount]>(row.values), norms);
   return norms[0];
 }
 

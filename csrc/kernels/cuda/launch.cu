@@ -20,15 +20,16 @@ constexpr double kFloat16BoundedShiftTemperature = 0.0995;
 
 StreamVariant variant_for(Arithmetic arithmetic, int64_t channels, StreamKind kind, bool gradient) {
   const int count = static_cast<int>(channels);
+  const int max_shared_bytes = device::max_shared_bytes();
   switch (arithmetic) {
     case Arithmetic::kBFloat16:
-      return bfloat16_variant(count, kind, gradient);
+      return bfloat16_variant(count, kind, gradient, max_shared_bytes);
     case Arithmetic::kFloat16:
-      return float16_variant(count, kind, gradient);
+      return float16_variant(count, kind, gradient, max_shared_bytes);
     case Arithmetic::kTensorFloat32:
-      return tensor_float32_variant(count, kind, gradient);
+      return tensor_float32_variant(count, kind, gradient, max_shared_bytes);
     case Arithmetic::kFloat32:
-      return float32_variant(count, kind, gradient);
+      return float32_variant(count, kind, gradient, max_shared_bytes);
   }
   throw std::runtime_error("cac_ext: unknown arithmetic");
 }
@@ -44,7 +45,6 @@ bool has_weighted(const ContrastiveProblem& problem) {
 
 StreamVariant variant_for(const ContrastiveProblem& problem, const LaunchPlan& plan) {
   const StreamKind kind = has_given_shifts(problem) ? StreamKind::kGiven
-                          : plan.general            ? StreamKind::kGeneral
                           : plan.online             ? StreamKind::kOnline
                                                     : StreamKind::kBounded;
   return variant_for(plan.arithmetic, problem.padded_channels, kind, has_weighted(problem));
@@ -52,8 +52,7 @@ StreamVariant variant_for(const ContrastiveProblem& problem, const LaunchPlan& p
 
 // The kernel that finds the row maximum over the leading negatives.
 StreamVariant row_max_variant(const ContrastiveProblem& problem, const LaunchPlan& plan) {
-  return variant_for(plan.arithmetic, problem.padded_channels,
-                     plan.general ? StreamKind::kGeneral : StreamKind::kOnline, false);
+  return variant_for(plan.arithmetic, problem.padded_channels, StreamKind::kOnline, false);
 }
 
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
@@ -117,16 +116,19 @@ Workspace carve(const ContrastiveProblem& problem, const LaunchPlan& plan, void*
 }  // namespace
 
 bool fits_device(const ContrastiveProblem& problem, Arithmetic arithmetic) {
-  return variant_for(arithmetic, problem.padded_channels, StreamKind::kBounded,
-                     has_weighted(problem))
-             .shared_bytes <= device::max_shared_bytes();
+  const StreamVariant variant =
+      variant_for(arithmetic, problem.padded_channels, StreamKind::kBounded, has_weighted(problem));
+  if (variant.shared_bytes > device::max_shared_bytes()) return false;
+  // Other arithmetics are not chosen for a device that lacks them, so plan_launch reports those.
+  return arithmetic != Arithmetic::kFloat32 ||
+         device::code_architecture(variant.kernel) >= variant.minimum_architecture;
 }
 
 LaunchPlan plan_launch(const ContrastiveProblem& problem, Arithmetic arithmetic) {
   constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max() / 2;
-  require(
-      problem.padded_channels <= kMaxPaddedChannels,
-      "the CUDA kernels take at most 256 channels, but got " + std::to_string(problem.channels));
+  require(problem.padded_channels <= kMaxPaddedChannels,
+          "the CUDA kernels take at most " + std::to_string(kMaxPaddedChannels) +
+              " channels, but got " + std::to_string(problem.channels));
   require(problem.padded_channels * element_bytes(problem.negative_dtype) % 16 == 0,
           "rows of prepared negatives must be padded to whole 16 bytes");
   require(problem.num_anchors <= kMaxCount && problem.num_negatives <= kMaxCount,
@@ -137,11 +139,11 @@ LaunchPlan plan_launch(const ContrastiveProblem& problem, Arithmetic arithmetic)
   LaunchPlan plan = {};
   plan.arithmetic = arithmetic;
   // Vectors of unit length have bounded scores.
-  plan.online = !problem.normalize || problem.temperature < (arithmetic == Arithmetic::kFloat16
-                                                                 ? kFloat16BoundedShiftTemperature
-                                                                 : kBoundedShiftTemperature);
-  plan.general = problem.interval_counts || problem.excluded != nullptr ||
-                 problem.temperature_on_device != nullptr;
+  plan.online =
+      !problem.normalize || problem.interval_counts || problem.excluded != nullptr ||
+      problem.temperature_on_device != nullptr ||
+      problem.temperature < (arithmetic == Arithmetic::kFloat16 ? kFloat16BoundedShiftTemperature
+                                                                : kBoundedShiftTemperature);
   const bool gradient = has_weighted(problem);
   const StreamVariant variant = variant_for(problem, plan);
   const int compiled_for = device::code_architecture(variant.kernel);
@@ -220,6 +222,7 @@ void solve(const ContrastiveProblem& problem, const LaunchPlan& plan, void* memo
       wave.mask_labels = false;
       pass.wave = wave;
       pass.rows = problem.leading_rows;
+      pass.stages = row_max.stages;
       device::launch(row_max.kernel, plan.max_workers, row_max.threads, row_max.shared_bytes,
                      stream, pass);
       sums.wave = wave;
@@ -230,6 +233,7 @@ void solve(const ContrastiveProblem& problem, const LaunchPlan& plan, void* memo
     wave.mask_labels = true;
     pass.wave = wave;
     pass.rows = nullptr;
+    pass.stages = variant.stages;
     device::launch(variant.kernel, plan.max_workers, variant.threads, variant.shared_bytes, stream,
                    pass);
     sums.wave = wave;

@@ -24,13 +24,12 @@ enum class Arithmetic : int32_t {
 };
 
 // More channels are not supported. Rows of negatives are padded to whole 16 bytes.
-constexpr int64_t kMaxPaddedChannels = 256;
+constexpr int64_t kMaxPaddedChannels = 1024;
 
 // How a call is divided. Fields may be lowered before workspace_bytes is called.
 struct LaunchPlan {
   Arithmetic arithmetic;
-  bool online;          // running maximum instead of the bounded shift
-  bool general;         // masks of every kind, or the temperature on the device
+  bool online;          // running maximum instead of the bounded shift; it has masks of every kind
   int64_t tile_slots;   // slots of a tile
   int64_t max_tiles;    // with every anchor active
   int64_t wave_tiles;   // tiles of a wave
@@ -38,8 +37,9 @@ struct LaunchPlan {
   int64_t channels;     // row length of the partials' weighted sums
 };
 
-// Whether a block of the current device has enough shared memory for this problem. All that the
-// limits above permit fits everywhere, except kFloat32 beyond 128 channels on sm_75.
+// Whether the current device runs this problem: a block has enough shared memory, and float32
+// beyond 256 channels has matrix units. All that the limits above permit fits from sm_80 on; on
+// sm_75 kFloat32 fits up to 128 channels, kFloat16 up to 640.
 bool fits_device(const ContrastiveProblem& problem, Arithmetic arithmetic);
 
 // For the current device. Throws std::runtime_error if the problem exceeds the limits above or the

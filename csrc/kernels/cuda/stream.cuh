@@ -4,79 +4,59 @@
 // A block of 4 warps keeps a tile of anchors in shared memory, while units of negatives stream
 // through the two or three buffers (stages) beside it. Both products read the same unit (keys are
 // values), and P goes from the accumulators of the first product to the operand of the second
-// without leaving its thread. The A x N matrix exists only in these registers.
+// without leaving its thread. The A x N matrix exists only in these registers. Beyond 256 channels
+// warps share the scores (wide.cuh).
 #pragma once
 
+#include "kernels/cuda/scores.cuh"
 #include "kernels/cuda/tile.cuh"
+#include "kernels/cuda/wide.cuh"
 
 namespace cac::cuda {
 
-// Up to this score, in powers of 2, its rounding causes no error of the power.
-constexpr float kLargestPlainScore = 0x1p20f;
-constexpr float kLargestFloat = 0x1.fffffep127f;
-constexpr float kLog2E = 1.44269504088896340736f;
-
-// The units that a worker's share has in one tile.
-struct TileShare {
-  int tile;
-  TileSpan span;
-  int begin;  // units [begin, end) among those that the tile meets
-  int end;
-  int num_negatives;
-
-  template <class Shape>
-  __device__ __forceinline__ int first_negative(int unit) const {
-    return (unit < span.skip_begin ? unit : unit - span.skip_begin + span.skip_end) *
-           Shape::kUnitNegatives;
+// Negatives that do not count for a slot get the score -inf.
+template <class Shape, bool kMasksAll>
+__device__ __forceinline__ void mask_scores(
+    float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
+    int first_slot, int first_negative, int num_negatives, int warp, int lane) {
+  const int num_active = *params.schedule.num_active;  // read here: the loop has no register for it
+#pragma unroll
+  for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int slot = first_slot + warp * Shape::kWarpSlots + 16 * m + 8 * half + lane / 4;
+      const SlotMask<kMasksAll> mask(params, slot, num_active);
+#pragma unroll
+      for (int n = 0; n < Shape::kColumnBlocks; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int negative = first_negative + 8 * n + lane % 4 * 2 + i;
+          if (mask.masks(negative, num_negatives)) scores[m][n][2 * half + i] = -INFINITY;
+        }
+      }
+    }
   }
-};
+}
 
-// Replaces the scores by the slopes of the given objective (problem.h), times 2^kExponentOffset,
-// and adds them up.
+// Replaces the scores by slopes.
 template <class Arithmetic, class Shape>
 __device__ __forceinline__ void replace_by_slopes(
     float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4],
     float (&sums)[Shape::kBlocksOf16][2], float (&margins)[Shape::kBlocksOf16][2],
     const float (&shifts)[Shape::kBlocksOf16][2], const StreamParams& params, float scale,
     int first_negative, int num_negatives, int lane) {
-  constexpr float kLn2 = 0.693147180559945309f;
-  constexpr float kScaled = 1 << Arithmetic::kExponentOffset;
-  const ContrastiveProblem& problem = params.problem;
-  const bool by_column = is_gradient_of_columns(problem.objective);
-  const bool logistic = problem.objective != Objective::kExponentialGradient;
-  const auto* column_shifts = static_cast<const float*>(problem.column_log_sums);
-  const auto* column_weights = static_cast<const float*>(problem.column_weights);
 #pragma unroll
   for (int n = 0; n < Shape::kColumnBlocks; ++n) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int negative = first_negative + 8 * n + lane % 4 * 2 + j;
-      float column_shift = 0.0f;
-      float weight = 1.0f;
-      if (by_column && negative < num_negatives) {
-        column_shift = column_shifts[negative] * kLog2E;
-        weight = column_weights[negative];
-      }
+      const Column column = column_of(params.problem, negative, num_negatives);
 #pragma unroll
       for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          float& score = scores[m][n][2 * half + j];
-          const bool masked = score == -INFINITY;
-          const float x = fmaf(score, scale, -(by_column ? column_shift : shifts[m][half]));
-          float slope;
-          float margin = 0.0f;
-          if (logistic) {
-            const float power = device::exp2_approx(-fabsf(x));
-            slope = (x > 0.0f ? power : 1.0f) / (1.0f + power);
-            if (!by_column) margin = (x < 0.0f ? -x * kLn2 : 0.0f) + std::log1p(power);
-          } else {
-            slope = device::exp2_approx(x > 0.0f ? 0.0f : x);  // nan stays nan
-          }
-          slope = masked ? 0.0f : slope * weight;
-          sums[m][half] += slope;
-          if (!masked) margins[m][half] += margin;
-          score = slope * kScaled;
+          replace_by_slope<Arithmetic>(scores[m][n][2 * half + j], sums[m][half], margins[m][half],
+                                       params.problem, scale, shifts[m][half], column);
         }
       }
     }
@@ -86,30 +66,28 @@ __device__ __forceinline__ void replace_by_slopes(
 // Leaves the sums of this worker's share of one tile in `partials`.
 template <class Arithmetic, class Shape, StreamKind kKind, bool kGradient>
 __device__ __forceinline__ void stream_share(const StreamParams& params, const TileShare& share) {
-  constexpr bool kOnline = kKind == StreamKind::kOnline || kKind == StreamKind::kGeneral;
-  constexpr bool kMasksAll = kKind == StreamKind::kGeneral || kKind == StreamKind::kGiven;
+  constexpr bool kOnline = kKind == StreamKind::kOnline;
+  constexpr bool kMasksAll = kKind != StreamKind::kBounded;
   char* tile_memory = device::dynamic_shared_memory();
   const device::SharedAddress tile = device::shared_address(tile_memory);
   const device::SharedAddress stages = tile + Shape::kTileBytes;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  float scale = params.scale;
-  if constexpr (kMasksAll) {
-    const double* temperature = params.problem.temperature_on_device;
-    if (temperature != nullptr) scale = static_cast<float>(1.44269504088896340736 / *temperature);
-  }
+  const float scale = scale_of<kMasksAll>(params);
+  // Starts the copy of unit i to stage i % kStages.
+  const auto load_unit = [&](int unit) {
+    load_negatives<Shape, Shape::kThreads, Shape::kUnitNegatives, !kGradient>(
+        params, stages + unit % Shape::kStages * Shape::kStageBytes, static_cast<int>(threadIdx.x),
+        0, share.first_negative(unit, Shape::kUnitNegatives), share.num_negatives);
+  };
 
-  // Unit i goes to stage i % kStages.
 #pragma unroll
   for (int ahead = 0; ahead < Shape::kStages - 1; ++ahead) {
-    const int unit = share.begin + ahead;
-    if (unit < share.end) {
-      load_unit<Shape, !kGradient>(params, stages + unit % Shape::kStages * Shape::kStageBytes,
-                                   share.first_negative<Shape>(unit), share.num_negatives);
-    }
+    if (share.begin + ahead < share.end) load_unit(share.begin + ahead);
     device::commit_copies();
   }
-  load_anchors<Shape, Arithmetic>(params, tile_memory, share.tile * Shape::kTileSlots, warp, lane);
+  load_anchors<Shape, Arithmetic>(params, tile_memory, share.tile * Shape::kTileSlots, warp, lane,
+                                  Shape::kWarps, 0);
 
   float weighted[Shape::kBlocksOf16][kGradient ? Shape::kChannelBlocks : 1][4];
   float sums[Shape::kBlocksOf16][2];
@@ -125,12 +103,8 @@ __device__ __forceinline__ void stream_share(const StreamParams& params, const T
       for (int half = 0; half < 2; ++half) {
         const int slot = share.tile * Shape::kTileSlots + warp * Shape::kWarpSlots + 16 * m +
                          8 * half + lane / 4;
-        margins[m][half] = shifts[m][half] = 0.0f;
-        if (params.problem.log_sums != nullptr && slot < *params.schedule.num_active) {
-          shifts[m][half] =
-              static_cast<const float*>(params.problem.log_sums)[params.schedule.anchors[slot]] *
-              kLog2E;
-        }
+        margins[m][half] = 0.0f;
+        shifts[m][half] = given_shift(params, slot);
       }
     }
 #pragma unroll
@@ -146,33 +120,20 @@ __device__ __forceinline__ void stream_share(const StreamParams& params, const T
     // Now every warp is also done with the buffer that the next copy fills.
     __syncthreads();
     const int ahead = unit + Shape::kStages - 1;
-    if (ahead < share.end) {
-      load_unit<Shape, !kGradient>(params, stages + ahead % Shape::kStages * Shape::kStageBytes,
-                                   share.first_negative<Shape>(ahead), share.num_negatives);
-    }
+    if (ahead < share.end) load_unit(ahead);
     device::commit_copies();
 
     const device::SharedAddress stage = stages + unit % Shape::kStages * Shape::kStageBytes;
-    const int first_negative = share.first_negative<Shape>(unit);
+    const int first_negative = share.first_negative(unit, Shape::kUnitNegatives);
     float scores[Shape::kBlocksOf16][Shape::kColumnBlocks][4];
-    multiply_scores<Shape, Arithmetic>(scores, tile, stage, warp, lane);
+    const AnchorsInMemory<Shape> anchors(tile, warp * Shape::kWarpSlots, lane);
+    multiply_scores<Shape, Arithmetic>(scores, anchors, stage, lane);
 
-    bool in_hull = first_negative < share.span.hull_end &&
-                   first_negative + Shape::kUnitNegatives > share.span.hull_begin;
-    if constexpr (kMasksAll) {
-      if (params.problem.interval_counts) {
-        in_hull = first_negative < share.span.hull_begin ||
-                  first_negative + Shape::kUnitNegatives > share.span.hull_end;
-      }
-      in_hull = in_hull || (first_negative < share.span.excluded_end &&
-                            first_negative + Shape::kUnitNegatives > share.span.excluded_begin);
-    }
-    if ((params.wave.mask_labels && in_hull) ||
-        first_negative + Shape::kUnitNegatives > share.num_negatives) {
+    if (may_be_masked<kMasksAll>(params, share, first_negative, Shape::kUnitNegatives)) {
       if constexpr (kGradient) {
         // When this returns, all warps have read the unit once.
         if (__syncthreads_or(!finite_scores<Shape>(scores))) {
-          clear_unbounded_rows<Shape, Arithmetic>(stage);
+          clear_unbounded_row<Shape, Arithmetic>(stage, static_cast<int>(threadIdx.x));
           __syncthreads();
         }
       }
@@ -183,67 +144,32 @@ __device__ __forceinline__ void stream_share(const StreamParams& params, const T
     if constexpr (kKind == StreamKind::kGiven) {
       replace_by_slopes<Arithmetic, Shape>(scores, sums, margins, shifts, params, scale,
                                            first_negative, share.num_negatives, lane);
-      add_weighted<Shape, Arithmetic>(weighted, scores, stage, lane);
-      continue;
-    }
+    } else {
 #pragma unroll
-    for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+      for (int m = 0; m < Shape::kBlocksOf16; ++m) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float factor = scale;
-        float subtrahend = shifts[m][half] - Arithmetic::kExponentOffset;
-        if constexpr (kOnline) {
-          // Ignores nan, which stays in the sum.
-          float maximum = -INFINITY;
+        for (int half = 0; half < 2; ++half) {
+          const auto score = [&](int i) -> float& { return scores[m][i / 2][2 * half + i % 2]; };
+          Powers powers = {scale, shifts[m][half] - Arithmetic::kExponentOffset, 1.0f};
+          if constexpr (kOnline) {
+            powers = raise_shift<Arithmetic, 2 * Shape::kColumnBlocks>(
+                score,
+                [](float x) {
+                  x = fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, 1));
+                  return fmaxf(x, __shfl_xor_sync(device::kFullWarp, x, 2));
+                },
+                scale, shifts[m][half]);
+            sums[m][half] *= powers.rescale;
+            if constexpr (kGradient) {
 #pragma unroll
-          for (int n = 0; n < Shape::kColumnBlocks; ++n) {
-            maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-          }
-          maximum = fmaxf(shifts[m][half], scale * maximum);
-          maximum = fmaxf(maximum, __shfl_xor_sync(device::kFullWarp, maximum, 1));
-          maximum = fmaxf(maximum, __shfl_xor_sync(device::kFullWarp, maximum, 2));
-          float reference = maximum;
-          subtrahend = maximum - Arithmetic::kExponentOffset;
-          if (!(fabsf(maximum) <= kLargestPlainScore)) {
-            // Large scores: subtract the maximum from the rounded products, so that the largest
-            // becomes the power 1. The fused product below does not round, and the difference could
-            // be many powers of 2. An infinite score leaves an infinite sum. A maximum of -inf
-            // means that all was masked so far: all sums are 0 and stay 0.
-            maximum = fminf(maximum, kLargestFloat);
-            reference = maximum == -INFINITY ? 0.0f : maximum;
-#pragma unroll
-            for (int n = 0; n < Shape::kColumnBlocks; ++n) {
-#pragma unroll
-              for (int j = 0; j < 2; ++j) {
-                float& score = scores[m][n][2 * half + j];
-                score = __fmul_rn(score, scale) - reference;
+              for (int c = 0; c < Shape::kChannelBlocks; ++c) {
+                weighted[m][c][2 * half] *= powers.rescale;
+                weighted[m][c][2 * half + 1] *= powers.rescale;
               }
             }
-            factor = 1.0f;
-            subtrahend = -Arithmetic::kExponentOffset;
           }
-          const float rescale = device::exp2_approx(shifts[m][half] - reference);
-          shifts[m][half] = maximum;
-          sums[m][half] *= rescale;
-          if constexpr (kGradient) {
-#pragma unroll
-            for (int c = 0; c < Shape::kChannelBlocks; ++c) {
-              weighted[m][c][2 * half] *= rescale;
-              weighted[m][c][2 * half + 1] *= rescale;
-            }
-          }
+          sums[m][half] += replace_by_powers<2 * Shape::kColumnBlocks>(score, powers);
         }
-        float sum = 0.0f;
-#pragma unroll
-        for (int n = 0; n < Shape::kColumnBlocks; ++n) {
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            float& score = scores[m][n][2 * half + j];
-            score = device::exp2_approx(fmaf(score, factor, -subtrahend));
-            sum += score;
-          }
-        }
-        sums[m][half] += sum;
       }
     }
     if constexpr (kGradient) {
@@ -269,10 +195,8 @@ __device__ __forceinline__ void stream_share(const StreamParams& params, const T
         margin += __shfl_xor_sync(device::kFullWarp, margin, 1);
         margin += __shfl_xor_sync(device::kFullWarp, margin, 2);
         if (lane % 4 == 0) {
-          // Slopes of columns have both signs: their sum says nothing of the weighted sums.
-          const bool by_column = is_gradient_of_columns(params.problem.objective);
           params.partials.shifts[index] = 0.0f;
-          params.partials.sums[index] = by_column ? 1.0f : sum;
+          params.partials.sums[index] = given_sum(params, sum);
           params.partials.margins[index] = margin;
         }
       } else if (lane % 4 == 0) {
@@ -304,35 +228,39 @@ __device__ __forceinline__ int tile_at(const Wave& wave, const WaveParams& param
   return params.first_tile + tiles - 1;
 }
 
-template <class Arithmetic, int kChannels, StreamKind kKind, bool kGradient>
-__global__ __launch_bounds__(128) void stream_kernel(StreamParams params) {
-  if constexpr (device::kArchitecture >= Arithmetic::kMinimumArchitecture) {
-    using Shape = TileShape<Arithmetic, kChannels>;
+template <class Arithmetic, class Shape, StreamKind kKind, bool kGradient>
+__global__ __launch_bounds__(Shape::kThreads) void stream_kernel(StreamParams params) {
+  if constexpr (device::kArchitecture >= Shape::kMinimumArchitecture) {
     const Wave wave(params.wave, params.schedule);
     const int worker = static_cast<int>(blockIdx.x);
     if (worker >= wave.workers()) return;
-    const int end = wave.worker_begin(worker + 1);
-    int position = wave.worker_begin(worker);
+    const int begin = wave.worker_begin(worker);
+    int position = wave.worker_begin(worker + 1);
     TileShare share;
     share.num_negatives = wave.num_negatives();
-    share.tile = tile_at(wave, params.wave, position, static_cast<int>(threadIdx.x) % 32);
-    while (position < end) {
+    share.tile = tile_at(wave, params.wave, position - 1, static_cast<int>(threadIdx.x) % 32);
+    // The last tile first: workers whose share goes beyond one tile then begin with the first
+    // negatives and go through them at about the same pace, so that the L2 cache serves most.
+    while (position > begin) {
       const int tile_begin = wave.tile_begin(share.tile);
-      const int tile_end = wave.tile_begin(share.tile + 1);
-      if (position < tile_end) {
-        share.begin = position - tile_begin;
-        share.end = (tile_end < end ? tile_end : end) - tile_begin;
+      if (position > tile_begin) {
+        share.begin = (tile_begin > begin ? tile_begin : begin) - tile_begin;
+        share.end = position - tile_begin;
         if (params.wave.mask_labels) {
           share.span = params.schedule.spans[share.tile];
         } else {
           share.span = {wave.units(), wave.units(), 0, 0, 0, 0};
         }
-        stream_share<Arithmetic, Shape, kKind, kGradient>(params, share);
-        position = tile_begin + share.end;
+        if constexpr (Shape::kWide) {
+          stream_wide_share<Arithmetic, Shape, kKind, kGradient>(params, share);
+        } else {
+          stream_share<Arithmetic, Shape, kKind, kGradient>(params, share);
+        }
+        position = tile_begin + share.begin;
         // The next tile is written to shared memory that slower warps may still read.
         __syncthreads();
       }
-      ++share.tile;
+      --share.tile;
     }
   } else {
     // plan_launch refuses this case; an empty kernel would leave arbitrary sums.
@@ -340,43 +268,57 @@ __global__ __launch_bounds__(128) void stream_kernel(StreamParams params) {
   }
 }
 
-template <class Arithmetic, int kChannels>
-StreamVariant select_variant(StreamKind kind, bool gradient) {
-  using Shape = TileShape<Arithmetic, kChannels>;
-  using Kernel = void (*)(StreamParams);
-  Kernel kernel = nullptr;
+template <class Arithmetic, class Shape>
+StreamVariant::Kernel select_kernel(StreamKind kind, bool gradient) {
   switch (kind) {
     case StreamKind::kBounded:
-      kernel = gradient ? stream_kernel<Arithmetic, kChannels, StreamKind::kBounded, true>
-                        : stream_kernel<Arithmetic, kChannels, StreamKind::kOnline, false>;
-      break;
+      if (gradient) return stream_kernel<Arithmetic, Shape, StreamKind::kBounded, true>;
+      return stream_kernel<Arithmetic, Shape, StreamKind::kOnline, false>;
     case StreamKind::kOnline:
-      kernel = gradient ? stream_kernel<Arithmetic, kChannels, StreamKind::kOnline, true>
-                        : stream_kernel<Arithmetic, kChannels, StreamKind::kOnline, false>;
-      break;
-    case StreamKind::kGeneral:
-      kernel = gradient ? stream_kernel<Arithmetic, kChannels, StreamKind::kGeneral, true>
-                        : stream_kernel<Arithmetic, kChannels, StreamKind::kGeneral, false>;
-      break;
+      return gradient ? stream_kernel<Arithmetic, Shape, StreamKind::kOnline, true>
+                      : stream_kernel<Arithmetic, Shape, StreamKind::kOnline, false>;
     case StreamKind::kGiven:
-      kernel = stream_kernel<Arithmetic, kChannels, StreamKind::kGiven, true>;
+      return stream_kernel<Arithmetic, Shape, StreamKind::kGiven, true>;
   }
-  return {kernel,
+  return nullptr;
+}
+
+template <class Arithmetic, int kChannels>
+StreamVariant select_narrow(StreamKind kind, bool gradient) {
+  using Shape = TileShape<Arithmetic, kChannels>;
+  return {select_kernel<Arithmetic, Shape>(kind, gradient),
           Shape::kThreads,
           Shape::kSharedBytes,
           Shape::kTileSlots,
           Shape::kUnitNegatives,
+          Shape::kStages,
           kChannels,
-          Arithmetic::kMinimumArchitecture / 10};
+          Shape::kMinimumArchitecture / 10};
+}
+
+template <class Arithmetic>
+StreamVariant select_wide(int channels, StreamKind kind, bool gradient, int max_shared_bytes) {
+  using Shape = WideTileShape<Arithmetic>;
+  const int warps = (channels + Shape::kChannels - 1) / Shape::kChannels;
+  const auto memory = WideMemory<Shape>::choose(warps, max_shared_bytes);
+  return {select_kernel<Arithmetic, Shape>(kind, gradient),
+          32 * warps,
+          memory.bytes(),
+          Shape::kTileSlots,
+          memory.strips * Shape::kUnitNegatives,
+          memory.stages,
+          warps * Shape::kChannels,
+          Shape::kMinimumArchitecture / 10};
 }
 
 // All instances of one arithmetic. Each arithmetic has a separate file, so that they are compiled
 // in parallel.
 template <class Arithmetic>
-StreamVariant select_variant(int channels, StreamKind kind, bool gradient) {
-  if (channels <= 64) return select_variant<Arithmetic, 64>(kind, gradient);
-  if (channels <= 128) return select_variant<Arithmetic, 128>(kind, gradient);
-  return select_variant<Arithmetic, 256>(kind, gradient);
+StreamVariant select_variant(int channels, StreamKind kind, bool gradient, int max_shared_bytes) {
+  if (channels <= 64) return select_narrow<Arithmetic, 64>(kind, gradient);
+  if (channels <= 128) return select_narrow<Arithmetic, 128>(kind, gradient);
+  if (channels <= 256) return select_narrow<Arithmetic, 256>(kind, gradient);
+  return select_wide<Arithmetic>(channels, kind, gradient, max_shared_bytes);
 }
 
 }  // namespace cac::cuda

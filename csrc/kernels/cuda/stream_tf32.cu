@@ -2,8 +2,9 @@
 
 namespace cac::cuda {
 
-StreamVariant tensor_float32_variant(int channels, StreamKind kind, bool gradient) {
-  return select_variant<TensorFloat32Arithmetic>(channels, kind, gradient);
+StreamVariant tensor_float32_variant(int channels, StreamKind kind, bool gradient,
+                                     int max_shared_bytes) {
+  return select_variant<TensorFloat32Arithmetic>(channels, kind, gradient, max_shared_bytes);
 }
 
 }  // namespace cac::cuda

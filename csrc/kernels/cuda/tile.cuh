@@ -8,6 +8,8 @@
 
 namespace cac::cuda {
 
+// Up to 256 channels, warps divide the slots of a tile: each multiplies its own with whole rows.
+//
 // Sizes depend on the bytes of one row. Up to 256 bytes a warp has 32 slots, so that every fragment
 // of negatives is used twice; with longer rows the weighted sums of 32 slots would not fit the
 // registers. fp16 stays within the 64 KiB of sm_75, all else within the 99 KiB of sm_86; float32
@@ -15,7 +17,10 @@ namespace cac::cuda {
 template <class Arithmetic, int kChannels_>
 struct TileShape {
   using Element = typename Arithmetic::Element;
-  static constexpr int kChannels = kChannels_;
+  static constexpr bool kWide = false;
+  static constexpr int kMinimumArchitecture = Arithmetic::kMinimumArchitecture;
+  static constexpr int kChannels = kChannels_;  // that a warp multiplies
+  static constexpr int kMaxRowChannels = kChannels;
   static constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Element));
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
@@ -33,6 +38,36 @@ struct TileShape {
   static constexpr int kSteps = kRowBytes / 32;   // inner steps of the scores
   static constexpr int kColumnBlocks = kUnitNegatives / 8;
   static constexpr int kChannelBlocks = kChannels / 8;
+  static constexpr int kAnchorRowsAtOnce = 4;  // loads in flight hide each other's latency
+};
+
+// Beyond 256 channels, warps divide the channels instead: each multiplies 128 channels of all slots
+// (wide.cuh). A tile has as many slots as one warp's registers hold sums for.
+template <class Arithmetic>
+struct WideTileShape {
+  using Element = typename Arithmetic::Element;
+  static constexpr bool kWide = true;
+  // Without matrix units for float32 the products would take longer than those of plain ATen.
+  static constexpr int kMinimumArchitecture =
+      sizeof(Element) == 4 ? 800 : Arithmetic::kMinimumArchitecture;
+  static constexpr int kChannels = 128;  // that a warp multiplies
+  static constexpr int kMaxWarps = 8;
+  static constexpr int kThreads = 32 * kMaxWarps;  // at most
+  static constexpr int kMaxRowChannels = kMaxWarps * kChannels;
+  static constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(Element));
+  static constexpr int kBlocksOf16 = sizeof(Element) == 2 ? 2 : 1;
+  static constexpr int kWarpSlots = 16 * kBlocksOf16;
+  static constexpr int kTileSlots = kWarpSlots;
+  // A strip: as many negatives as the second product of 16-bit elements takes at a time. A unit has
+  // one or two strips, which the launch decides (wide.cuh).
+  static constexpr int kUnitNegatives = 16;
+  static constexpr int kMaxStrips = 2;
+  static constexpr int kStripBytes = kUnitNegatives * kRowBytes;
+  static constexpr int kChunks = kRowBytes / 16;
+  static constexpr int kSteps = kRowBytes / 32;
+  static constexpr int kColumnBlocks = kUnitNegatives / 8;
+  static constexpr int kChannelBlocks = kChannels / 8;
+  static constexpr int kAnchorRowsAtOnce = 2;
 };
 
 // Rows follow one another. Their 16-byte chunks are permuted, so that the 8 rows of a matrix that
@@ -49,22 +84,26 @@ __device__ __forceinline__ device::SharedAddress further(device::SharedAddress a
   return (address ^ ((chunks & 7) << 4)) + chunks / 8 * 128;
 }
 
-// Starts the copy of one unit; rows beyond the last negative and padding channels become zero.
-template <class Shape, bool kGather>
-__device__ __forceinline__ void load_unit(const StreamParams& params, device::SharedAddress stage,
-                                          int first_negative, int num_negatives) {
-  constexpr int kRowsAtOnce = Shape::kThreads / Shape::kChunks;
+// Starts the copy of `kRows` negatives by `kThreads` threads, of the channels from byte
+// `first_byte` on; rows beyond the last negative and padding channels become zero.
+template <class Shape, int kThreads, int kRows, bool kGather>
+__device__ __forceinline__ void load_negatives(const StreamParams& params,
+                                               device::SharedAddress stage, int thread,
+                                               int first_byte, int first_negative,
+                                               int num_negatives) {
+  constexpr int kRowsAtOnce = kThreads / Shape::kChunks;
   const ContrastiveProblem& problem = params.problem;
   const int row_bytes =
       static_cast<int>(problem.padded_channels) * static_cast<int>(sizeof(typename Shape::Element));
-  const int chunk = static_cast<int>(threadIdx.x) % Shape::kChunks;
-  const int first_row = static_cast<int>(threadIdx.x) / Shape::kChunks;
-  const char* source = static_cast<const char*>(problem.negatives) + chunk * 16;
+  const int chunk = thread % Shape::kChunks;
+  const int first_row = thread / Shape::kChunks;
+  const int byte = first_byte + chunk * 16;
+  const char* source = static_cast<const char*>(problem.negatives) + byte;
   const int64_t begin = static_cast<int64_t>(first_negative + first_row) * row_bytes;
-  const int rows_left = chunk * 16 < row_bytes ? num_negatives - first_negative - first_row : 0;
+  const int rows_left = byte < row_bytes ? num_negatives - first_negative - first_row : 0;
   const device::SharedAddress destination = stage + swizzled<Shape>(first_row, chunk);
 #pragma unroll
-  for (int i = 0; i < Shape::kUnitNegatives / kRowsAtOnce; ++i) {
+  for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
     const bool valid = i * kRowsAtOnce < rows_left;
     int64_t offset = begin + static_cast<int64_t>(i * kRowsAtOnce) * row_bytes;
     if (kGather && params.rows != nullptr && valid) {
@@ -77,22 +116,26 @@ __device__ __forceinline__ void load_unit(const StreamParams& params, device::Sh
   }
 }
 
-// Writes the rows of the warp's slots: unit length, rounded, zero for empty slots. The barrier
-// before the first unit makes them visible.
+// Writes rows of anchors: unit length, rounded, zero for empty slots; a barrier makes them visible.
+// A warp writes those of its own slots or, in wide tiles, every `warps`-th pair of the tile's rows;
+// there the channels of each warp lie `part_bytes` behind those of the one before.
 template <class Shape, class Arithmetic>
 __device__ __forceinline__ void load_anchors(const StreamParams& params, char* tile_memory,
-                                             int first_slot, int warp, int lane) {
+                                             int first_slot, int warp, int lane, int warps,
+                                             int part_bytes) {
   using Element = typename Arithmetic::Element;
-  constexpr int kLane = Shape::kChannels / 32;
-  constexpr int kRowsAtOnce = 4;  // loads in flight hide each other's latency
+  constexpr int kLane = Shape::kMaxRowChannels / 32;
+  constexpr int kLaneOfPart = Shape::kChannels / 32;
+  constexpr int kRowsAtOnce = Shape::kAnchorRowsAtOnce;
   static_assert(Shape::kWarpSlots <= 32);
   const ContrastiveProblem& problem = params.problem;
   const int channels = static_cast<int>(problem.channels);
   const int num_active = *params.schedule.num_active;
+  const int first_row = Shape::kWide ? 0 : warp * Shape::kWarpSlots;
 
-  // Lane i finds the address of the row for the warp's slot i; 0 for an empty slot.
+  // Lane i finds the address of row first_row + i; 0 for an empty slot.
   unsigned long long own_row = 0;
-  const int own_slot = first_slot + warp * Shape::kWarpSlots + lane;
+  const int own_slot = first_slot + first_row + lane;
   if (lane < Shape::kWarpSlots && own_slot < num_active) {
     const int64_t anchor = params.schedule.anchors[own_slot];
     const int view = anchor_view(problem, problem.direction[anchor]);
@@ -100,8 +143,10 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
         anchor * problem.row_strides[view] * element_bytes(problem.feature_dtype);
     own_row = reinterpret_cast<unsigned long long>(problem.features[view]) + offset;
   }
+  const int begin = Shape::kWide ? warp * kRowsAtOnce : 0;
+  const int step = Shape::kWide ? warps * kRowsAtOnce : kRowsAtOnce;
 #pragma unroll 1
-  for (int first = 0; first < Shape::kWarpSlots; first += kRowsAtOnce) {
+  for (int first = begin; first < Shape::kWarpSlots; first += step) {
     float values[kRowsAtOnce][kLane];
     visit_type(problem.feature_dtype, [&](auto stored) {
       using Stored = decltype(stored);
@@ -125,25 +170,62 @@ __device__ __forceinline__ void load_anchors(const StreamParams& params, char* t
     }
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      const int row = warp * Shape::kWarpSlots + first + r;
+      const int row = first_row + first + r;
 #pragma unroll
       for (int i = 0; i < kLane; ++i) {
-        const int byte = (lane + 32 * i) * static_cast<int>(sizeof(Element));
-        *reinterpret_cast<Element*>(tile_memory + swizzled<Shape>(row, byte / 16) + byte % 16) =
-            Arithmetic::round(values[r][i]);
+        const int byte = (lane + 32 * (i % kLaneOfPart)) * static_cast<int>(sizeof(Element));
+        if (!Shape::kWide || i / kLaneOfPart < warps) {
+          *reinterpret_cast<Element*>(tile_memory + i / kLaneOfPart * part_bytes +
+                                      swizzled<Shape>(row, byte / 16) + byte % 16) =
+              Arithmetic::round(values[r][i]);
+        }
       }
     }
   }
 }
 
-// scores = A N^T of the warp's slots and one unit.
-template <class Shape, class Arithmetic>
+// The first operand of the scores, as multiply_scores reads it: from shared memory at every use, or
+// kept in registers. `first_row`: of the warp, among the rows at `rows`.
+template <class Shape>
+class AnchorsInMemory {
+ public:
+  __device__ __forceinline__ AnchorsInMemory(device::SharedAddress rows, int first_row, int lane)
+      : address_(rows + swizzled<Shape>(first_row + lane % 16, lane / 16)) {}
+
+  __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int step) const {
+    device::load_matrices(a, further(address_, 2 * step) + 16 * m * Shape::kRowBytes);
+  }
+
+ private:
+  device::SharedAddress address_;
+};
+
+template <class Shape>
+class AnchorsInRegisters {
+ public:
+  __device__ __forceinline__ explicit AnchorsInRegisters(const AnchorsInMemory<Shape>& anchors) {
+#pragma unroll
+    for (int m = 0; m < Shape::kBlocksOf16; ++m) {
+#pragma unroll
+      for (int step = 0; step < Shape::kSteps; ++step) anchors.load(fragments_[m][step], m, step);
+    }
+  }
+
+  __device__ __forceinline__ void load(uint32_t (&a)[4], int m, int step) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = fragments_[m][step][i];
+  }
+
+ private:
+  uint32_t fragments_[Shape::kBlocksOf16][Shape::kSteps][4];
+};
+
+// scores = A N^T of the warp's slots and one unit or strip.
+template <class Shape, class Arithmetic, class Anchors>
 __device__ __forceinline__ void multiply_scores(
-    float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], device::SharedAddress tile,
-    device::SharedAddress stage, int warp, int lane) {
+    float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const Anchors& anchors,
+    device::SharedAddress stage, int lane) {
   constexpr int kStepsOfSum = Arithmetic::kSumsOutsideTensorCores ? 4 : Shape::kSteps;
-  const device::SharedAddress anchors =
-      tile + swizzled<Shape>(warp * Shape::kWarpSlots + lane % 16, lane / 16);
   const device::SharedAddress negatives =
       stage + swizzled<Shape>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
@@ -154,7 +236,7 @@ __device__ __forceinline__ void multiply_scores(
       uint32_t a[Shape::kBlocksOf16][4];
 #pragma unroll
       for (int m = 0; m < Shape::kBlocksOf16; ++m) {
-        device::load_matrices(a[m], further(anchors, 2 * step) + 16 * m * Shape::kRowBytes);
+        anchors.load(a[m], m, step);
       }
 #pragma unroll
       for (int n = 0; n < Shape::kColumnBlocks; n += 2) {
@@ -261,62 +343,13 @@ __device__ __forceinline__ bool finite_scores(
   return zeros[0] + zeros[1] + zeros[2] + zeros[3] == 0.0f;
 }
 
-// Negatives inside a slot's interval, and those beyond the last one, get the score -inf. kGeneral:
-// or those outside of it, and the excluded ones.
-template <class Shape, bool kGeneral>
-__device__ __forceinline__ void mask_scores(
-    float (&scores)[Shape::kBlocksOf16][Shape::kColumnBlocks][4], const StreamParams& params,
-    int first_slot, int first_negative, int num_negatives, int warp, int lane) {
-  const int num_active = *params.schedule.num_active;  // read here: the loop has no register for it
-#pragma unroll
-  for (int m = 0; m < Shape::kBlocksOf16; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int slot = first_slot + warp * Shape::kWarpSlots + 16 * m + 8 * half + lane / 4;
-      int2 same_class = make_int2(0, 0);
-      bool counts = false;
-      int64_t excluded = -1;
-      const bool is_anchor = params.wave.mask_labels && slot < num_active;
-      if (is_anchor) same_class = params.schedule.intervals[slot];
-      if constexpr (kGeneral) {
-        counts = is_anchor && params.problem.interval_counts;
-        if (is_anchor && params.problem.excluded != nullptr) {
-          excluded = params.problem.excluded[params.schedule.anchors[slot]];
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < Shape::kColumnBlocks; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int negative = first_negative + 8 * n + lane % 4 * 2 + i;
-          bool masked = negative >= same_class.x && negative < same_class.y;
-          if constexpr (kGeneral) {
-            masked = masked != counts;
-            if (excluded >= 0 && negative < num_negatives) {
-              const int64_t id = params.problem.column_ids == nullptr
-                                     ? negative
-                                     : params.problem.column_ids[negative];
-              masked = masked || id == excluded;
-            }
-          }
-          if (masked || negative >= num_negatives) {
-            scores[m][n][2 * half + i] = -INFINITY;
-          }
-        }
-      }
-    }
-  }
-}
-
-// Sets the unit's rows that hold nan or infinity to zero, because a probability of 0 times them
-// would be nan. A slot that meets such a row unmasked has the nan in its sum already.
+// Sets a row to zero if it holds nan or infinity, because a probability of 0 times them would be
+// nan. A slot that meets such a row unmasked has the nan in its sum already.
 template <class Shape, class Arithmetic>
-__device__ __forceinline__ void clear_unbounded_rows(device::SharedAddress stage) {
+__device__ __forceinline__ void clear_unbounded_row(device::SharedAddress stage, int row) {
+  constexpr int kWords = Shape::kRowBytes / 4;
   char* memory = device::dynamic_shared_memory();
   memory += stage - device::shared_address(memory);
-  constexpr int kWords = Shape::kRowBytes / 4;
-  const int row = static_cast<int>(threadIdx.x);
-  static_assert(Shape::kUnitNegatives <= Shape::kThreads);
   if (row < Shape::kUnitNegatives) {
     auto* words = reinterpret_cast<uint32_t*>(memory + row * Shape::kRowBytes);
     bool finite = true;
