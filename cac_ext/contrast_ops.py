@@ -86,8 +86,8 @@ class _Gradients:
 
     def of_anchors(self) -> Tensor:
         anchors, gradient = self.saved[0], self.saved[-2]
-        every = torch.ones_like(self.upstream, dtype=torch.bool)
-        return self.once(scaled_rows(gradient, self.upstream, every, anchors.dtype))
+        none = torch.zeros_like(self.upstream, dtype=torch.bool)
+        return self.once(scaled_rows(gradient, self.upstream, none, anchors.dtype))
 
     def of_positives(self) -> Tensor:
         anchors, positives, _, temperature = self.saved[:4]

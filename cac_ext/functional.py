@@ -17,6 +17,7 @@ from cac_ext._arguments import (
     cast_for_autocast,
     require_flag,
     require_reduction,
+    require_tensors,
     require_weights,
 )
 from cac_ext._calls import apply, prepared_parts, require_fitting, wants_gradient
@@ -201,7 +202,9 @@ def directional_contrastive_loss(
         "pseudo_labels1": pseudo_labels1,
         "pseudo_labels2": pseudo_labels2,
     }
-    require_fitting({"features1": features1, "features2": features2}, rows, negatives)
+    features = {"features1": features1, "features2": features2}
+    require_tensors(**features, **rows)
+    require_fitting(features, rows, negatives)
     if weights is not None:
         require_weights(weights, features1, "features1")
     features1, features2 = cast_for_autocast(features1, features2)

@@ -161,6 +161,7 @@ def _contrast(
 ) -> Tensor:
     require_flag(normalize, "normalize")
     require_mask(mask)
+    require_tensors(anchors=anchors)
     rows = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
     require_fitting({"anchors": anchors, "positives": positives}, rows, negatives)
     if anchor_labels is None and mask != "all":

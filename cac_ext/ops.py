@@ -58,9 +58,9 @@ class _ScaledRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype
+        anchors: Tensor, gradient: Tensor, scale: Tensor, dropped: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        return scaled_rows(gradient, scale, kept, dtype)
+        return scaled_rows(gradient, scale, dropped, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -100,19 +100,19 @@ class AlongTangent(torch.autograd.Function):
         raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
-def scaled_rows(gradient: Tensor, scale: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled_rows(gradient: Tensor, scale: Tensor, dropped: Tensor, dtype: torch.dtype) -> Tensor:
     # Selected, not multiplied by 0: the factor may be infinite. A row without gradient stays so.
-    dropped = ~kept[:, None] | (gradient == 0)  # [A, C]
+    zero = dropped[:, None] | (gradient == 0)  # [A, C]
     # In place: `torch.where` would hold the rows twice.
-    return (gradient * scale[:, None]).masked_fill_(dropped, 0.0).to(dtype)
+    return (gradient * scale[:, None]).masked_fill_(zero, 0.0).to(dtype)
 
 
-def _scale_rows(anchors: Tensor, gradient: Tensor, scale: Tensor, kept: Tensor) -> Tensor:
-    """``gradient [A, C] * scale [A]`` of the rows ``kept [A]``, in the anchors' type."""
+def _scale_rows(anchors: Tensor, gradient: Tensor, scale: Tensor, dropped: Tensor) -> Tensor:
+    """``gradient [A, C] * scale [A]``, 0 in the rows ``dropped [A]``, in the anchors' type."""
     # Only if somebody may differentiate once more: create_graph=True, torch.func, forward mode.
     if torch.is_grad_enabled() or forward_mode_is_on():
-        return _ScaledRows.apply(anchors, gradient, scale, kept, anchors.dtype)
-    return scaled_rows(gradient, scale, kept, anchors.dtype)
+        return _ScaledRows.apply(anchors, gradient, scale, dropped, anchors.dtype)
+    return scaled_rows(gradient, scale, dropped, anchors.dtype)
 
 
 class _OneDirection(torch.autograd.Function):
@@ -136,8 +136,8 @@ class _OneDirection(torch.autograd.Function):
         gradient, anchors = ctx.saved_tensors
         if grad_value is None:
             return (None,) * ctx.num_inputs
-        every = torch.ones_like(grad_value, dtype=torch.bool)
-        grad_anchors = _scale_rows(anchors, gradient, grad_value, every)
+        none = torch.zeros_like(grad_value, dtype=torch.bool)
+        grad_anchors = _scale_rows(anchors, gradient, grad_value, none)
         return grad_anchors, *[None] * (ctx.num_inputs - 1)
 
     @classmethod
@@ -215,8 +215,8 @@ class DirectionalContrastiveLoss(torch.autograd.Function):
         if grad_loss is not None:
             for view in range(2):
                 if ctx.needs_input_grad[view]:
-                    kept = direction == view + 1  # [A]
-                    grads[view] = _scale_rows(features[view], gradient, grad_loss[view], kept)
+                    dropped = direction != view + 1  # [A]
+                    grads[view] = _scale_rows(features[view], gradient, grad_loss[view], dropped)
         return *grads, *[None] * (ctx.num_inputs - 2)
 
     @staticmethod

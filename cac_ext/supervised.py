@@ -73,7 +73,7 @@ def supervised_contrastive_loss(
     temperature = as_temperature(temperature)
     require_flag(normalize, "normalize")
     ignore_index = as_ignore_index(ignore_index)
-    require_tensors(keys=keys, key_labels=key_labels, anchor_labels=anchor_labels)
+    require_tensors(anchors=anchors, keys=keys, key_labels=key_labels, anchor_labels=anchor_labels)
     rows = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
     require_fitting({"anchors": anchors}, rows, keys)
     for name, x in (("anchors", anchors), ("keys", keys)):

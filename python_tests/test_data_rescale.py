@@ -117,6 +117,7 @@ def test_a_part_is_that_part_of_the_whole(size, parts, seed, monkeypatch):
     mask = tv_tensors.Mask(torch.randint(0, 200, (210, 170), dtype=torch.uint8))
     whole, whole_mask = VF.resize(image, list(size)), VF.resize(mask, list(size))
     scaled = Scaled((210, 170), *size)
+    differences = []
     for _ in range(12):
         top, left = (int(torch.randint(n, ())) for n in size)
         where = (slice(top, top + 65), slice(left, left + 65))
@@ -125,8 +126,11 @@ def test_a_part_is_that_part_of_the_whole(size, parts, seed, monkeypatch):
         assert part.shape == expected.shape
         difference = (part.int() - expected.int()).abs()
         assert difference.max() <= (2 if parts else 0)  # of 255 gray levels
-        assert difference.float().mean() < 0.3
+        differences.append(difference.flatten().float())
         assert torch.equal(scaled.part(mask, top, left, 65, 65), whole_mask[where])
+    pooled = torch.cat(differences)
+    # Of a few pixels the mean may lie beyond; these are equal but for rounding.
+    assert pooled.mean() < 0.3 + 2 / len(pooled) ** 0.5
     assert scaled.part(image, size[0] + 5, 0, 65, 65).numel() == 0
 
 

@@ -13,7 +13,7 @@ from benchmarks.measure.memory_probe import PeakGrowth
 from cac_ext import _C
 
 #: Rounding by the system, and the needs of allocator and interpreter.
-TOLERANCE = 8 * 2**20
+TOLERANCE = 16 * 2**20
 
 
 @pytest.fixture(params=_C.cpu_capabilities())

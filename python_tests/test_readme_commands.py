@@ -44,7 +44,12 @@ def commands() -> list[str]:
 def recipe(target: str) -> str:
     """The last command of a target of the Makefile."""
     shown = subprocess.run(
-        ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", target],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return shown.stdout.strip().splitlines()[-1].replace(".venv/bin/", "")
 
@@ -62,17 +67,25 @@ def test_the_command_runs(command: str, tmp_path: Path) -> None:
     target = MAKE.match(command)
     if target is not None:
         command = recipe(target.group(1))
-    added: list[str] = []
+    if "RUN..." in command:
+        run("cac-ext train synthetic", tmp_path)
+    given = {"CONFIG": "synthetic", "[key=value ...]": "", "RUN...": "run"}
+    for placeholder, value in given.items():
+        command = command.replace(placeholder, value)
+    run(command, tmp_path)
+
+
+def run(command: str, folder: Path) -> None:
+    words = shlex.split(command)
     for beginning, more in ADDED.items():
         if command.startswith(beginning):
-            added += more
-    words = shlex.split(command.replace("CONFIG", "synthetic").replace("[key=value ...]", ""))
+            words += more
     script = {"cac-ext": ["-m", "cac_ext.train"], "python": []}[words[0]]
     result = subprocess.run(
-        [sys.executable, *script, *words[1:], *added],
-        cwd=tmp_path,
+        [sys.executable, *script, *words[1:]],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 0, f"{words} {added}:\n{result.stdout}\n{result.stderr}"
+    assert result.returncode == 0, f"{words}:\n{result.stdout}\n{result.stderr}"
