@@ -97,7 +97,7 @@ def test_a_folder_is_made_and_trained_on(load, capsys, tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("name", ["own_network", "mean_teacher", "timm_encoder"])
+@pytest.mark.parametrize("name", ["unet", "mean_teacher", "timm_encoder"])
 def test_it_trains(name: str, load, capsys) -> None:
     if name == "timm_encoder":
         pytest.importorskip("timm")
@@ -119,9 +119,9 @@ def test_the_u_net_takes_any_size(load, seed: int) -> None:
     from cac_ext.train.config import NetworkConfig
     from cac_ext.train.networks import build_network
 
-    load("own_network")
+    load("unet")
     torch.manual_seed(seed)
-    config = NetworkConfig(name="own_network:build", options={"width": 16})
+    config = NetworkConfig(name="unet:build", options={"width": 16})
     network = build_network(config, 4).eval()
     for size in ((64, 64), (33, 50), (17, 95)):
         assert network(torch.randn(1, 3, *size)).shape == (1, 4, *size)

@@ -2,11 +2,11 @@
 
 From this folder, in a minute on a CPU::
 
-    python own_network.py network.options.width=24
+    python unet.py network.options.width=24
 
 or with the command line, as for any module of yours::
 
-    cac-ext train synthetic network.name=own_network:build schedule.epochs=2
+    cac-ext train synthetic network.name=unet:build schedule.epochs=2
 
 The trainer needs two parts: an *encoder*, everything up to the last features, which says how many
 channels they have (``out_channels``) and how many pixels lie between them (``stride``), and a
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings")
     options = parser.parse_args(arguments)
-    settings = ["network.name=own_network:build", *QUICK, *options.overrides]
+    settings = ["network.name=unet:build", *QUICK, *options.overrides]
     result = train.train(train.load_config("synthetic", settings))
     print(f"mIoU {100 * result.miou:.2f}; {result.folder}")
 
