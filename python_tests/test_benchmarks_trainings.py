@@ -219,6 +219,19 @@ def test_methods_trains_each_method_and_measures_its_steps(tmp_path: Path) -> No
     assert (output / "picture.png").exists()
 
 
+def test_the_cost_alone_is_kept_in_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost_of(method: str, overrides: object) -> dict[str, object]:
+        return {"method": method, "seconds_per_step": 0.25, "memory_mib": 300.0}
+
+    monkeypatch.setattr("benchmarks.trainings.methods._cost_of", cost_of)
+    output = tmp_path / "new" / "folder"
+    arguments = ["methods", "--only", "cost", "--methods", "sup_only,cac", "--output", str(output)]
+    assert main([*arguments, "device=cpu"]) == 0
+    assert "| 250 | 1.00x | 300 |" in (output / "cost.md").read_text()
+
+
 def test_a_method_that_cannot_be_trained_ends_the_measurement_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

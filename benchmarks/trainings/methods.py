@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_seeds(arguments.seeds)
+    # Before anything is measured: a folder that cannot be made is known at once.
+    Path(arguments.output).mkdir(parents=True, exist_ok=True)
     parts = {"accuracy": _accuracy, "cost": _cost}
     for part in PARTS if arguments.only is None else (arguments.only,):
         code = parts[part](arguments)
