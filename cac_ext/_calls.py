@@ -70,16 +70,17 @@ def prepared_parts(
 
 
 def require_fitting(
-    given_features: Mapping[str, Tensor | None],
-    given_rows: Mapping[str, Tensor | None],
+    features: Mapping[str, Tensor],
+    required_rows: Mapping[str, Tensor],
+    optional_rows: Mapping[str, Tensor | None],
     negatives: Tensor | PreparedNegatives,
 ) -> None:
     """Raise for the argument that does not fit the others: channels, pixels, devices.
 
-    Arguments that are None were left out.
+    Optional rows that are None were left out.
     """
-    features = {name: x for name, x in given_features.items() if x is not None}
-    rows = {name: x for name, x in given_rows.items() if x is not None}
+    given = {name: x for name, x in optional_rows.items() if x is not None}
+    rows = {**required_rows, **given}
     require_tensors(**features, **rows)
     if any(x.dim() != 2 for x in features.values()):
         return  # the operators say so
@@ -96,7 +97,7 @@ def require_fitting(
             f"negatives must have {first} channels like the anchors' features, but have "
             f"{channels['negatives']}"
         )
-    all_rows = features | rows
+    all_rows = {**features, **rows}
     require_agreement("{} rows", {k: x.shape[0] for k, x in all_rows.items() if x.dim()})
     require_agreement("device {}", {k: str(x.device) for k, x in all_rows.items()})
     require_agreement("type {}", {k: str(x.dtype) for k, x in features.items()})

@@ -17,7 +17,6 @@ from cac_ext._arguments import (
     cast_for_autocast,
     require_flag,
     require_reduction,
-    require_tensors,
     require_weights,
 )
 from cac_ext._calls import apply, prepared_parts, require_fitting, wants_gradient
@@ -202,9 +201,7 @@ def directional_contrastive_loss(
         "pseudo_labels1": pseudo_labels1,
         "pseudo_labels2": pseudo_labels2,
     }
-    features = {"features1": features1, "features2": features2}
-    require_tensors(**features, **rows)
-    require_fitting(features, rows, negatives)
+    require_fitting({"features1": features1, "features2": features2}, rows, {}, negatives)
     if weights is not None:
         require_weights(weights, features1, "features1")
     features1, features2 = cast_for_autocast(features1, features2)

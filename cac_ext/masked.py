@@ -161,9 +161,9 @@ def _contrast(
 ) -> Tensor:
     require_flag(normalize, "normalize")
     require_mask(mask)
-    require_tensors(anchors=anchors)
-    rows = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
-    require_fitting({"anchors": anchors, "positives": positives}, rows, negatives)
+    features = {"anchors": anchors} | ({} if positives is None else {"positives": positives})
+    optional = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
+    require_fitting(features, {}, optional, negatives)
     if anchor_labels is None and mask != "all":
         raise ValueError(
             f"anchor_labels are missing: mask={mask!r} compares them with the negatives' labels. "

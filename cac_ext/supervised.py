@@ -73,9 +73,9 @@ def supervised_contrastive_loss(
     temperature = as_temperature(temperature)
     require_flag(normalize, "normalize")
     ignore_index = as_ignore_index(ignore_index)
-    require_tensors(anchors=anchors, keys=keys, key_labels=key_labels, anchor_labels=anchor_labels)
-    rows = {"anchor_labels": anchor_labels, "active": active, "exclude": exclude}
-    require_fitting({"anchors": anchors}, rows, keys)
+    require_tensors(keys=keys, key_labels=key_labels)
+    optional = {"active": active, "exclude": exclude}
+    require_fitting({"anchors": anchors}, {"anchor_labels": anchor_labels}, optional, keys)
     for name, x in (("anchors", anchors), ("keys", keys)):
         reject_tangent(x, name)
     anchors, keys = cast_for_autocast(anchors, keys)

@@ -16,20 +16,6 @@ namespace {
 // Elements of a block of the A x N matrix.
 constexpr int64_t kBlockElements = int64_t{1} << 22;
 
-at::ScalarType scalar_type(DType type) {
-  switch (type) {
-    case DType::kFloat64:
-      return at::kDouble;
-    case DType::kFloat32:
-      return at::kFloat;
-    case DType::kBFloat16:
-      return at::kBFloat16;
-    case DType::kFloat16:
-      return at::kHalf;
-  }
-  TORCH_INTERNAL_ASSERT(false, "unknown type");
-}
-
 // The tensor form of anchor_result (kernels/row_math.h); all [R, 1].
 struct AnchorResults {
   at::Tensor value;

@@ -42,4 +42,18 @@ DType kernel_type(at::ScalarType type) {
   }
 }
 
+at::ScalarType scalar_type(DType type) {
+  switch (type) {
+    case DType::kFloat64:
+      return at::kDouble;
+    case DType::kFloat32:
+      return at::kFloat;
+    case DType::kBFloat16:
+      return at::kBFloat16;
+    case DType::kFloat16:
+      return at::kHalf;
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown type");
+}
+
 }  // namespace cac

@@ -36,4 +36,7 @@ const Backend& backend_for(at::DeviceType device);
 
 DType kernel_type(at::ScalarType type);
 
+// The inverse of kernel_type.
+at::ScalarType scalar_type(DType type);
+
 }  // namespace cac

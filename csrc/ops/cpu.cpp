@@ -117,26 +117,12 @@ class CpuBackend final : public Backend {
 const CpuBackend backend;
 const bool registered = (register_backend(at::kCPU, &backend), true);
 
-at::ScalarType torch_type(DType type) {
-  switch (type) {
-    case DType::kFloat64:
-      return at::kDouble;
-    case DType::kFloat32:
-      return at::kFloat;
-    case DType::kBFloat16:
-      return at::kBFloat16;
-    case DType::kFloat16:
-      return at::kHalf;
-  }
-  return at::kFloat;
-}
-
 }  // namespace
 
 Multiplication cpu_multiplication(at::ScalarType features) {
   const cpu::TileKernel* kernel = find_kernel(kernel_type(backend.compute_type(features)));
   const int parts = kernel->anchor_parts;  // those i and j with i + j < parts are multiplied
-  return {kernel->instruction_set, torch_type(kernel->anchor), parts * (parts + 1) / 2};
+  return {kernel->instruction_set, scalar_type(kernel->anchor), parts * (parts + 1) / 2};
 }
 
 TORCH_LIBRARY_IMPL(cac_ext, CPU, m) {
